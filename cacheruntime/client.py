@@ -1,0 +1,252 @@
+"""Talking to the node's worker, starting it when it is not there.
+
+Used by the command line, the FUSE handlers and the fsspec client. A client outlives workers: each call that finds
+none starts one and attaches its source again.
+"""
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import trio
+
+from forebay.cacheruntime import rpc
+from forebay.cacheruntime.config import CacheConfig
+from forebay.cacheruntime.errors import NotAttached, UsageError, WorkerUnavailable, by_name
+from forebay.proto import worker_pb2 as pb
+from forebay.proto import worker_pb2_grpc
+
+_START_S = 20.0
+"""A worker has served or given up after this long; usually it takes less than a second."""
+
+_SECRET_PREFIXES = ("AWS_", "AZURE_", "GOOGLE_", "OSS_", "ALIBABA_")
+"""Variables that a worker must not inherit: it serves several mounts, each with credentials of its own."""
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """What a client needs to attach, and to attach again. Its repr holds no secret."""
+
+    source: str
+    options: Mapping[str, str] = field(repr=False)
+
+
+def worker_pid(config: CacheConfig) -> int | None:
+    """Process id of the running worker of a cache folder, or None."""
+    try:
+        descriptor = os.open(config.lock_path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return None  # nobody holds it
+    except BlockingIOError:
+        text = os.read(descriptor, 32)
+        return int(text) if text.isdigit() else None
+    finally:
+        os.close(descriptor)
+
+
+def start_worker(config: CacheConfig) -> None:
+    """Have a worker run for this cache folder; returns at once when one does.
+
+    Raises:
+        ForebayError: it could not start, with its reason (such as TierUnusable).
+    """
+    if worker_pid(config) is not None:
+        return
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(_SECRET_PREFIXES)}
+    command = [sys.executable, "-m", "forebay.cacheruntime.worker"]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environ,
+        cwd="/",
+        text=True,
+        start_new_session=True,  # Ctrl-C in the terminal of the first mount is not for the worker
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            process.stdin.write(config.to_json())
+            process.stdin.close()
+        except BrokenPipeError:
+            pass  # it says why on its output
+        line = process.stdout.readline().strip()
+        if line in ("ready", "taken"):
+            # The worker lives on: forget the child instead of waiting for it (init inherits it when we end).
+            process.returncode = 0
+            return
+        trouble = line.removeprefix("error ") or _last_line(process.stderr.read())
+    name, _, message = trouble.partition(": ")
+    raise by_name(name)(message) if message else WorkerUnavailable(f"the cache worker did not start: {trouble}")
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else "it gave no reason; see worker.log in the cache folder"
+
+
+class WorkerClient:
+    """A connection to the worker of one cache folder.
+
+    Resources: `close` ends the connection. Not to be used across a fork.
+    """
+
+    def __init__(self, config: CacheConfig) -> None:
+        self._config = config
+        self._channel: grpc.Channel | None = None
+        self._stub: Any = None
+
+    @property
+    def config(self) -> CacheConfig:
+        return self._config
+
+    @property
+    def stub(self) -> Any:
+        """The connected stub; connects when there is none."""
+        return self._stub or self.connect()
+
+    def connect(self) -> Any:
+        """The stub, connected to a running worker (started if need be).
+
+        Raises:
+            ForebayError: there is none and none could be started.
+        """
+        deadline = time.monotonic() + _START_S
+        while True:
+            start_worker(self._config)
+            self.close()
+            self._channel = grpc.insecure_channel(f"unix:{self._config.socket_path}", options=rpc.OPTIONS)
+            try:
+                grpc.channel_ready_future(self._channel).result(timeout=2.0)
+                break
+            except grpc.FutureTimeoutError:
+                if time.monotonic() > deadline:
+                    pid = worker_pid(self._config)
+                    raise WorkerUnavailable(
+                        f"the cache worker of {self._config.cache_dir} (process {pid}) does not answer;"
+                        " end that process and try again: what is cached is kept"
+                    ) from None
+        self._stub = worker_pb2_grpc.WorkerStub(self._channel)
+        return self._stub
+
+    def close(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = self._stub = None
+
+    def check_tiers(self, asked: bool) -> None:
+        """See that the running worker has the tiers of our configuration, if the user `asked` for some.
+
+        Raises:
+            UsageError: it has others.
+        """
+        if not asked:
+            return
+        ours = [(t.medium.value, str(t.path), t.quota_bytes) for t in self._config.tiers]
+        theirs = [(t.medium, t.path, t.quota_bytes) for t in self.call("Status", pb.StatusRequest()).tiers]
+        if ours != theirs:
+            shown = " ".join(f"{medium}:{path}:{quota}" for medium, path, quota in theirs)
+            raise UsageError(
+                f"the worker of {self._config.cache_dir} runs with other tiers ({shown});"
+                " leave out --tier, unmount what uses it, or name another --cache-dir"
+            )
+
+    def call(self, method: str, request: Any, timeout_s: float | None = 120.0) -> Any:
+        """Make a unary call and wait; a worker that is gone is started again, once.
+
+        Raises:
+            ForebayError: what the worker raised.
+        """
+        for attempt in (0, 1):
+            stub = self.stub
+            try:
+                return getattr(stub, method)(request, timeout=timeout_s)
+            except grpc.RpcError as error:
+                mapped = rpc.to_error(error)
+                self.close()
+                if attempt or not isinstance(mapped, WorkerUnavailable):
+                    raise mapped from error
+        raise AssertionError("unreachable")
+
+    def attach(self, spec: SourceSpec, *, list_tree: bool = False, relist: bool = False, snapshot: int = 0) -> Any:
+        """See `Attach` in proto/worker.proto."""
+        request = pb.AttachRequest(
+            source=spec.source, options=dict(spec.options), list=list_tree, relist=relist, snapshot=snapshot
+        )
+        return self.call("Attach", request)
+
+    def warmup(self, request: pb.WarmupRequest) -> Iterator[pb.WarmupProgress]:
+        """Progress until the end. Dropping the iterator stops the warm-up.
+
+        Raises:
+            ForebayError: it cannot go on; single files that fail are counted instead.
+        """
+        stream = self.stub.Warmup(request)
+        try:
+            yield from stream
+        except grpc.RpcError as error:
+            raise rpc.to_error(error) from error
+        finally:
+            stream.cancel()
+
+
+class AttachedClient:
+    """A client bound to one source, for use in a trio loop: what a FUSE handler holds.
+
+    Concurrency: any number of tasks; they share one connection and one restart.
+    """
+
+    def __init__(self, client: WorkerClient, spec: SourceSpec, snapshot: int) -> None:
+        self._client = client
+        self._spec = spec
+        self._snapshot = snapshot
+        self._dataset_id = ""
+        self._lock = trio.Lock()
+        self._stub: Any = None
+
+    async def call(self, method: str, make_request: Any, timeout_s: float) -> Any:
+        """Make a unary call whose request `make_request(dataset_id)` builds; survives the worker's death.
+
+        Raises:
+            ForebayError: what the worker raised; WorkerUnavailable when it cannot be brought back in `timeout_s`.
+        """
+        deadline = trio.current_time() + timeout_s
+        delay_s = 0.05
+        while True:
+            stub = None
+            try:
+                stub = await self._connected()
+                left = max(deadline - trio.current_time(), 0.1)
+                return await rpc.call(getattr(stub, method), make_request(self._dataset_id), left)
+            except (WorkerUnavailable, NotAttached):
+                if trio.current_time() + delay_s > deadline:
+                    raise
+            if self._stub is stub:
+                self._stub = None
+            await trio.sleep(delay_s)
+            delay_s = min(delay_s * 2, 1.0)
+
+    async def _connected(self) -> Any:
+        if self._stub is not None:
+            return self._stub
+        async with self._lock:
+            if self._stub is None:
+                await trio.to_thread.run_sync(self._connect)
+        return self._stub
+
+    def _connect(self) -> None:
+        self._client.close()
+        reply = self._client.attach(self._spec, list_tree=bool(self._snapshot), snapshot=self._snapshot)
+        self._dataset_id = reply.dataset_id
+        self._stub = self._client.stub

@@ -1,0 +1,181 @@
+"""Every setting, built once at the command line and passed down. Nothing else reads the environment."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from hashlib import blake2b
+from pathlib import Path
+
+from forebay.cacheruntime.errors import UsageError
+
+KIB = 1 << 10
+MIB = 1 << 20
+GIB = 1 << 30
+
+_UNITS = {"": 1, "B": 1, "K": 10**3, "KB": 10**3, "KIB": KIB, "M": 10**6, "MB": 10**6, "MIB": MIB,
+          "G": 10**9, "GB": 10**9, "GIB": GIB, "T": 10**12, "TB": 10**12, "TIB": 1 << 40}  # fmt: skip
+
+
+class Medium(Enum):
+    """What a tier is made of; the names are those that `--tier` takes."""
+
+    MEM = "MEM"
+    SSD = "SSD"
+    HDD = "HDD"
+
+
+def parse_size(text: str) -> int:
+    """Bytes from '4GiB', '500MB', '1048576'.
+
+    Raises:
+        UsageError: not a number with a known unit, or not positive.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    unit = _UNITS.get(match[2].upper()) if match else None
+    size = int(float(match[1]) * unit) if match and unit else 0
+    if size <= 0:
+        raise UsageError(f"size {text!r} is not a positive number with a unit; write it like 4GiB, 500MB or 1048576")
+    return size
+
+
+@dataclass(frozen=True)
+class TierConfig:
+    """One tier: a folder on one kind of storage with an upper bound."""
+
+    medium: Medium
+    path: Path
+    """Absolute folder; made when absent."""
+    quota_bytes: int
+    """Upper bound of what this tier holds, in bytes of cached data."""
+
+    @classmethod
+    def parse(cls, text: str) -> "TierConfig":
+        """From `MEM:/dev/shm/forebay:4GiB`.
+
+        Raises:
+            UsageError: not of that form.
+        """
+        medium, _, rest = text.partition(":")
+        path, _, size = rest.rpartition(":")
+        if not path or medium.upper() not in Medium.__members__:
+            raise UsageError(
+                f"--tier {text!r} is not MEDIUM:FOLDER:SIZE with MEDIUM one of MEM, SSD, HDD;"
+                " write it like SSD:/var/cache/forebay:100GiB"
+            )
+        return cls(Medium[medium.upper()], Path(os.path.abspath(path)), parse_size(size))
+
+    def __str__(self) -> str:
+        return f"{self.medium.value}:{self.path}:{self.quota_bytes}"
+
+
+@dataclass(frozen=True)
+class FillConfig:
+    """How data is fetched on a miss."""
+
+    block_bytes: int = MIB
+    """Unit of the block bitmap; 1 MiB keeps 128 bytes of bitmap per GiB and equals the largest FUSE request."""
+    small_file_bytes: int = MIB
+    """Source files below this size are fetched whole and live in packs."""
+    part_bytes: int = 8 * MIB
+    """One GET asks for at most this much; within AWS's advice of 8-16 MiB ranges."""
+    window_min_bytes: int = MIB
+    """First sequential window after a miss."""
+    window_max_bytes: int = 64 * MIB
+    """Window doubles up to this."""
+    parallel_gets: int = 16
+    """GETs under way at once, over all readers; also the bound of the worker's fetch threads."""
+    deadline_s: float = 60.0
+    """A reader waits at most this long for one miss, retries included."""
+
+
+@dataclass(frozen=True)
+class RetryConfig:
+    """Tries against an under-store."""
+
+    first_delay_s: float = 0.1
+    max_delay_s: float = 5.0
+    deadline_s: float = 30.0
+    """From the first try to the last; below FillConfig.deadline_s, so that a reader gets the reason."""
+    probe_deadline_s: float = 8.0
+    """For the first contact in `mount`: a person waits there."""
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """One node cache: the worker's folder and its tiers."""
+
+    cache_dir: Path
+    """Holds the index, the catalogues and the worker's log; also the default tier."""
+    tiers: tuple[TierConfig, ...]
+    """In order, fastest first; never empty."""
+    runtime_dir: Path
+    """Sockets and the state of mounts; gone after a reboot."""
+    free_reserve_ratio: float = 0.05
+    """Share of a tier's file system that is always left free for others."""
+    idle_exit_s: float = 5.0
+    """A worker without mounts or requests ends after this."""
+    fill: FillConfig = field(default_factory=FillConfig)
+    retry: RetryConfig = field(default_factory=RetryConfig)
+
+    @property
+    def lock_path(self) -> Path:
+        """Locked by the running worker, which writes its process id there."""
+        return self.cache_dir / "worker.lock"
+
+    @property
+    def index_dir(self) -> Path:
+        return self.cache_dir / "index"
+
+    @property
+    def socket_path(self) -> Path:
+        """Of the worker; named by a hash, for a Unix socket's path holds 107 bytes at most."""
+        digest = blake2b(os.fsencode(self.cache_dir), digest_size=8).hexdigest()
+        return self.runtime_dir / f"worker-{digest}.sock"
+
+    def to_json(self) -> str:
+        """For handing it to another process of ours; read by `from_json`."""
+        raw = asdict(self) | {"cache_dir": str(self.cache_dir), "runtime_dir": str(self.runtime_dir)}
+        return json.dumps(raw | {"tiers": [str(tier) for tier in self.tiers]})
+
+    @classmethod
+    def from_json(cls, text: str) -> "CacheConfig":
+        raw = json.loads(text)
+        return cls(
+            **raw
+            | {
+                "cache_dir": Path(raw["cache_dir"]),
+                "runtime_dir": Path(raw["runtime_dir"]),
+                "tiers": tuple(TierConfig.parse(tier) for tier in raw["tiers"]),
+                "fill": FillConfig(**raw["fill"]),
+                "retry": RetryConfig(**raw["retry"]),
+            }
+        )
+
+
+def default_cache_dir(environ: Mapping[str, str]) -> Path:
+    """`FOREBAY_CACHE_DIR`; else /var/cache/forebay for root and the XDG cache folder for others."""
+    if chosen := environ.get("FOREBAY_CACHE_DIR"):
+        return Path(os.path.abspath(chosen))
+    if os.geteuid() == 0:
+        return Path("/var/cache/forebay")
+    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forebay"
+
+
+def default_runtime_dir(environ: Mapping[str, str]) -> Path:
+    """`FOREBAY_RUNTIME_DIR`; else /run/forebay for root, the XDG runtime folder or /tmp/forebay-UID for others."""
+    if chosen := environ.get("FOREBAY_RUNTIME_DIR"):
+        return Path(os.path.abspath(chosen))
+    if os.geteuid() == 0:
+        return Path("/run/forebay")
+    base = environ.get("XDG_RUNTIME_DIR")
+    return Path(base) / "forebay" if base else Path(f"/tmp/forebay-{os.geteuid()}")
+
+
+def default_tier(cache_dir: Path) -> TierConfig:
+    """Without `--tier`: an SSD tier in the cache folder, half of what its file system has free, at least 1 GiB."""
+    existing = next(p for p in (cache_dir, *cache_dir.parents) if p.exists())
+    stats = os.statvfs(existing)
+    return TierConfig(Medium.SSD, cache_dir / "tier", max(stats.f_bavail * stats.f_frsize // 2, GIB))

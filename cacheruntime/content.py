@@ -1,0 +1,146 @@
+"""Reading cached bytes: from a content id to an open descriptor and a position, without asking the worker.
+
+Used by FUSE handlers and the fsspec client alike.
+"""
+
+import os
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+from forebay.cacheruntime.index import Cached, Index, TierNumber
+from forebay.cacheruntime.keys import ContentId
+from forebay.cacheruntime.tiers import file_path, pack_path
+from forebay.cacheruntime.touch import TouchMap, slot_of
+
+_OPEN_FILES = 1024
+"""Descriptors kept open; far below the usual limit of a process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where bytes of a file can be read: `descriptor` is good until the reader's next call."""
+
+    descriptor: int
+    base: int
+    """Position of the file's first byte."""
+    slot: int
+
+
+class _Opened:
+    """One descriptor, shared by all files of a pack."""
+
+    __slots__ = ("descriptor", "path")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+class ContentReader:
+    """Finds cached bytes. Not safe for use from several threads at once.
+
+    A descriptor that is open stays good when its file is evicted, so a place that was found once is found again
+    without a look at the index. `sweep` gives back the disk space that such descriptors hold.
+    """
+
+    def __init__(self, index: Index, touch: TouchMap) -> None:
+        self._index = index
+        self._touch = touch
+        self._folders: dict[TierNumber, Path] = {}
+        self._opened: OrderedDict[Path, _Opened] = OrderedDict()
+        self._complete: OrderedDict[ContentId, tuple[_Opened, int, int]] = OrderedDict()
+
+    def find(self, content: ContentId, start: int, end: int) -> Place | None:
+        """Where [start, end) of a file is, or None when not all of it is cached. `end` is at most the file's size."""
+        known = self._complete.get(content)
+        if known is not None:
+            opened, base, slot = known
+            self._touch.set(slot)
+            return Place(opened.descriptor, base, slot)
+        cached = self._index.find(content)
+        if cached is None or not cached.has(start, end):
+            return None
+        opened_now = self._open(content, cached)
+        if opened_now is None:
+            return None
+        slot = slot_of(content, cached.pack)
+        self._touch.set(slot)
+        if cached.complete:
+            self._complete[content] = (opened_now, cached.offset, slot)
+            if len(self._complete) > 64 * _OPEN_FILES:
+                self._complete.popitem(last=False)
+        return Place(opened_now.descriptor, cached.offset, slot)
+
+    def is_whole(self, content: ContentId) -> bool:
+        """Whether the last `find` of it saw the whole file cached."""
+        return content in self._complete
+
+    def cached(self, content: ContentId) -> Cached | None:
+        """The index's record."""
+        return self._index.find(content)
+
+    def folder(self, tier: TierNumber) -> Path | None:
+        """Folder of a tier."""
+        if tier not in self._folders:
+            self._folders = {number: path for number, (_, path) in self._index.tiers().items()}
+        return self._folders.get(tier)
+
+    def whole_file(self, content: ContentId, size: int) -> int | None:
+        """A new descriptor of the tier file when it holds the whole source file and nothing else, else None.
+
+        Resources: the caller closes it.
+        """
+        cached = self._index.find(content)
+        if cached is None or not cached.complete or cached.pack:
+            return None
+        folder = self.folder(cached.tier)
+        if folder is None:
+            return None
+        try:
+            descriptor = os.open(file_path(folder, content), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        if os.fstat(descriptor).st_size != size:
+            os.close(descriptor)
+            return None
+        self._touch.set(slot_of(content, cached.pack))
+        return descriptor
+
+    def sweep(self) -> None:
+        """Close descriptors of files that were evicted, so that their space is free again."""
+        for path, opened in list(self._opened.items()):
+            if os.fstat(opened.descriptor).st_nlink == 0:
+                self._forget(path, opened)
+
+    def close(self) -> None:
+        for path, opened in list(self._opened.items()):
+            self._forget(path, opened)
+
+    def _open(self, content: ContentId, cached: Cached) -> _Opened | None:
+        folder = self.folder(cached.tier)
+        if folder is None:
+            return None
+        path = pack_path(folder, cached.pack) if cached.pack else file_path(folder, content)
+        opened = self._opened.get(path)
+        if opened is not None:
+            self._opened.move_to_end(path)
+            # A partial file may have been evicted and begun anew under the same name since.
+            if cached.complete or os.fstat(opened.descriptor).st_nlink:
+                return opened
+            self._forget(path, opened)
+        try:
+            opened = _Opened(path)
+        except FileNotFoundError:
+            return None  # evicted between the look at the index and now
+        self._opened[path] = opened
+        while len(self._opened) > _OPEN_FILES:
+            oldest, closing = next(iter(self._opened.items()))
+            self._forget(oldest, closing)
+        return opened
+
+    def _forget(self, path: Path, opened: _Opened) -> None:
+        del self._opened[path]
+        for content in [c for c, (known, _, _) in self._complete.items() if known is opened]:
+            del self._complete[content]
+        os.close(opened.descriptor)

@@ -1,0 +1,66 @@
+"""Names by content: how files, directories and datasets are identified.
+
+All are BLAKE2b hashes, so every process and every node computes the same ones without asking anybody.
+"""
+
+from hashlib import blake2b
+from typing import NewType
+
+ContentId = NewType("ContentId", bytes)
+"""16 bytes naming one version of one source file. Never reused: another version is another id."""
+
+NodeId = NewType("NodeId", int)
+"""FUSE node id: one *version* of a path. A replaced file is another node, so the kernel's page cache and
+the I/O mode of the old one stay its own, and nothing has to be invalidated."""
+
+InodeNumber = NewType("InodeNumber", int)
+"""What stat() shows: one *path*. The same across snapshots, mounts and machines."""
+
+DatasetId = NewType("DatasetId", str)
+"""16 hex digits naming a source URL together with what decides its content (such as the endpoint)."""
+
+ROOT_NODE = NodeId(1)
+"""FUSE_ROOT_ID of the kernel's fuse.h."""
+
+_SEPARATOR = b"\0"  # cannot occur in a URL or a path, so joined fields cannot run into each other
+
+
+def content_id(url: str, path: str, size: int, version: str) -> ContentId:
+    """Name one version of a source file.
+
+    Args:
+        url: canonical URL of the under-store's root (`UnderStore.url`).
+        path: the file's path below it.
+        size: in bytes.
+        version: ETag, or a stand-in made of the modification time (`Entry.version`).
+    """
+    fields = (url, path, str(size), version)
+    joined = _SEPARATOR.join(field.encode("utf-8", "surrogateescape") for field in fields)
+    return ContentId(blake2b(joined, digest_size=16, person=b"forebay-content").digest())
+
+
+def node_id(path: bytes, version: bytes) -> NodeId:
+    """Name one version of a path below a dataset's root; `version` is a content id, or empty for a directory.
+
+    63 bits: with ten million files the chance of any collision is 5e-6; the catalogue refuses a second path
+    under a taken id and the later file is left out, counted and reported.
+    """
+    if not path:
+        return ROOT_NODE
+    return NodeId(_hash63(path + _SEPARATOR + version, b"forebay-node"))
+
+
+def inode_number(path: bytes) -> InodeNumber:
+    """The inode number that stat() shows for a path below a dataset's root."""
+    return InodeNumber(1 if not path else _hash63(path, b"forebay-inode"))
+
+
+def dataset_id(url: str) -> DatasetId:
+    """Name a dataset by the canonical URL of its under-store."""
+    encoded = url.encode("utf-8", "surrogateescape")
+    return DatasetId(blake2b(encoded, digest_size=8, person=b"forebay-dataset").hexdigest())
+
+
+def _hash63(data: bytes, person: bytes) -> int:
+    value = int.from_bytes(blake2b(data, digest_size=8, person=person).digest(), "little") >> 1
+    return value if value > 2 else value + 3  # 0 is no node, 1 the root; 1 and 2 are readdir cookies of . and ..

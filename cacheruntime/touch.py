@@ -1,0 +1,51 @@
+"""Touch map: one shared byte per cached thing, set by readers on a hit, cleared by the worker as it looks for victims.
+
+A slot is computed from the content id (or pack number), so there is nothing to allocate; two things that share a slot
+only make eviction a little less exact.
+"""
+
+import mmap
+import os
+from pathlib import Path
+
+from forebay.cacheruntime.index import PackNumber
+from forebay.cacheruntime.keys import ContentId
+
+SLOTS = 1 << 24
+"""16 MiB of address space, sparse on disk: one million cached files share a slot with a chance of 6 %."""
+
+
+def slot_of(content: ContentId, pack: PackNumber) -> int:
+    """Eviction takes packs whole, so all files of a pack touch the pack's slot."""
+    return (pack * 0x9E3779B1) % SLOTS if pack else int.from_bytes(content[:3], "big")
+
+
+class TouchMap:
+    """The map, open for reading and writing. Safe to use from several threads and processes.
+
+    Resources: `close` unmaps it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            if os.fstat(descriptor).st_size < SLOTS:
+                os.ftruncate(descriptor, SLOTS)
+            self._map = mmap.mmap(descriptor, SLOTS)
+        finally:
+            os.close(descriptor)
+
+    def set(self, slot: int) -> None:
+        # The test keeps hits from dirtying a page that is dirty with the same value already.
+        if not self._map[slot]:
+            self._map[slot] = 1
+
+    def take(self, slot: int) -> bool:
+        """Whether it was touched since the last `take`."""
+        touched = bool(self._map[slot])
+        if touched:
+            self._map[slot] = 0
+        return touched
+
+    def close(self) -> None:
+        self._map.close()

@@ -1,0 +1,98 @@
+"""The border to under-stores: what a worker asks of S3, GCS, HDFS, NAS, HTTP and the rest.
+
+Every method blocks and may be called from several threads at once; the worker calls them from a bounded pool.
+Implementations try once and raise `SourceUnavailable` for what may pass; `retry.RetryingStore` tries again.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:  # collections.abc.Buffer from Python 3.12
+    from typing_extensions import Buffer
+
+
+class Kind(Enum):
+    """What a path is."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    SYMLINK = "symlink"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file, directory or link of an under-store."""
+
+    path: str
+    """Below the store's root, no leading or trailing slash; bytes that are not UTF-8 as surrogate escapes."""
+    kind: Kind
+    size: int = 0
+    """In bytes; 0 for directories; the target's length for links."""
+    mtime_ns: int = 0
+    """Last change, nanoseconds since the epoch; 0 where the store does not tell."""
+    version: str = ""
+    """What If-Match compares: the ETag where there is one, else a token made of mtime (and inode). Files only."""
+    target: str = ""
+    """Where a symbolic link points."""
+    mode: int | None = None
+    """Permission bits where the store has them, else None."""
+
+
+class UnderStore(Protocol):
+    """A read-only view of one root in one under-store."""
+
+    @property
+    def url(self) -> str:
+        """Canonical URL of the root with everything that decides content (endpoint included), no credentials.
+
+        Two stores with the same `url` serve the same bytes: it is hashed into content ids.
+        """
+
+    @property
+    def pins_version(self) -> bool:
+        """Whether every piece that `read_range` gives out is certain to be of the version asked for.
+
+        True where the store itself compares (If-Match). False where only a look before and after can tell: then
+        nothing of a read may be kept before its iterator has ended well.
+        """
+
+    def probe(self) -> None:
+        """Find out that the root exists and may be listed.
+
+        Raises:
+            SourceNotFound, SourceDenied, SourceUnavailable: with a message that names the thing and the cure.
+        """
+
+    def list_tree(self) -> Iterator[list[Entry]]:
+        """List everything below the root, in pages of any size.
+
+        Every page comes as soon as the store has sent it. Directories that have no entry of their own (as in
+        object stores) are implied by their files and not listed. A root that is itself a file gives one entry
+        whose path is its base name.
+        """
+
+    def list_directory(self, path: str) -> list[Entry]:
+        """List one directory ('' is the root), not what is below its subdirectories.
+
+        Subdirectories are listed also where the store has only files below them.
+
+        Raises:
+            SourceNotFound: no such directory.
+        """
+
+    def stat(self, path: str) -> Entry:
+        """Describe one file as it is now (SourceNotFound when there is none)."""
+
+    def read_range(self, path: str, start: int, length: int, version: str) -> "Iterator[Buffer]":
+        """Stream `length` bytes from offset `start`, in pieces of any size, of exactly that version.
+
+        Raises:
+            SourceStale: the file is not that version (any more), found before, while or after reading (see
+                `pins_version`).
+            SourceUnavailable: broken off; pieces already given out are good.
+        """
+
+    def close(self) -> None:
+        """Give back connections. Idempotent."""

@@ -1,0 +1,113 @@
+"""The worker process: ``python -m forebay.cacheruntime.worker``, started by `forebay.cacheruntime.client`.
+
+Its configuration comes as JSON on standard input and credentials come by RPC, so nothing secret is in its arguments
+or environment. It prints one line when it serves (``ready``) or cannot (``error ...``), then nothing more; its log is
+``worker.log`` in the cache folder.
+"""
+
+import contextlib
+import fcntl
+import logging
+import logging.handlers
+import os
+import signal
+import sys
+from pathlib import Path
+
+import trio
+
+from forebay.cacheruntime.config import CacheConfig
+from forebay.cacheruntime.errors import ForebayError
+from forebay.cacheruntime.version import VERSION
+from forebay.cacheruntime.worker.core import Core
+from forebay.cacheruntime.worker.server import start_server
+from forebay.cacheruntime.worker.storage import Storage
+
+_STOP_GRACE_S = 2.0
+
+
+def _take_lock(lock_path: Path) -> int | None:
+    """The lock that makes this the cache folder's only writer, or None when another worker has it."""
+    lock_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, str(os.getpid()).encode())
+    return descriptor
+
+
+def _set_up_log(cache_dir: Path) -> None:
+    handler = logging.handlers.RotatingFileHandler(cache_dir / "worker.log", maxBytes=4 << 20, backupCount=1)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("botocore").setLevel(logging.WARNING)
+
+
+async def _serve(config: CacheConfig, storage: Storage) -> None:
+    socket = config.socket_path
+    async with trio.open_nursery() as nursery:
+        core = Core(config, storage, nursery, VERSION)
+        server = start_server(core, socket)
+        print("ready", flush=True)
+        _detach_output()
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+
+            async def wait_signal() -> None:
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait_signal)
+            try:
+                await core.wait_unneeded()
+            finally:
+                socket.unlink(missing_ok=True)
+                stopped = server.stop(_STOP_GRACE_S)
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(stopped.wait, _STOP_GRACE_S + 1)
+                nursery.cancel_scope.cancel()
+
+
+def _detach_output() -> None:
+    """Whoever started the worker has read its line; its pipe must not kill or block us later."""
+    null = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(null, descriptor)
+    os.close(null)
+
+
+def main() -> int:
+    try:
+        config = CacheConfig.from_json(sys.stdin.read())
+        lock = _take_lock(config.lock_path)
+        if lock is None:
+            print("taken", flush=True)
+            return 0
+        _set_up_log(config.cache_dir)
+        boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        storage = Storage(config, boot_id)
+    except ForebayError as error:
+        print(f"error {type(error).__name__}: {error}", flush=True)
+        return 1
+    except OSError as error:
+        print(
+            f"error TierUnusable: the cache folder cannot be used: {error}; choose another with --cache-dir", flush=True
+        )
+        return 1
+    try:
+        trio.run(_serve, config, storage)
+    except ForebayError as error:
+        with contextlib.suppress(OSError):
+            print(f"error {type(error).__name__}: {error}", flush=True)
+        return 1
+    finally:
+        storage.close()
+    # Fetches that were under way sit in threads that nothing can interrupt; their bytes count as never fetched.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

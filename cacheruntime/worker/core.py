@@ -1,0 +1,183 @@
+"""The worker's core: what each RPC does, in the trio loop, and when the worker may leave."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import trio
+
+from forebay.cacheruntime import mounts
+from forebay.cacheruntime.config import CacheConfig
+from forebay.cacheruntime.errors import ForebayError, SourceStale
+from forebay.cacheruntime.keys import DatasetId
+from forebay.cacheruntime.understore.base import Entry
+from forebay.cacheruntime.worker.datasets import Datasets
+from forebay.cacheruntime.worker.fill import Filler, SourceFile
+from forebay.cacheruntime.worker.storage import Storage
+from forebay.cacheruntime.worker.warmup import Warmup, jobs_or_default
+from forebay.proto import worker_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+_WATCH_INTERVAL_S = 0.5
+
+IN_USE_S = 60.0
+"""A dataset counts as in use for this long after its last request: a pause in reading must not cost its data."""
+
+_FIRST_PAGE_S = 5.0
+"""`Attach` waits this long for something to show; a mount is usable before, by directory."""
+
+
+class Core:
+    """State of a running worker."""
+
+    def __init__(self, config: CacheConfig, storage: Storage, nursery: trio.Nursery, version: str) -> None:
+        self._config = config
+        self._storage = storage
+        self._version = version
+        self._nursery = nursery
+        self._calls = 0
+        self._idle_since = time.monotonic()
+        self._retiring = False
+        self.datasets = Datasets(config, nursery, self._snapshots_in_use)
+        self.filler = Filler(storage, config.fill, nursery, self._idle)
+
+    async def attach(self, request: pb.AttachRequest) -> pb.AttachReply:
+        with self._busy():
+            dataset = await self.datasets.attach(request.source, dict(request.options))
+            reply = pb.AttachReply(dataset_id=dataset.id)
+            if request.list:
+                snapshot = self.datasets.snapshot_of(dataset, request.relist, request.snapshot)
+                with trio.move_on_after(_FIRST_PAGE_S):
+                    await snapshot.first_page.wait()
+                reply.snapshot = snapshot.number
+                reply.catalogue = str(snapshot.writer.folder)
+            return reply
+
+    async def fill(self, request: pb.FillRequest) -> pb.FillReply:
+        with self._busy():
+            dataset = self.datasets.get(request.dataset_id)
+            ref = request.file
+            file = SourceFile(dataset.id, dataset.store, os.fsdecode(ref.path), ref.size, ref.version)
+            try:
+                data = await self.filler.fill(
+                    file, request.offset, request.length, request.window, background=request.background
+                )
+            except SourceStale:
+                await self.datasets.refresh_file(dataset, file.path)
+                raise
+            return pb.FillReply(cached=data is None, through=data or b"")
+
+    async def list_directory(self, request: pb.ListDirectoryRequest) -> pb.ListDirectoryReply:
+        with self._busy():
+            await self.datasets.list_directory(self.datasets.get(request.dataset_id), request.path)
+            return pb.ListDirectoryReply()
+
+    async def stat(self, request: pb.StatRequest) -> pb.StatReply:
+        with self._busy():
+            store = self.datasets.get(request.dataset_id).store
+            path = os.fsdecode(request.path)
+            if not request.children:
+                return pb.StatReply(entry=_entry(await trio.to_thread.run_sync(store.stat, path)))
+            entries = await trio.to_thread.run_sync(store.list_directory, path)
+            return pb.StatReply(children=[_entry(entry) for entry in entries])
+
+    async def start_warmup(self, request: pb.WarmupRequest) -> Warmup:
+        """Start a warm-up; it ends by itself or with its scope's cancellation (the client went away)."""
+        dataset = self.datasets.get(request.dataset_id)
+        if dataset.newest is None:
+            raise ForebayError("the dataset has no snapshot: attach it with list set first")
+        jobs = jobs_or_default(request.jobs)
+        job = Warmup(dataset, dataset.newest, list(request.paths), jobs, self.filler, self._storage)
+        self._nursery.start_soon(self._run_warmup, job)
+        return job
+
+    async def _run_warmup(self, job: Warmup) -> None:
+        with self._busy(), job.scope:
+            try:
+                await job.run()
+            except ForebayError as error:
+                job.failed = error
+
+    async def status(self, request: pb.StatusRequest) -> pb.StatusReply:
+        reply = pb.StatusReply(pid=os.getpid(), version=self._version)
+        position = {}
+        for number, tier in enumerate(self._storage.tiers):
+            position[tier.number] = number
+            reply.tiers.add(
+                medium=tier.config.medium.value,
+                path=str(tier.config.path),
+                quota_bytes=tier.config.quota_bytes,
+                used_bytes=tier.used_bytes,
+                state=tier.state,
+            )
+        for dataset in self.datasets.all.values():
+            traffic = self.filler.traffic.get(dataset.id)
+            shown = reply.datasets.add(dataset_id=dataset.id, source=dataset.store.url)
+            if traffic is not None:
+                shown.gets, shown.fetched_bytes = traffic.gets, traffic.bytes
+            if dataset.newest is not None:
+                totals = dataset.newest.catalogue.totals()
+                shown.snapshot, shown.listing = dataset.newest.number, not dataset.newest.ended.is_set()
+                shown.listing_error, shown.skipped = totals.error, totals.skipped
+                shown.files, shown.bytes = totals.files, totals.bytes
+            for held in self._storage.index.reader.holdings():
+                if held.dataset == dataset.id and held.tier in position:
+                    shown.holdings.add(tier=position[held.tier], bytes=held.bytes, files=held.files)
+        return reply
+
+    async def retire(self, request: pb.RetireRequest) -> pb.RetireReply:
+        """Leave as soon as no mount and no call is left, without the grace period."""
+        leaving = self._calls == 0 and not self._has_mounts()
+        self._retiring = leaving
+        return pb.RetireReply(leaving=leaving)
+
+    async def wait_unneeded(self) -> None:
+        """Return once there was no mount and no call for the configured time."""
+        while True:
+            await trio.sleep(_WATCH_INTERVAL_S)
+            if self._calls or self._has_mounts():
+                self._idle_since = time.monotonic()
+                self._retiring = False
+            elif self._retiring or time.monotonic() - self._idle_since > self._config.idle_exit_s:
+                return
+
+    def _has_mounts(self) -> bool:
+        return any(True for _ in self._mounts())
+
+    def _mounts(self) -> Iterator[mounts.MountState]:
+        cache_dir = str(self._config.cache_dir)
+        return (state for _, state in mounts.live(self._config.runtime_dir) if state.cache_dir == cache_dir)
+
+    def _snapshots_in_use(self) -> set[Path]:
+        return {Path(state.catalogue) for state in self._mounts()}
+
+    def _idle(self, dataset: DatasetId) -> float | None:
+        used = self.datasets.last_used(dataset)
+        if used and time.monotonic() - used < IN_USE_S:
+            return None
+        if any(state.dataset_id == dataset for state in self._mounts()):
+            return None
+        return used
+
+    @contextmanager
+    def _busy(self) -> Iterator[None]:
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            self._idle_since = time.monotonic()
+
+
+def _entry(entry: Entry) -> pb.StatEntry:
+    return pb.StatEntry(
+        path=os.fsencode(entry.path),
+        kind=entry.kind.value,
+        size=entry.size,
+        mtime_ns=entry.mtime_ns,
+        version=entry.version,
+    )

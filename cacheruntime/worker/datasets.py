@@ -1,0 +1,211 @@
+"""Datasets of a worker: their under-stores, their snapshots, and the listings that fill these."""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from forebay.cacheruntime.catalogue import Catalogue, CatalogueWriter
+from forebay.cacheruntime.config import CacheConfig
+from forebay.cacheruntime.errors import ForebayError, NotAttached, SourceNotFound
+from forebay.cacheruntime.keys import DatasetId, dataset_id
+from forebay.cacheruntime.understore.base import UnderStore
+from forebay.cacheruntime.understore.credentials import redact
+from forebay.cacheruntime.understore.factory import open_store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Snapshot:
+    """One listing of a dataset, under way or ended."""
+
+    number: int
+    writer: CatalogueWriter
+    catalogue: Catalogue
+    ended: trio.Event = field(default_factory=trio.Event)
+    """The background listing is over, well or not."""
+    first_page: trio.Event = field(default_factory=trio.Event)
+    """Something is there to see, or the listing is over."""
+
+
+@dataclass
+class Dataset:
+    """One attached source."""
+
+    id: DatasetId
+    source: str
+    options: dict[str, str]
+    store: UnderStore
+    snapshots: dict[int, Snapshot] = field(default_factory=dict)
+    last_used: float = 0.0
+
+    @property
+    def newest(self) -> Snapshot | None:
+        return self.snapshots[max(self.snapshots)] if self.snapshots else None
+
+
+class Datasets:
+    """All datasets that were attached since the worker started."""
+
+    def __init__(self, config: CacheConfig, nursery: trio.Nursery, in_use: Callable[[], set[Path]]) -> None:
+        """
+        Args:
+            config: of the cache.
+            nursery: runs the listings.
+            in_use: folders of the snapshots that live mounts read.
+        """
+        self._root = config.cache_dir / "datasets"
+        self._retry = config.retry
+        self._nursery = nursery
+        self._in_use = in_use
+        self._lock = trio.Lock()
+        self._listers = trio.CapacityLimiter(8)
+        self.all: dict[DatasetId, Dataset] = {}
+
+    def get(self, name: str) -> Dataset:
+        """Raises NotAttached, upon which the client attaches again: this worker is a new one."""
+        found = self.all.get(DatasetId(name))
+        if found is None:
+            raise NotAttached(f"dataset {name} is not attached")
+        found.last_used = time.monotonic()
+        return found
+
+    def last_used(self, name: DatasetId) -> float:
+        found = self.all.get(name)
+        return found.last_used if found else 0.0
+
+    def folder(self, name: DatasetId) -> Path:
+        return self._root / name
+
+    async def attach(self, source: str, options: dict[str, str]) -> Dataset:
+        """Open a source, or take it up again with these options; it has answered when this returns.
+
+        Raises:
+            SourceError, UsageError: as the under-store's `probe` says.
+        """
+        async with self._lock:
+            store = await trio.to_thread.run_sync(open_store, source, options, self._retry)
+            name = dataset_id(store.url)
+            known = self.all.get(name)
+            if known is not None and known.options == options:
+                store.close()
+                known.last_used = time.monotonic()
+                return known
+            try:
+                await trio.to_thread.run_sync(store.probe)
+            except BaseException:
+                store.close()
+                raise
+            log.info("attached %s as %s with %s", store.url, name, redact(options))
+            if known is not None:
+                known.store, known.options = store, options  # the old one serves the reads that hold it
+                return known
+            self.all[name] = Dataset(name, source, options, store, last_used=time.monotonic())
+            return self.all[name]
+
+    def snapshot_of(self, dataset: Dataset, relist: bool, number: int = 0) -> Snapshot:
+        """The snapshot to read: `number` if given, else the newest, or a new one.
+
+        Args:
+            dataset: of which.
+            relist: make a new one unless a listing is under way.
+            number: go on with this one; 0 for none in particular.
+        """
+        if number:
+            return dataset.snapshots.get(number) or self._open(dataset, number)
+        newest = dataset.newest
+        if newest is not None and (not relist or not newest.ended.is_set()):
+            return newest
+        self._remove_old(dataset)
+        return self._open(dataset, self._next_number(dataset))
+
+    def _next_number(self, dataset: Dataset) -> int:
+        folder = self.folder(dataset.id)
+        numbers = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
+        return max(numbers, default=0) + 1
+
+    def _open(self, dataset: Dataset, number: int) -> Snapshot:
+        writer = CatalogueWriter(self.folder(dataset.id) / str(number), dataset.store.url)
+        snapshot = Snapshot(number, writer, writer.reader())
+        dataset.snapshots[number] = snapshot
+        (self.folder(dataset.id) / "source").write_text(dataset.store.url)
+        if snapshot.catalogue.complete:
+            snapshot.first_page.set()
+            snapshot.ended.set()
+        else:
+            self._nursery.start_soon(self._list, dataset, snapshot)
+        return snapshot
+
+    def _remove_old(self, dataset: Dataset) -> None:
+        """Delete snapshots that no mount reads. Whoever still has one mapped keeps it until it closes it."""
+        used = self._in_use()
+        folder = self.folder(dataset.id)
+        for path in folder.iterdir() if folder.exists() else ():
+            if not path.name.isdigit() or path in used:
+                continue
+            opened = dataset.snapshots.get(int(path.name))
+            if opened is not None:
+                if not opened.ended.is_set():
+                    continue
+                del dataset.snapshots[opened.number]
+                opened.writer.close()
+            shutil.rmtree(path, ignore_errors=True)
+
+    async def _list(self, dataset: Dataset, snapshot: Snapshot) -> None:
+        token = trio.lowlevel.current_trio_token()
+
+        def work() -> None:
+            for page in dataset.store.list_tree():
+                snapshot.writer.add(page)
+                token.run_sync_soon(snapshot.first_page.set)
+
+        error = ""
+        try:
+            await trio.to_thread.run_sync(work, limiter=self._listers, abandon_on_cancel=True)
+        except ForebayError as failure:
+            error = str(failure)
+            log.warning("listing of %s broke off: %s", dataset.store.url, error)
+        snapshot.writer.finish(error)
+        snapshot.ended.set()
+        snapshot.first_page.set()
+
+    async def list_directory(self, dataset: Dataset, path: bytes) -> None:
+        """Bring one directory into every snapshot whose listing has not ended well."""
+        pending = [s for s in dataset.snapshots.values() if not s.catalogue.complete]
+        if not pending:
+            return
+
+        def work() -> None:
+            try:
+                entries = dataset.store.list_directory(os.fsdecode(path))
+            except SourceNotFound:
+                entries = []
+            for snapshot in pending:
+                snapshot.writer.replace_directory(path, entries)
+
+        await trio.to_thread.run_sync(work, limiter=self._listers, abandon_on_cancel=True)
+
+    async def refresh_file(self, dataset: Dataset, path: str) -> None:
+        """A file proved to be another version than listed: show what it is now, in all snapshots."""
+
+        def work() -> None:
+            try:
+                entry = dataset.store.stat(path)
+            except SourceNotFound:
+                entry = None
+            except ForebayError as error:
+                log.warning("%s: %r changed and cannot be looked at: %s", dataset.store.url, path, error)
+                return
+            for snapshot in list(dataset.snapshots.values()):
+                if entry is None:
+                    snapshot.writer.remove(os.fsencode(path))
+                else:
+                    snapshot.writer.add([entry])
+
+        await trio.to_thread.run_sync(work, limiter=self._listers, abandon_on_cancel=True)

@@ -1,0 +1,75 @@
+"""The worker's gRPC face: each method runs in a grpc thread and goes into the core's trio loop."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import trio
+
+from forebay.cacheruntime import rpc
+from forebay.cacheruntime.errors import ForebayError
+from forebay.cacheruntime.worker.core import Core
+from forebay.proto import worker_pb2 as pb
+from forebay.proto import worker_pb2_grpc
+
+_THREADS = 128
+"""Each call that waits holds one; beyond this, calls queue in grpc. A mount's max_background is 64."""
+
+
+class WorkerService(worker_pb2_grpc.WorkerServicer):  # type: ignore[misc]
+    """Passes requests to the core."""
+
+    def __init__(self, core: Core, token: trio.lowlevel.TrioToken) -> None:
+        self._core = core
+        self._token = token
+
+    def Warmup(self, request: pb.WarmupRequest, context: grpc.ServicerContext) -> Iterator[pb.WarmupProgress]:
+        """A stream, so not among the unary methods below."""
+        job = rpc.enter(self._token, self._core.start_warmup, context, request)
+        try:
+            more = True
+            while more and context.is_active():
+                more = rpc.enter(self._token, job.updates, context)
+                yield pb.WarmupProgress(**vars(job.progress))
+            if job.failed is not None:
+                context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{type(job.failed).__name__}: {job.failed}")
+        finally:
+            with suppress(trio.RunFinishedError):  # the worker ended, and its jobs with it
+                self._token.run_sync_soon(job.scope.cancel)
+
+
+def _unary(name: str) -> Callable[[WorkerService, Any, grpc.ServicerContext], Any]:
+    core_method = "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
+
+    def method(self: WorkerService, request: Any, context: grpc.ServicerContext) -> Any:
+        return rpc.enter(self._token, getattr(self._core, core_method), context, request)
+
+    method.__name__ = name
+    return method
+
+
+for _name in ("Attach", "Fill", "ListDirectory", "Stat", "Status", "Retire"):
+    setattr(WorkerService, _name, _unary(_name))
+
+
+def start_server(core: Core, socket: Path) -> grpc.Server:
+    """Serve on a Unix socket that only this user may reach.
+
+    Raises:
+        ForebayError: the socket cannot be made.
+    """
+    socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    socket.unlink(missing_ok=True)  # of a worker that was killed; the cache folder's lock says that none runs
+    server = grpc.server(ThreadPoolExecutor(_THREADS, thread_name_prefix="rpc"), options=rpc.OPTIONS)
+    service = WorkerService(core, trio.lowlevel.current_trio_token())
+    worker_pb2_grpc.add_WorkerServicer_to_server(service, server)
+    try:
+        server.add_insecure_port(f"unix:{socket}")
+    except RuntimeError as error:
+        raise ForebayError(f"cannot listen on {socket}: {error}") from error
+    server.start()
+    socket.chmod(0o600)
+    return server

@@ -1,0 +1,77 @@
+"""Counters of a mount in memory that its handlers and the command line share.
+
+A file in the mount's runtime folder holds one row of 8-byte numbers for each handler slot; a row has one writer.
+"""
+
+import mmap
+import os
+import struct
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+_ROWS = 64
+_NUMBER = struct.Struct("=Q")
+
+
+@dataclass
+class Counts:
+    """What a mount has done since it was made. Reads that the kernel serves by itself (page cache, passthrough)
+    are seen by nobody; passthrough shows as grants."""
+
+    hits: int = 0
+    """READ requests served from the cache."""
+    hit_bytes: int = 0
+    misses: int = 0
+    """READ requests that had to wait for the under-store."""
+    miss_bytes: int = 0
+    passthrough_opens: int = 0
+    passthrough_granted_bytes: int = 0
+    """Sizes of the files granted; how much of them was read is not known."""
+    requests: int = 0
+    """All FUSE requests."""
+    errors: int = 0
+    """Requests answered with EIO, ETIMEDOUT or ESTALE."""
+
+    @property
+    def hit_ratio(self) -> float | None:
+        """Share of reads and passthrough opens that needed no under-store; None before the first."""
+        good = self.hits + self.passthrough_opens
+        return good / (good + self.misses) if good + self.misses else None
+
+
+_FIELDS = tuple(field.name for field in fields(Counts))
+_OFFSET = {name: position * _NUMBER.size for position, name in enumerate(_FIELDS)}
+_ROW_BYTES = len(_FIELDS) * _NUMBER.size
+
+
+class CounterRow:
+    """The row of one handler."""
+
+    def __init__(self, path: Path, row: int) -> None:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(descriptor, _ROWS * _ROW_BYTES)
+            self._map = mmap.mmap(descriptor, _ROWS * _ROW_BYTES)
+        finally:
+            os.close(descriptor)
+        self._start = (row % _ROWS) * _ROW_BYTES
+
+    def add(self, name: str, by: int = 1) -> None:
+        at = self._start + _OFFSET[name]
+        _NUMBER.pack_into(self._map, at, _NUMBER.unpack_from(self._map, at)[0] + by)
+
+    def close(self) -> None:
+        self._map.close()
+
+
+def read_counts(path: Path) -> Counts:
+    """The sum over all handlers; zeros when there is no such mount any more."""
+    try:
+        raw = path.read_bytes()
+    except OSError:
+        return Counts()
+    sums = Counts()
+    for start in range(0, len(raw) - _ROW_BYTES + 1, _ROW_BYTES):
+        for name in _FIELDS:
+            setattr(sums, name, getattr(sums, name) + _NUMBER.unpack_from(raw, start + _OFFSET[name])[0])
+    return sums

@@ -1,0 +1,342 @@
+"""The file system: a catalogue of names, an index of what is cached, and a worker for what is not.
+
+Holds nothing that another handler could not pick up: node ids come from the catalogue, opens are in the open table,
+and what is kept in memory (open descriptors, read-ahead windows) is only a help.
+"""
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from forebay.cacheruntime.catalogue import Catalogue, Node
+from forebay.cacheruntime.client import AttachedClient
+from forebay.cacheruntime.config import FillConfig
+from forebay.cacheruntime.content import ContentReader
+from forebay.cacheruntime.errors import SourceStale
+from forebay.cacheruntime.keys import InodeNumber, NodeId
+from forebay.cacheruntime.readahead import Readahead
+from forebay.cacheruntime.understore.base import Kind
+from forebay.fuse.counters import CounterRow
+from forebay.fuse.open_mode import PASSTHROUGH_MIN_BYTES, OpenMode
+from forebay.fuse.open_table import OpenTable
+from forebay.fuse.operations import Capacity, FileEntry, FileSlice, NotReady, Opened, Refused
+from forebay.fuse.wire_reply import Attributes
+from forebay.proto import worker_pb2 as pb
+
+VALID_S = 86400.0
+"""A snapshot never changes under its mount; what proves stale is invalidated by name."""
+
+_LISTING_VALID_S = 1.0
+"""Sizes and times of directories still move while the listing is under way."""
+
+_NODES = 8192
+_READERS = 1024
+
+_XATTR_PREFIX = b"user.forebay."
+_FILE_XATTRS = (b"user.forebay.source", b"user.forebay.etag", b"user.forebay.cached", b"user.forebay.tier")
+
+
+class Backing(Protocol):
+    """Passthrough, as far as an engine has it."""
+
+    def open_backing(self, descriptor: int) -> int:
+        """Register a file with the kernel; its id, or 0 when that cannot be."""
+
+    def close_backing(self, backing_id: int) -> None:
+        """Take a registration back."""
+
+
+@dataclass(frozen=True)
+class Presentation:
+    """As whose, and with which rights, files are shown."""
+
+    uid: int
+    gid: int
+    umask: int
+
+
+class FileSystem:
+    """Implements `operations.Operations`. Used from one thread."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        content: ContentReader,
+        client: AttachedClient,
+        source_url: str,
+        presentation: Presentation,
+        mode: OpenMode,
+        fill: FillConfig,
+        counters: CounterRow,
+        open_table: OpenTable,
+        tier_names: dict[str, str],
+    ) -> None:
+        """
+        Args:
+            catalogue, content, client: see there.
+            source_url: canonical URL of the dataset's root.
+            presentation: owner and umask.
+            mode: of the mount; resolved, never 'auto'.
+            fill: window sizes and the deadline of a miss.
+            counters: our row.
+            open_table: shared with the mount's other handlers.
+            tier_names: tier folder -> medium, for the tier attribute.
+        """
+        self._catalogue = catalogue
+        self._content = content
+        self._client = client
+        self._source_url = source_url
+        self._show = presentation
+        self._mode = mode
+        self._fill_config = fill
+        self._counters = counters
+        self._open_table = open_table
+        self._tier_names = tier_names
+        self._nodes: OrderedDict[int, Node] = OrderedDict()
+        self._readers: OrderedDict[tuple[int, int], Readahead] = OrderedDict()
+        self.backing: Backing | None = None
+        """Set by an engine that can pass files through."""
+        self.start_soon: Callable[[Callable[[], object]], None] = lambda _: None
+        """Set by the engine: run an async function in the background."""
+        self.entry_is_stale: Callable[[int, bytes], None] = lambda *_: None
+        """Set by the engine: make the kernel forget a name."""
+
+    # Names and attributes
+
+    def lookup(self, parent: int, name: bytes) -> FileEntry | None:
+        if name in (b".", b".."):
+            found = self._node(parent)
+            return self._entry(self._node(found.parent) if name == b".." else found)
+        node = self._catalogue.child(NodeId(parent), name)
+        if node is None:
+            self._need_listing(parent)
+            # The listing may have ended, or brought the name, between the two looks.
+            node = self._catalogue.child(NodeId(parent), name)
+        return self._entry(node) if node is not None else None
+
+    def negative_valid_s(self) -> float:
+        return VALID_S if self._catalogue.complete else _LISTING_VALID_S
+
+    def getattr(self, node: int) -> tuple[Attributes, float]:
+        found = self._node(node)
+        return self._attributes(found), self._attr_valid_s(found)
+
+    def readlink(self, node: int) -> bytes:
+        found = self._node(node)
+        if found.kind is not Kind.SYMLINK:
+            raise Refused(errno.EINVAL)
+        return found.target
+
+    def opendir(self, node: int) -> bool:
+        self._need_listing(node)
+        return self._catalogue.complete
+
+    def readdir(self, node: int, after: int) -> Iterator[tuple[int, FileEntry]]:
+        self._need_listing(node)
+        found = self._node(node)
+        if after < 1:
+            yield 1, self._entry(found, b".")
+        if after < 2:
+            yield 2, self._entry(self._node(found.parent), b"..")
+        last = NodeId(after) if after > 2 else None
+        for child in self._catalogue.children(NodeId(node), last):
+            yield child.node, self._entry(child)
+
+    def statfs(self) -> Capacity:
+        totals = self._catalogue.totals()
+        return Capacity(totals.bytes, totals.files)
+
+    def getxattr(self, node: int, name: bytes) -> bytes:
+        if not name.startswith(_XATTR_PREFIX):
+            raise Refused(errno.ENODATA)
+        found = self._node(node)
+        if name == b"user.forebay.source":
+            path = self._catalogue.path_of(NodeId(node))
+            return os.fsencode(self._source_url) + (b"/" + path if path else b"")
+        if found.kind is not Kind.FILE or name not in _FILE_XATTRS:
+            raise Refused(errno.ENODATA)
+        if name == b"user.forebay.etag":
+            return os.fsencode(found.version)
+        cached = self._content.cached(found.content)
+        if name == b"user.forebay.cached":
+            present = cached.cached_bytes() if cached is not None else 0
+            return b"%d/%d" % (present, found.size)
+        folder = self._content.folder(cached.tier) if cached is not None else None
+        if folder is None:
+            raise Refused(errno.ENODATA)
+        return os.fsencode(f"{self._tier_names.get(str(folder), '?')}:{folder}")
+
+    def listxattr(self, node: int) -> list[bytes]:
+        found = self._node(node)
+        if found.kind is not Kind.FILE:
+            return [b"user.forebay.source"]
+        names = list(_FILE_XATTRS)
+        if self._content.cached(found.content) is None:
+            names.remove(b"user.forebay.tier")
+        return names
+
+    # Data
+
+    def open(self, node: int, flags: int, unique: int) -> Opened:
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise Refused(errno.EROFS)
+        found = self._node(node)
+        if found.kind is not Kind.FILE:
+            raise Refused(errno.EISDIR if found.kind is Kind.DIRECTORY else errno.ELOOP)
+        if self._mode is not OpenMode.PASSTHROUGH or found.size < PASSTHROUGH_MIN_BYTES or self.backing is None:
+            return Opened(unique)
+        backing_id = self._open_table.open(node, unique, lambda: True, lambda: self._grant(found))
+        return Opened(unique, backing_id)
+
+    def _grant(self, node: Node) -> int:
+        """A backing id for a file that is wholly cached, else 0."""
+        descriptor = self._content.whole_file(node.content, node.size)
+        if descriptor is None or self.backing is None:
+            return 0
+        try:
+            backing_id = self.backing.open_backing(descriptor)
+        finally:
+            os.close(descriptor)
+        if backing_id:
+            self._counters.add("passthrough_opens")
+            self._counters.add("passthrough_granted_bytes", node.size)
+        return backing_id
+
+    def release(self, node: int, handle: int) -> None:
+        self._readers.pop((node, handle), None)
+        if self._mode is OpenMode.PASSTHROUGH and self.backing is not None:
+            found = self._node(node)
+            if found.size >= PASSTHROUGH_MIN_BYTES:
+                self._open_table.release(node, handle, self.backing.close_backing)
+
+    def read(self, node: int, handle: int, offset: int, size: int, *, again: bool) -> FileSlice | None:
+        found = self._node(node)
+        if found.kind is not Kind.FILE:
+            raise Refused(errno.EISDIR)
+        end = min(offset + size, found.size)
+        if offset >= end:
+            return None
+        place = self._content.find(found.content, offset, end)
+        if place is None:
+            if not again:
+                self._counters.add("misses")
+                self._counters.add("miss_bytes", end - offset)
+            advice = self._reader(node, handle).observe(offset, end - offset, found.size)
+            raise NotReady(lambda: self._wait_filled(found, offset, end - offset, advice.window_bytes))
+        if not again:
+            self._counters.add("hits")
+            self._counters.add("hit_bytes", end - offset)
+            if not self._content.is_whole(found.content):
+                self._read_ahead(found, handle, offset, end - offset)
+        return FileSlice(place.descriptor, place.base + offset, end - offset)
+
+    def lseek(self, node: int, offset: int, whence: int) -> int:
+        """Every byte counts as data, cached or not; the one hole is at the end (lseek(2))."""
+        found = self._node(node)
+        if not 0 <= offset < found.size:
+            raise Refused(errno.ENXIO)
+        if whence == os.SEEK_DATA:
+            return offset
+        if whence == os.SEEK_HOLE:
+            return found.size
+        raise Refused(errno.EINVAL)
+
+    def sweep(self) -> None:
+        """Give back what evicted files hold; to be called now and then."""
+        self._content.sweep()
+
+    # Behind the scenes
+
+    def _read_ahead(self, node: Node, handle: int, offset: int, size: int) -> None:
+        advice = self._reader(node.node, handle).observe(offset, size, node.size)
+        if not advice.ahead_bytes:
+            return
+        start, length = advice.ahead_start, advice.ahead_bytes
+        if self._content.find(node.content, start, start + length) is None:
+            self.start_soon(lambda: self._fill(node, start, length, length, background=True))
+
+    def _reader(self, node: int, handle: int) -> Readahead:
+        key = (node, handle)
+        reader = self._readers.get(key)
+        if reader is None:
+            reader = Readahead(self._fill_config.window_min_bytes, self._fill_config.window_max_bytes)
+            self._readers[key] = reader
+            if len(self._readers) > _READERS:
+                self._readers.popitem(last=False)
+        return reader
+
+    async def _wait_filled(self, node: Node, offset: int, length: int, window: int) -> bytes | None:
+        try:
+            return await self._fill(node, offset, length, window, background=False)
+        except SourceStale:
+            self.entry_is_stale(node.parent, node.name)
+            raise
+
+    async def _fill(self, node: Node, offset: int, length: int, window: int, *, background: bool) -> bytes | None:
+        ref = pb.FileRef(path=self._catalogue.path_of(node.node), size=node.size, version=node.version)
+
+        def request(dataset_id: str) -> pb.FillRequest:
+            return pb.FillRequest(
+                dataset_id=dataset_id, file=ref, offset=offset, length=length, window=window, background=background
+            )
+
+        reply = await self._client.call("Fill", request, self._fill_config.deadline_s)
+        return None if reply.cached else reply.through
+
+    def _need_listing(self, directory: int) -> None:
+        """Raise NotReady unless an absent name of this directory is known to be absent."""
+        if self._catalogue.is_settled(NodeId(directory)):
+            return
+        self._node(directory)
+
+        async def wait() -> None:
+            path = self._catalogue.path_of(NodeId(directory))
+            await self._client.call(
+                "ListDirectory",
+                lambda dataset_id: pb.ListDirectoryRequest(dataset_id=dataset_id, path=path),
+                self._fill_config.deadline_s,
+            )
+
+        raise NotReady(wait)
+
+    def _node(self, number: int) -> Node:
+        """A node's record; files are kept, as what a node id names never changes, while directories may grow."""
+        known = self._nodes.get(number)
+        if known is not None:
+            return known
+        found = self._catalogue.node(NodeId(number))
+        if found is None:
+            raise Refused(errno.ESTALE)
+        if found.kind is not Kind.DIRECTORY:
+            self._nodes[number] = found
+            if len(self._nodes) > _NODES:
+                self._nodes.popitem(last=False)
+        return found
+
+    def _entry(self, node: Node, name: bytes | None = None) -> FileEntry:
+        shown = node.name if name is None else name
+        return FileEntry(node.node, self._attributes(node), shown, VALID_S, self._attr_valid_s(node))
+
+    def _attr_valid_s(self, node: Node) -> float:
+        if node.kind is Kind.DIRECTORY and not self._catalogue.complete:
+            return _LISTING_VALID_S
+        return VALID_S
+
+    def _attributes(self, node: Node) -> Attributes:
+        keep = ~self._show.umask & 0o7777
+        size, links = node.size, 1
+        if node.kind is Kind.DIRECTORY:
+            mode = stat.S_IFDIR | ((0o777 if node.mode is None else node.mode) & keep)
+            links = 2 + node.subdirectories
+        elif node.kind is Kind.SYMLINK:
+            mode, size = stat.S_IFLNK | 0o777, len(node.target)
+        else:
+            mode = stat.S_IFREG | ((0o666 if node.mode is None else node.mode) & keep)
+        inode: InodeNumber = node.inode
+        return Attributes(
+            ino=inode, size=size, mtime_ns=node.mtime_ns, mode=mode, nlink=links, uid=self._show.uid, gid=self._show.gid
+        )

@@ -1,0 +1,51 @@
+"""What the processes of one mount are told: a JSON text in a memory file that they inherit.
+
+Credentials are in it, so it is on no disk, in no argument and in no environment.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass(frozen=True)
+class MountSpec:
+    """Everything that a supervisor and its handlers need."""
+
+    directory: str
+    folder: str
+    """The mount's folder in the runtime folder."""
+    source: str
+    """As the user wrote it."""
+    source_url: str
+    """Canonical."""
+    options: Mapping[str, str] = field(repr=False)
+    config: str
+    """CacheConfig as JSON."""
+    dataset_id: str
+    snapshot: int
+    catalogue: str
+    engine: str
+    open_mode: str
+    open_mode_reason: str
+    passthrough_note: str
+    """Why there is no passthrough where it was wished for, or empty."""
+    uid: int
+    gid: int
+    umask: int
+    allow_other: bool
+    log: str
+    """Path of the log file of supervisor and handlers."""
+
+    def to_memory(self) -> int:
+        """A descriptor of a memory file with this text, to be inherited."""
+        descriptor = os.memfd_create("forebay-mount")
+        os.write(descriptor, json.dumps(asdict(self)).encode())
+        os.set_inheritable(descriptor, True)
+        return descriptor
+
+    @classmethod
+    def from_memory(cls, descriptor: int) -> "MountSpec":
+        size = os.fstat(descriptor).st_size
+        return cls(**json.loads(os.pread(descriptor, size, 0)))

@@ -1,0 +1,115 @@
+"""What an engine asks of a file system, and the one way in which an answer can wait.
+
+The methods and their meanings follow pyfuse3's request handlers, with one difference: they do not wait. What cannot be
+answered from the node's files alone raises `NotReady`, the engine waits outside (in a task of its own, so that
+other requests go on) and asks again. So every operation can be repeated, which a resent request needs anyway.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from forebay.fuse.wire_reply import Attributes
+
+
+class NotReady(Exception):
+    """The answer needs something that is not on this machine yet.
+
+    `wait` brings it and returns None, upon which the operation is to be tried again; or it returns the final answer
+    itself (bytes of a READ that no tier had room for). It raises ForebayError when it cannot.
+    """
+
+    def __init__(self, wait: Callable[[], Awaitable[bytes | None]]) -> None:
+        super().__init__()
+        self.wait = wait
+
+
+class Refused(Exception):
+    """The operation fails with this errno."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.errno = number
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A name and what it stands for, as LOOKUP and READDIRPLUS give it."""
+
+    node: int
+    attributes: Attributes
+    name: bytes
+    entry_valid_s: float
+    attr_valid_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The answer to OPEN."""
+
+    handle: int
+    backing_id: int = 0
+    """Not 0: the kernel reads that file itself (passthrough)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileSlice:
+    """Bytes for a READ, still in a file: the engine hands them to the kernel."""
+
+    descriptor: int
+    position: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What statfs(2) tells."""
+
+    bytes: int
+    files: int
+
+
+class Operations(Protocol):
+    """A read-only file system. All methods may raise Refused, and NotReady where the docstring says so."""
+
+    def lookup(self, parent: int, name: bytes) -> FileEntry | None:
+        """The entry of that name, None when there is none. NotReady while its directory is not listed."""
+
+    def negative_valid_s(self) -> float:
+        """How long the kernel may remember that a name is absent."""
+
+    def getattr(self, node: int) -> tuple[Attributes, float]:
+        """Attributes and for how many seconds they hold."""
+
+    def readlink(self, node: int) -> bytes:
+        """Target of a symbolic link."""
+
+    def open(self, node: int, flags: int, unique: int) -> Opened:
+        """Open a file. `unique` identifies the request, so that asking twice counts once."""
+
+    def release(self, node: int, handle: int) -> None:
+        """The last user of a handle is gone."""
+
+    def read(self, node: int, handle: int, offset: int, size: int, *, again: bool) -> FileSlice | None:
+        """Where the bytes are; None at or past the end. NotReady on a miss; `again` marks the try after one."""
+
+    def opendir(self, node: int) -> bool:
+        """Whether the kernel may keep the directory's listing. NotReady while it is not listed."""
+
+    def readdir(self, node: int, after: int) -> Iterator[tuple[int, FileEntry]]:
+        """Entries with the cookies from which a later call goes on; `after` is 0 or such a cookie.
+
+        NotReady while the directory is not listed. The iterator must be used up or dropped at once.
+        """
+
+    def statfs(self) -> Capacity:
+        """How much the dataset holds."""
+
+    def getxattr(self, node: int, name: bytes) -> bytes:
+        """Value of an extended attribute."""
+
+    def listxattr(self, node: int) -> list[bytes]:
+        """Names of the extended attributes."""
+
+    def lseek(self, node: int, offset: int, whence: int) -> int:
+        """SEEK_DATA and SEEK_HOLE."""

@@ -1,0 +1,194 @@
+"""The `pyfuse3` engine: the same file system on libfuse's binding.
+
+It is the reference for ours, and the way out when ours is at fault. What the binding cannot do is missing: no
+passthrough, no no-open, reads up to 128 KiB, and no successor for a process that dies.
+"""
+
+import errno
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import pyfuse3
+import trio
+
+from forebay.cacheruntime.errors import ForebayError
+from forebay.fuse.counters import CounterRow
+from forebay.fuse.file_system import FileSystem
+from forebay.fuse.kernel_engine import errno_of
+from forebay.fuse.mount_spec import MountSpec
+from forebay.fuse.operations import FileEntry, NotReady, Refused
+from forebay.fuse.wire_reply import Attributes
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+_SWEEP_INTERVAL_S = 5.0
+
+
+class Handlers(pyfuse3.Operations):  # type: ignore[misc]
+    """pyfuse3's request handlers over our operations."""
+
+    supports_dot_lookup = True
+
+    def __init__(self, file_system: FileSystem, counters: CounterRow) -> None:
+        super().__init__()
+        self._fs = file_system
+        self._counters = counters
+        self._unique = 0
+        self._nodes: dict[int, int] = {}
+        self._next_handle = 1
+
+    async def _settle(self, operation: Callable[..., _T], *args: Any) -> _T:
+        """Try an operation until nothing is missing any more."""
+        self._counters.add("requests")
+        while True:
+            try:
+                return operation(*args)
+            except NotReady as not_ready:
+                await self._wait(not_ready)
+            except Refused as refused:
+                raise pyfuse3.FUSEError(refused.errno) from refused
+
+    async def _wait(self, not_ready: NotReady) -> bytes | None:
+        try:
+            return await not_ready.wait()
+        except Refused as refused:
+            raise pyfuse3.FUSEError(refused.errno) from refused
+        except ForebayError as error:
+            self._counters.add("errors")
+            log.warning("%s", error)
+            raise pyfuse3.FUSEError(errno_of(error)) from error
+
+    async def lookup(self, parent_inode: int, name: bytes, ctx: Any = None) -> pyfuse3.EntryAttributes:
+        entry = await self._settle(self._fs.lookup, parent_inode, name)
+        if entry is None:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        return _entry(entry)
+
+    async def getattr(self, inode: int, ctx: Any = None) -> pyfuse3.EntryAttributes:
+        attributes, valid_s = await self._settle(self._fs.getattr, inode)
+        return _attributes(inode, attributes, valid_s, valid_s)
+
+    async def readlink(self, inode: int, ctx: Any) -> bytes:
+        return await self._settle(self._fs.readlink, inode)
+
+    async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
+        handle = self._next_handle
+        self._next_handle += 1
+        await self._settle(self._fs.open, inode, flags, handle)
+        self._nodes[handle] = inode
+        return pyfuse3.FileInfo(fh=handle, keep_cache=True)
+
+    async def release(self, fh: int) -> None:
+        self._fs.release(self._nodes.pop(fh), fh)
+
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        import os
+
+        self._counters.add("requests")
+        again = False
+        while True:
+            try:
+                found = self._fs.read(self._nodes[fh], fh, off, size, again=again)
+            except NotReady as not_ready:
+                data = await self._wait(not_ready)
+                if data is not None:
+                    return data
+                again = True
+            except Refused as refused:
+                raise pyfuse3.FUSEError(refused.errno) from refused
+            else:
+                return os.pread(found.descriptor, found.length, found.position) if found else b""
+
+    async def opendir(self, inode: int, ctx: Any) -> int:
+        await self._settle(self._fs.opendir, inode)
+        handle = self._next_handle
+        self._next_handle += 1
+        self._nodes[handle] = inode
+        return handle
+
+    async def releasedir(self, fh: int) -> None:
+        self._nodes.pop(fh)
+
+    async def readdir(self, fh: int, start_id: int, token: Any) -> None:
+        await self._settle(self._fs.opendir, self._nodes[fh])
+        for cookie, entry in self._fs.readdir(self._nodes[fh], start_id):
+            if entry.name in (b".", b".."):
+                continue  # libfuse has readdirplus count a lookup for each entry; these two must not be
+            if not pyfuse3.readdir_reply(token, entry.name, _entry(entry), cookie):
+                break
+
+    async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
+        capacity = self._fs.statfs()
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = 4096
+        data.f_blocks = -(-capacity.bytes // 4096)
+        data.f_files = capacity.files
+        data.f_namemax = 255
+        return data
+
+    async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
+        return await self._settle(self._fs.getxattr, inode, name)
+
+    async def listxattr(self, inode: int, ctx: Any) -> Sequence[bytes]:
+        return await self._settle(self._fs.listxattr, inode)
+
+
+def _entry(entry: FileEntry) -> pyfuse3.EntryAttributes:
+    return _attributes(entry.node, entry.attributes, entry.entry_valid_s, entry.attr_valid_s)
+
+
+def _attributes(node: int, attributes: Attributes, entry_s: float, attr_s: float) -> pyfuse3.EntryAttributes:
+    shown = pyfuse3.EntryAttributes()
+    shown.st_ino = node  # the binding has one number for both; stat() shows the node id on this engine
+    shown.st_mode = attributes.mode
+    shown.st_nlink = attributes.nlink
+    shown.st_uid = attributes.uid
+    shown.st_gid = attributes.gid
+    shown.st_size = attributes.size
+    shown.st_blksize = attributes.blksize
+    shown.st_blocks = attributes.blocks
+    shown.st_atime_ns = shown.st_mtime_ns = shown.st_ctime_ns = attributes.mtime_ns
+    shown.entry_timeout = entry_s
+    shown.attr_timeout = attr_s
+    return shown
+
+
+async def serve(
+    device: int, file_system: FileSystem, counters: CounterRow, spec: MountSpec, ready: Callable[[], None]
+) -> None:
+    """Answer requests until the mount is gone."""
+    import os
+
+    os.set_blocking(device, True)
+    # libfuse takes a connection that is mounted already by this name (fuse(8), "mountpoint /dev/fd/N").
+    pyfuse3.init(Handlers(file_system, counters), f"/dev/fd/{device}", {"fsname=forebay", "ro"})
+    ready()
+    async with trio.open_nursery() as nursery:
+
+        async def sweep() -> None:
+            while True:
+                await trio.sleep(_SWEEP_INTERVAL_S)
+                file_system.sweep()
+
+        def start_soon(work: Callable[[], Any]) -> None:
+            async def quietly() -> None:
+                try:
+                    await work()
+                except ForebayError as error:
+                    log.info("in the background: %s", error)
+
+            nursery.start_soon(quietly)
+
+        def entry_is_stale(parent: int, name: bytes) -> None:
+            pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
+
+        nursery.start_soon(sweep)
+        file_system.start_soon = start_soon
+        file_system.entry_is_stale = entry_is_stale
+        try:
+            await pyfuse3.main()
+        finally:
+            pyfuse3.close(unmount=False)
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,224 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class AttachRequest(_message.Message):
+    __slots__ = ("source", "options", "list", "relist", "snapshot")
+    class OptionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    LIST_FIELD_NUMBER: _ClassVar[int]
+    RELIST_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    options: _containers.ScalarMap[str, str]
+    list: bool
+    relist: bool
+    snapshot: int
+    def __init__(self, source: _Optional[str] = ..., options: _Optional[_Mapping[str, str]] = ..., list: _Optional[bool] = ..., relist: _Optional[bool] = ..., snapshot: _Optional[int] = ...) -> None: ...
+
+class AttachReply(_message.Message):
+    __slots__ = ("dataset_id", "snapshot", "catalogue")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    CATALOGUE_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    snapshot: int
+    catalogue: str
+    def __init__(self, dataset_id: _Optional[str] = ..., snapshot: _Optional[int] = ..., catalogue: _Optional[str] = ...) -> None: ...
+
+class FileRef(_message.Message):
+    __slots__ = ("path", "size", "version")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    path: bytes
+    size: int
+    version: str
+    def __init__(self, path: _Optional[bytes] = ..., size: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
+
+class FillRequest(_message.Message):
+    __slots__ = ("dataset_id", "file", "offset", "length", "window", "background")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    FILE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    BACKGROUND_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    file: FileRef
+    offset: int
+    length: int
+    window: int
+    background: bool
+    def __init__(self, dataset_id: _Optional[str] = ..., file: _Optional[_Union[FileRef, _Mapping]] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., window: _Optional[int] = ..., background: _Optional[bool] = ...) -> None: ...
+
+class FillReply(_message.Message):
+    __slots__ = ("through", "cached")
+    THROUGH_FIELD_NUMBER: _ClassVar[int]
+    CACHED_FIELD_NUMBER: _ClassVar[int]
+    through: bytes
+    cached: bool
+    def __init__(self, through: _Optional[bytes] = ..., cached: _Optional[bool] = ...) -> None: ...
+
+class ListDirectoryRequest(_message.Message):
+    __slots__ = ("dataset_id", "path")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    path: bytes
+    def __init__(self, dataset_id: _Optional[str] = ..., path: _Optional[bytes] = ...) -> None: ...
+
+class ListDirectoryReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WarmupRequest(_message.Message):
+    __slots__ = ("dataset_id", "paths", "jobs")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    PATHS_FIELD_NUMBER: _ClassVar[int]
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    paths: _containers.RepeatedScalarFieldContainer[bytes]
+    jobs: int
+    def __init__(self, dataset_id: _Optional[str] = ..., paths: _Optional[_Iterable[bytes]] = ..., jobs: _Optional[int] = ...) -> None: ...
+
+class WarmupProgress(_message.Message):
+    __slots__ = ("files_total", "files_done", "files_failed", "bytes_total", "bytes_done", "files_uncached", "failures", "finished", "listing")
+    FILES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    FILES_DONE_FIELD_NUMBER: _ClassVar[int]
+    FILES_FAILED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    BYTES_DONE_FIELD_NUMBER: _ClassVar[int]
+    FILES_UNCACHED_FIELD_NUMBER: _ClassVar[int]
+    FAILURES_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    LISTING_FIELD_NUMBER: _ClassVar[int]
+    files_total: int
+    files_done: int
+    files_failed: int
+    bytes_total: int
+    bytes_done: int
+    files_uncached: int
+    failures: _containers.RepeatedScalarFieldContainer[str]
+    finished: bool
+    listing: bool
+    def __init__(self, files_total: _Optional[int] = ..., files_done: _Optional[int] = ..., files_failed: _Optional[int] = ..., bytes_total: _Optional[int] = ..., bytes_done: _Optional[int] = ..., files_uncached: _Optional[int] = ..., failures: _Optional[_Iterable[str]] = ..., finished: _Optional[bool] = ..., listing: _Optional[bool] = ...) -> None: ...
+
+class StatRequest(_message.Message):
+    __slots__ = ("dataset_id", "path", "children")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    CHILDREN_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    path: bytes
+    children: bool
+    def __init__(self, dataset_id: _Optional[str] = ..., path: _Optional[bytes] = ..., children: _Optional[bool] = ...) -> None: ...
+
+class StatEntry(_message.Message):
+    __slots__ = ("path", "kind", "size", "mtime_ns", "version")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    MTIME_NS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    path: bytes
+    kind: str
+    size: int
+    mtime_ns: int
+    version: str
+    def __init__(self, path: _Optional[bytes] = ..., kind: _Optional[str] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
+
+class StatReply(_message.Message):
+    __slots__ = ("entry", "children")
+    ENTRY_FIELD_NUMBER: _ClassVar[int]
+    CHILDREN_FIELD_NUMBER: _ClassVar[int]
+    entry: StatEntry
+    children: _containers.RepeatedCompositeFieldContainer[StatEntry]
+    def __init__(self, entry: _Optional[_Union[StatEntry, _Mapping]] = ..., children: _Optional[_Iterable[_Union[StatEntry, _Mapping]]] = ...) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class StatusReply(_message.Message):
+    __slots__ = ("pid", "version", "tiers", "datasets")
+    PID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
+    DATASETS_FIELD_NUMBER: _ClassVar[int]
+    pid: int
+    version: str
+    tiers: _containers.RepeatedCompositeFieldContainer[TierStatus]
+    datasets: _containers.RepeatedCompositeFieldContainer[DatasetStatus]
+    def __init__(self, pid: _Optional[int] = ..., version: _Optional[str] = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., datasets: _Optional[_Iterable[_Union[DatasetStatus, _Mapping]]] = ...) -> None: ...
+
+class TierStatus(_message.Message):
+    __slots__ = ("medium", "path", "quota_bytes", "used_bytes", "state")
+    MEDIUM_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    medium: str
+    path: str
+    quota_bytes: int
+    used_bytes: int
+    state: str
+    def __init__(self, medium: _Optional[str] = ..., path: _Optional[str] = ..., quota_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., state: _Optional[str] = ...) -> None: ...
+
+class DatasetStatus(_message.Message):
+    __slots__ = ("dataset_id", "source", "snapshot", "listing", "listing_error", "files", "bytes", "skipped", "holdings", "fetched_bytes", "gets")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    LISTING_FIELD_NUMBER: _ClassVar[int]
+    LISTING_ERROR_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    HOLDINGS_FIELD_NUMBER: _ClassVar[int]
+    FETCHED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GETS_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    source: str
+    snapshot: int
+    listing: bool
+    listing_error: str
+    files: int
+    bytes: int
+    skipped: int
+    holdings: _containers.RepeatedCompositeFieldContainer[TierHoldings]
+    fetched_bytes: int
+    gets: int
+    def __init__(self, dataset_id: _Optional[str] = ..., source: _Optional[str] = ..., snapshot: _Optional[int] = ..., listing: _Optional[bool] = ..., listing_error: _Optional[str] = ..., files: _Optional[int] = ..., bytes: _Optional[int] = ..., skipped: _Optional[int] = ..., holdings: _Optional[_Iterable[_Union[TierHoldings, _Mapping]]] = ..., fetched_bytes: _Optional[int] = ..., gets: _Optional[int] = ...) -> None: ...
+
+class TierHoldings(_message.Message):
+    __slots__ = ("tier", "bytes", "files")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    tier: int
+    bytes: int
+    files: int
+    def __init__(self, tier: _Optional[int] = ..., bytes: _Optional[int] = ..., files: _Optional[int] = ...) -> None: ...
+
+class RetireRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RetireReply(_message.Message):
+    __slots__ = ("leaving",)
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
+    leaving: bool
+    def __init__(self, leaving: _Optional[bool] = ...) -> None: ...
