@@ -179,6 +179,7 @@ class Catalogue:
                 if key != skip:
                     number = cursor.value()
                     raw = txn.get(number, db=self._nodes)
+                    assert raw is not None  # the format: a name always has its node
                     yield _unpack(NodeId(int.from_bytes(number, "big")), raw)
                 more = cursor.next()
 

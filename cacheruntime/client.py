@@ -137,7 +137,7 @@ class WorkerClient:
                         f"the cache worker of {self._config.cache_dir} (process {pid}) does not answer;"
                         " end that process and try again: what is cached is kept"
                     ) from None
-        self._stub = worker_pb2_grpc.WorkerStub(self._channel)
+        self._stub = worker_pb2_grpc.WorkerStub(self._channel)  # type: ignore[no-untyped-call]
         return self._stub
 
     def close(self) -> None:

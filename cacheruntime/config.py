@@ -125,6 +125,20 @@ class CacheConfig:
         """Locked by the running worker, which writes its process id there."""
         return self.cache_dir / "worker.lock"
 
+    def remember_tiers(self) -> None:
+        """Note the tiers in the cache folder, so that later commands need not be told."""
+        draft = self.cache_dir / f"tiers.{os.getpid()}"
+        draft.write_text("".join(f"{tier}\n" for tier in self.tiers))
+        draft.rename(self.cache_dir / "tiers")
+
+    def remembered_tiers(self) -> tuple[TierConfig, ...]:
+        """The tiers that this cache folder was last used with; none when it was not."""
+        try:
+            lines = (self.cache_dir / "tiers").read_text().splitlines()
+        except OSError:
+            return ()
+        return tuple(TierConfig.parse(line) for line in lines)
+
     @property
     def index_dir(self) -> Path:
         return self.cache_dir / "index"

@@ -113,6 +113,11 @@ class ContentReader:
             if os.fstat(opened.descriptor).st_nlink == 0:
                 self._forget(path, opened)
 
+    def abandon(self) -> None:
+        """Close the index too; for a forked child, which must not use it."""
+        self.close()
+        self._index.close()
+
     def close(self) -> None:
         for path, opened in list(self._opened.items()):
             self._forget(path, opened)

@@ -318,8 +318,8 @@ class IndexWriter:
         cached = Cached(pack.tier, size, True, pack.number, offset, pack.dataset, b"")
         with self._env.begin(write=True) as txn:
             key = pack.number.to_bytes(4, "big")
-            known = _unpack_pack(key, txn.get(key, db=self._tables["packs"]))
-            length = max(known.length, offset + size)
+            raw = txn.get(key, db=self._tables["packs"])
+            length = max(_unpack_pack(key, raw).length if raw else 0, offset + size)
             txn.put(key, _PACK.pack(pack.tier, length, bytes.fromhex(pack.dataset)), db=self._tables["packs"])
             self._insert(txn, content, cached)
             txn.put(content + bytes(4), checksum.to_bytes(8, "big"), db=self._tables["sums"])

@@ -30,11 +30,13 @@ def content_id(url: str, path: str, size: int, version: str) -> ContentId:
 
     Args:
         url: canonical URL of the under-store's root (`UnderStore.url`).
-        path: the file's path below it.
+        path: the file's path below it. Only url and path together count, not where the one ends.
         size: in bytes.
         version: ETag, or a stand-in made of the modification time (`Entry.version`).
     """
-    fields = (url, path, str(size), version)
+    # One URL, however it is split: a mount of s3://b/a and a reader of s3://b share what they cache.
+    whole = url + path if url.endswith("/") else f"{url}/{path}"
+    fields = (whole, str(size), version)
     joined = _SEPARATOR.join(field.encode("utf-8", "surrogateescape") for field in fields)
     return ContentId(blake2b(joined, digest_size=16, person=b"forebay-content").digest())
 

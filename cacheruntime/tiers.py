@@ -12,6 +12,7 @@ Files are only ever grown by whole blocks or appended to, and removed by unlink:
 
 import errno
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -121,6 +122,21 @@ def open_folder(config: TierConfig, owner: Path) -> bytes:
             " give each --cache-dir tier folders of its own"
         )
     return bytes.fromhex(text[0])
+
+
+def check_writable(config: TierConfig) -> None:
+    """See whether a tier folder could be used, without making anything that stays.
+
+    Raises:
+        TierUnusable: why not.
+    """
+    path = config.path
+    existing = next(p for p in (path, *path.parents) if p.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing) as probe:
+            probe.write(b"forebay")
+    except OSError as error:
+        raise TierUnusable(f"tier {config.medium.value}:{path} cannot be used: {_reason(error)}") from error
 
 
 def _reason(error: OSError) -> str:

@@ -80,7 +80,7 @@ class KernelBacking:
         request = bytearray(struct.pack("=iIQ", descriptor, 0, 0))
         try:
             # Only a mutable buffer makes ioctl() give the return value, which is the id.
-            return fcntl.ioctl(self._device, BACKING_OPEN, request, True)
+            return int(fcntl.ioctl(self._device, BACKING_OPEN, request, True))
         except OSError as error:
             self.refused = error.strerror or str(error)
             log.warning("passthrough is off for this mount: %s", self.refused)
@@ -478,7 +478,7 @@ class KernelEngine:
         """No reply, and nothing to forget: node ids are not minted by lookups."""
 
 
-_OTHER_ERRNO = {SourceDenied: errno.EACCES, SourceNotFound: errno.ESTALE}
+_OTHER_ERRNO: dict[type[ForebayError], int] = {SourceDenied: errno.EACCES, SourceNotFound: errno.ESTALE}
 """A file that is in the catalogue and gone from the source is stale, for open() succeeded: read(2) knows no ENOENT."""
 
 

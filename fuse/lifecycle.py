@@ -59,13 +59,13 @@ def mount(request: MountRequest) -> tuple[mounts.MountState, int]:
     found = probe([tier.path for tier in request.config.tiers])
     if found.trouble:
         raise MountError(found.trouble)
-    mode, note = _checked_mode(request, found)
+    wished, note = _checked_mode(request, found)
     client = WorkerClient(request.config)
     try:
         client.connect()
         client.check_tiers(request.tiers_given)
         reply = client.attach(request.source, list_tree=True, relist=True)
-        mode, reason = _resolve_mode(mode, reply.catalogue, found)
+        mode, reason = _resolve_mode(wished, reply.catalogue, found)
         spec = _spec(request, directory, reply, mode, reason, note)
         process = _start_supervisor(spec)
         state = mounts.read_state(Path(spec.folder))

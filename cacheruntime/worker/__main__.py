@@ -89,6 +89,7 @@ def main() -> int:
         _set_up_log(config.cache_dir)
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         storage = Storage(config, boot_id)
+        config.remember_tiers()
     except ForebayError as error:
         print(f"error {type(error).__name__}: {error}", flush=True)
         return 1

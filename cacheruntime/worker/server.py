@@ -19,7 +19,7 @@ _THREADS = 128
 """Each call that waits holds one; beyond this, calls queue in grpc. A mount's max_background is 64."""
 
 
-class WorkerService(worker_pb2_grpc.WorkerServicer):  # type: ignore[misc]
+class WorkerService(worker_pb2_grpc.WorkerServicer):
     """Passes requests to the core."""
 
     def __init__(self, core: Core, token: trio.lowlevel.TrioToken) -> None:
@@ -65,7 +65,7 @@ def start_server(core: Core, socket: Path) -> grpc.Server:
     socket.unlink(missing_ok=True)  # of a worker that was killed; the cache folder's lock says that none runs
     server = grpc.server(ThreadPoolExecutor(_THREADS, thread_name_prefix="rpc"), options=rpc.OPTIONS)
     service = WorkerService(core, trio.lowlevel.current_trio_token())
-    worker_pb2_grpc.add_WorkerServicer_to_server(service, server)
+    worker_pb2_grpc.add_WorkerServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     try:
         server.add_insecure_port(f"unix:{socket}")
     except RuntimeError as error:

@@ -1,0 +1,58 @@
+# `make demo` and `make test` set up all they need on a fresh Debian machine with Python 3.11 or later.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEBIAN := libfuse3-dev fuse3 pkg-config gcc libc6-dev python3-dev
+
+.PHONY: demo test soak lint format bench proto setup clean
+
+demo: setup
+	$(BIN)/python -m forebay.bench.demo
+
+test: setup $(VENV)/.pyfuse3
+	$(BIN)/python -m pytest -q
+
+soak: setup $(VENV)/.pyfuse3
+	$(BIN)/python -m pytest -q -m soak
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup
+	$(BIN)/python -m forebay.bench.bench --markdown
+
+# protoc maps proto/ to the import path forebay.proto; the links of the editable install put the output back.
+proto: setup
+	$(BIN)/python -m grpc_tools.protoc -Iforebay/proto=proto \
+		--python_out=.editable --pyi_out=.editable --grpc_python_out=.editable proto/*.proto
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml hatch_build.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Forebay needs Python 3.11 or later; set PYTHON=/path/to/it"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "a virtual environment cannot be made; install: apt-get install python3-venv"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+# The reference engine compiles against libfuse3. Only the tests need it.
+$(VENV)/.pyfuse3: $(VENV)/.installed
+	@pkg-config --exists fuse3 2>/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(DEBIAN) >/dev/null; \
+	else \
+		echo "the tests of the pyfuse3 engine need: apt-get install $(DEBIAN)"; exit 1; \
+	fi
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[pyfuse3]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .editable .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,328 @@
+"""``forebay://``: an fsspec file system that reads through the node's cache without FUSE and without a copy.
+
+``fsspec.open("forebay://s3://bucket/key")`` and whatever takes fsspec URLs (pandas, pyarrow, torchdata) read the
+same tier files as a mount does; the worker is asked only for what is missing. The URL behind ``forebay://`` is any
+source that `forebay mount` takes.
+"""
+
+import io
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fsspec import AbstractFileSystem
+
+from forebay.cacheruntime.client import SourceSpec, WorkerClient
+from forebay.cacheruntime.config import CacheConfig, default_cache_dir, default_runtime_dir, default_tier
+from forebay.cacheruntime.content import ContentReader
+from forebay.cacheruntime.errors import NotAttached, SourceNotFound, SourceStale, UsageError
+from forebay.cacheruntime.index import Index
+from forebay.cacheruntime.keys import ContentId, content_id
+from forebay.cacheruntime.readahead import Readahead
+from forebay.cacheruntime.touch import TouchMap
+from forebay.cacheruntime.understore.address import parse_address
+from forebay.cacheruntime.understore.credentials import resolve_options
+from forebay.proto import worker_pb2 as pb
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_BUFFER_BYTES = 256 << 10
+"""Of the buffered reader around a file: for line-wise reading; larger reads go past it."""
+
+
+class _NodeCache:
+    """The cache of one folder as this process reads it: LMDB must be opened once in a process.
+
+    Concurrency: a lock guards the reader's bookkeeping; bytes are read outside it from a descriptor of the caller's.
+    """
+
+    def __init__(self, config: CacheConfig) -> None:
+        self.config = config
+        self.lock = threading.Lock()
+        self.client = WorkerClient(config)
+        self._attached: dict[SourceSpec, str] = {}
+        self._reader: ContentReader | None = None
+
+    @property
+    def reader(self) -> ContentReader:
+        """Raises CacheFormatError until a worker has made the index; `dataset` sees to that."""
+        if self._reader is None:
+            touch = TouchMap(self.config.cache_dir / "touch")
+            self._reader = ContentReader(Index(self.config.index_dir), touch)
+        return self._reader
+
+    def call(self, method: str, spec: SourceSpec, make_request: Callable[[str], Any]) -> Any:
+        """A unary call about an attached source; attaches when the worker is a new one."""
+        for attempt in (0, 1):
+            try:
+                return self.client.call(method, make_request(self.dataset(spec)))
+            except NotAttached:
+                with self.lock:
+                    self._attached.clear()
+                if attempt:
+                    raise
+        raise AssertionError("unreachable")
+
+    def abandon(self) -> None:
+        """In a forked child: unmap the parent's index (LMDB leaves the parent's part of it alone)."""
+        if self._reader is not None:
+            self._reader.abandon()
+
+    def dataset(self, spec: SourceSpec) -> str:
+        """Its id; attaches the source when this process has not done so."""
+        known = self._attached.get(spec)
+        if known is None:
+            known = str(self.client.attach(spec).dataset_id)
+            with self.lock:
+                self._attached[spec] = known
+        return known
+
+
+_caches: dict[Path, _NodeCache] = {}
+_caches_lock = threading.Lock()
+
+
+def _node_cache(config: CacheConfig) -> _NodeCache:
+    """This process's view of a cache folder. A forked child gets its own: neither LMDB nor gRPC survives a fork."""
+    with _caches_lock:
+        if config.cache_dir not in _caches:
+            _caches[config.cache_dir] = _NodeCache(config)
+        return _caches[config.cache_dir]
+
+
+def _drop_inherited() -> None:
+    """In a forked child: let go of what only the parent may use, so that the child can open its own."""
+    global _caches_lock
+    _caches_lock = threading.Lock()  # another thread of the parent may have held it
+    for cache in _caches.values():
+        cache.abandon()
+    _caches.clear()
+
+
+os.register_at_fork(after_in_child=_drop_inherited)
+
+
+class _Spec(SourceSpec):
+    """A source as dictionary key; sources with other options are other ones."""
+
+    def __hash__(self) -> int:
+        return hash((self.source, tuple(sorted(self.options.items()))))
+
+
+class ForebayFileSystem(AbstractFileSystem):  # type: ignore[misc]
+    """Read-only view of all that ``forebay://SOURCE-URL`` names.
+
+    Args:
+        cache_dir: of the node cache; default as for `forebay mount`.
+        options: for the source, as `--option` of `forebay mount`; the usual AWS_* variables are read too.
+    """
+
+    protocol = "forebay"
+    cachable = True
+
+    def __init__(self, cache_dir: str | None = None, options: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        folder = Path(os.path.abspath(cache_dir)) if cache_dir else default_cache_dir(os.environ)
+        config = CacheConfig(folder, (), default_runtime_dir(os.environ))
+        self._config = replace(config, tiers=config.remembered_tiers() or (default_tier(folder),))
+        self._options = dict(options or {})
+
+    @classmethod
+    def _strip_protocol(cls, path: str | list[str]) -> Any:
+        if isinstance(path, list):
+            return [cls._strip_protocol(one) for one in path]
+        stripped = path.removeprefix("forebay://")
+        return stripped.rstrip("/") if not stripped.endswith("://") else stripped
+
+    def unstrip_protocol(self, name: str) -> str:
+        return name if name.startswith("forebay://") else f"forebay://{name}"
+
+    @property
+    def _node(self) -> _NodeCache:
+        return _node_cache(self._config)
+
+    def _locate(self, path: str) -> tuple[_Spec, str]:
+        """The source to attach (a bucket, a host, the root) and the path in it."""
+        url = self._strip_protocol(path)
+        if "://" not in url:
+            raise UsageError(f"forebay://{url} names no source; write it like forebay://s3://bucket/key")
+        root, inner = split_root(url)
+        return _Spec(root, resolve_options(root, self._options, os.environ)), inner
+
+    def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        spec, inner = self._locate(path)
+        name = self._strip_protocol(path)
+        if not inner:
+            return {"name": name, "size": 0, "type": "directory"}
+        try:
+            return _describe(name, self._ask(spec, inner).entry)
+        except SourceNotFound as error:
+            try:
+                self._ask(spec, inner, children=True)
+            except SourceNotFound:
+                raise FileNotFoundError(path) from error
+            return {"name": name, "size": 0, "type": "directory"}
+
+    def ls(self, path: str, detail: bool = True, **kwargs: Any) -> list[Any]:
+        spec, inner = self._locate(path)
+        name = self._strip_protocol(path)
+        try:
+            children = self._ask(spec, inner, children=True).children
+        except SourceNotFound as error:
+            try:
+                found = [_describe(name, self._ask(spec, inner).entry)]
+            except SourceNotFound:
+                raise FileNotFoundError(path) from error
+        else:
+            root = spec.source if spec.source.endswith("/") else f"{spec.source}/"
+            found = [_describe(root + os.fsdecode(child.path), child) for child in children]
+        return found if detail else [entry["name"] for entry in found]
+
+    def _ask(self, spec: _Spec, inner: str, children: bool = False) -> pb.StatReply:
+        raw = os.fsencode(inner)
+        reply: pb.StatReply = self._node.call(
+            "Stat", spec, lambda dataset: pb.StatRequest(dataset_id=dataset, path=raw, children=children)
+        )
+        return reply
+
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> io.BufferedReader:
+        if mode != "rb":
+            raise UsageError(f"forebay:// is read-only; {path} cannot be opened with mode {mode!r}")
+        return io.BufferedReader(self._raw(path), _BUFFER_BYTES)
+
+    def _raw(self, path: str) -> "CachedFile":
+        spec, inner = self._locate(path)
+        try:
+            entry = self._ask(spec, inner).entry
+        except SourceNotFound as error:
+            raise FileNotFoundError(path) from error
+        return CachedFile(self._config, spec, inner, entry)
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **kwargs: Any) -> bytes:
+        with self._raw(path) as raw:
+            first, last, _ = slice(start, end).indices(raw.size)
+            raw.seek(first)
+            data = bytearray(max(0, last - first))
+            filled = 0
+            while filled < len(data):
+                got = raw.readinto(memoryview(data)[filled:])
+                if not got:
+                    break
+                filled += got
+            return bytes(data[:filled])
+
+    def created(self, path: str) -> Any:
+        raise NotImplementedError("object stores do not tell when a file was created")
+
+    def modified(self, path: str) -> Any:
+        from datetime import UTC, datetime
+
+        return datetime.fromtimestamp(self.info(path)["mtime"], tz=UTC)
+
+
+def split_root(url: str) -> tuple[str, str]:
+    """A URL's source root and the path below it: the bucket, the host, or the root of the file system."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "file":
+        return "file:///", rest.strip("/")
+    container, _, inner = rest.partition("/")
+    if "+" in scheme:  # s3+http://host:port/bucket/key
+        bucket, _, inner = inner.partition("/")
+        return f"{scheme}://{container}/{bucket}", inner
+    return f"{scheme}://{container}", inner
+
+
+def _describe(name: str, entry: pb.StatEntry) -> dict[str, Any]:
+    return {
+        "name": name,
+        "size": entry.size,
+        "type": entry.kind if entry.kind != "symlink" else "link",
+        "mtime": entry.mtime_ns / 1e9,
+        "ETag": entry.version,
+    }
+
+
+class CachedFile(io.RawIOBase):
+    """One version of one file; reads go straight from the tier file into the caller's buffer.
+
+    Safe to use from several threads as far as io.RawIOBase is: position-changing calls need the caller's order.
+    """
+
+    def __init__(self, config: CacheConfig, spec: _Spec, path: str, entry: pb.StatEntry) -> None:
+        super().__init__()
+        self._config, self._spec, self._path, self._entry = config, spec, path, entry
+        self.size: int = entry.size
+        self.name = path
+        url = parse_address(spec.source, spec.options).url
+        self._content: ContentId = content_id(url, path, entry.size, entry.version)
+        self._position = 0
+        fill = self._config.fill
+        self._readahead = Readahead(fill.window_min_bytes, fill.window_max_bytes)
+
+    @property
+    def _cache(self) -> _NodeCache:
+        return _node_cache(self._config)  # a file that was opened before a fork goes on in the child
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"negative seek position {base + offset}")
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: "Buffer") -> int:
+        view = memoryview(buffer).cast("B")
+        wanted = min(len(view), self.size - self._position, self._config.fill.window_max_bytes)
+        if wanted <= 0:
+            return 0
+        got = self._read_at(view[:wanted], self._position)
+        self._position += got
+        return got
+
+    def _read_at(self, view: memoryview, offset: int) -> int:
+        end = offset + len(view)
+        for _ in range(3):  # what was filled may be evicted before we look, but not over and over
+            cache = self._cache
+            with cache.lock:
+                place = cache.reader.find(self._content, offset, end)
+                # Our own descriptor: the reader may close its one as soon as the lock is free.
+                descriptor = os.dup(place.descriptor) if place is not None else -1
+                advice = self._readahead.observe(offset, len(view), self.size)
+                whole = cache.reader.is_whole(self._content)
+            if place is not None:
+                try:
+                    got = os.preadv(descriptor, [view], place.base + offset)
+                finally:
+                    os.close(descriptor)
+                if not whole and advice.ahead_bytes:
+                    self._fill(advice.ahead_start, advice.ahead_bytes, advice.ahead_bytes, background=True)
+                return got
+            data = self._fill(offset, len(view), advice.window_bytes)
+            if data is not None:
+                view[: len(data)] = data
+                return len(data)
+        raise SourceStale(f"{self._spec.source}/{self._path}: cached bytes went away as often as they came")
+
+    def _fill(self, offset: int, length: int, window: int, *, background: bool = False) -> bytes | None:
+        ref = pb.FileRef(path=os.fsencode(self._path), size=self.size, version=self._entry.version)
+        reply = self._cache.call(
+            "Fill",
+            self._spec,
+            lambda dataset: pb.FillRequest(
+                dataset_id=dataset, file=ref, offset=offset, length=length, window=window, background=background
+            ),
+        )
+        return None if reply.cached else reply.through

@@ -1,0 +1,261 @@
+"""What each command does: build the configuration, call the packages below, show the outcome."""
+
+import grp
+import json as jsonlib
+import os
+import pwd
+import signal
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from forebay.cacheruntime import mounts as register
+from forebay.cacheruntime.client import SourceSpec, WorkerClient, worker_pid
+from forebay.cacheruntime.config import (
+    CacheConfig,
+    TierConfig,
+    default_cache_dir,
+    default_runtime_dir,
+    default_tier,
+)
+from forebay.cacheruntime.errors import SourceNotFound, UsageError
+from forebay.cacheruntime.keys import DatasetId, dataset_id
+from forebay.cacheruntime.status import DatasetReport, cache_report
+from forebay.cacheruntime.understore.credentials import resolve_options
+from forebay.cacheruntime.understore.factory import canonical_source
+from forebay.cli import screens
+from forebay.fuse import lifecycle, mounting
+from forebay.fuse.counters import Counts, read_counts
+from forebay.proto import worker_pb2 as pb
+
+ENGINES = ("kernel", "pyfuse3")
+OPEN_MODES = ("auto", "passthrough", "no-open", "cached")
+
+
+def cache_config(cache_dir: Path | None, tiers: list[str]) -> CacheConfig:
+    """The configuration of a cache folder; without tiers, those that it was used with last, else the default."""
+    folder = Path(os.path.abspath(cache_dir)) if cache_dir else default_cache_dir(os.environ)
+    runtime = default_runtime_dir(os.environ)
+    config = CacheConfig(folder, tuple(TierConfig.parse(text) for text in tiers), runtime)
+    paths = [tier.path for tier in config.tiers]
+    if len(set(paths)) < len(paths):
+        raise UsageError("two tiers have the same folder; give each its own")
+    return config if tiers else replace(config, tiers=config.remembered_tiers() or (default_tier(folder),))
+
+
+def source_spec(source: str, options: list[str]) -> SourceSpec:
+    """Source and options with everything that the environment has to say about them."""
+    given = {}
+    for text in options:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"--option {key!r} is not KEY=VALUE; write it like endpoint=http://127.0.0.1:9000")
+        given[key] = value
+    if "://" not in source:
+        source = os.path.abspath(source)
+    return SourceSpec(source, resolve_options(source, given, os.environ))
+
+
+def _owner(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return os.geteuid(), os.getegid()
+    user, colon, group = text.partition(":")
+    try:
+        uid = int(user) if user.isdigit() else pwd.getpwnam(user).pw_uid
+        if not colon:
+            return uid, pwd.getpwuid(uid).pw_gid
+        return uid, int(group) if group.isdigit() else grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise UsageError(f"--owner {text!r}: no such user or group; write UID:GID like 1000:1000") from None
+
+
+def _umask(text: str) -> int:
+    try:
+        value = int(text, 8)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 0o777:
+        raise UsageError(f"--umask {text!r} is not an octal number from 000 to 777; write it like 022")
+    return value
+
+
+def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise UsageError(f"{option} {value!r} is not one of {', '.join(allowed)}")
+    return value
+
+
+def mount(
+    source: str,
+    directory: str,
+    cache_dir: Path | None,
+    tiers: list[str],
+    options: list[str],
+    owner: str | None,
+    umask: str,
+    allow_other: bool,
+    engine: str,
+    open_mode: str,
+    foreground: bool,
+) -> None:
+    uid, gid = _owner(owner)
+    request = lifecycle.MountRequest(
+        source=source_spec(source, options),
+        directory=directory,
+        config=cache_config(cache_dir, tiers),
+        tiers_given=bool(tiers),
+        engine=_one_of("--engine", engine, ENGINES),
+        open_mode=_one_of("--open-mode", open_mode, OPEN_MODES),
+        uid=uid,
+        gid=gid,
+        umask=_umask(umask),
+        allow_other=allow_other,
+    )
+    state, supervisor = lifecycle.mount(request)
+    screens.mounted(state)
+    if foreground:
+        _stay(state, supervisor, request.config)
+
+
+def _stay(state: register.MountState, supervisor: int, config: CacheConfig) -> None:
+    stopped = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.append(True))
+    while not stopped and register.start_time(supervisor) == state.supervisor_start:
+        time.sleep(0.2)
+    if stopped and register.start_time(supervisor) == state.supervisor_start:
+        lifecycle.umount(state.dir, config, lazy=mounting.mounted(state.dir) is not None and _is_busy(state.dir))
+
+
+def _is_busy(directory: str) -> bool:
+    entry = mounting.mounted(directory)
+    return entry is not None and any(True for _ in lifecycle.users_of(entry, directory))
+
+
+def umount(directory: str, lazy: bool) -> None:
+    lifecycle.umount(directory, cache_config(None, []), lazy=lazy)
+
+
+def mounts(json: bool) -> None:
+    found = lifecycle.survey(cache_config(None, []))
+    rows = [
+        {
+            "dir": health.state.dir,
+            "source": health.state.source,
+            "dataset": health.state.dataset_id,
+            "snapshot": health.state.snapshot,
+            "engine": health.state.engine,
+            "open_mode": health.state.open_mode,
+            "open_mode_reason": health.state.open_mode_reason,
+            "cache_dir": health.state.cache_dir,
+            "healthy": health.healthy,
+            "trouble": health.trouble,
+            "note": health.state.note,
+            "pids": {
+                "supervisor": health.state.supervisor,
+                "handlers": list(health.state.handlers),
+                "worker": health.worker,
+            },
+        }
+        for health in found
+    ]
+    print(jsonlib.dumps(rows, indent=2)) if json else screens.mounts(rows)
+
+
+def _mounted_at(target: str, config: CacheConfig) -> register.MountState | None:
+    """The mount on a directory, or that the directory lies in; never looks at the mount itself."""
+    if "://" in target:
+        return None
+    real = mounting.real_directory(target)
+    for _, state in register.registered(config.runtime_dir):
+        if state.dir == real:
+            return state
+    return None
+
+
+def warmup(
+    target: str, paths: list[str], jobs: int, cache_dir: Path | None, tiers: list[str], options: list[str], json: bool
+) -> None:
+    config = cache_config(cache_dir, tiers)
+    state = _mounted_at(target, config)
+    if state is not None:
+        # The mount's own cache and snapshot; its worker has the credentials already.
+        config = cache_config(Path(state.cache_dir), tiers)
+    client = WorkerClient(config)
+    try:
+        client.connect()
+        client.check_tiers(bool(tiers))
+        if state is not None:
+            name = state.dataset_id
+        else:
+            reply = client.attach(source_spec(target, options), list_tree=True)
+            name = reply.dataset_id
+        request = pb.WarmupRequest(dataset_id=name, paths=[_below(path, state) for path in paths], jobs=jobs)
+        last = screens.warmup(client.warmup(request), json)
+    finally:
+        lifecycle.retire(client)
+        client.close()
+    if last is None or last.files_failed or last.files_uncached:
+        sys.exit(1)
+
+
+def _below(path: str, state: register.MountState | None) -> bytes:
+    """A path below the dataset's root, from one relative to it or (with a mount) an absolute one inside the mount."""
+    if state is not None and path.startswith("/"):
+        real = mounting.real_directory(path)
+        if real != state.dir and not real.startswith(state.dir + "/"):
+            raise UsageError(f"{path} is not below {state.dir}")
+        path = real[len(state.dir) :]
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise UsageError(f"{path} leaves the dataset; name paths below it")
+    return os.fsencode("/".join(parts))
+
+
+def status(target: str | None, cache_dir: Path | None, options: list[str], json: bool) -> None:
+    config = cache_config(cache_dir, [])
+    only: DatasetId | None = None
+    if target is not None:
+        state = _mounted_at(target, config)
+        if state is not None:
+            config = cache_config(Path(state.cache_dir), [])
+            only = DatasetId(state.dataset_id)
+        else:
+            spec = source_spec(target, options)
+            only = dataset_id(canonical_source(spec.source, spec.options))
+    tiers, datasets = cache_report(config)
+    if only is not None:
+        datasets = [report for report in datasets if report.dataset_id == only]
+        if not datasets:
+            raise SourceNotFound(f"nothing is known of {target} in {config.cache_dir}; mount it or warm it up first")
+    rows = [_dataset_row(report, config) for report in datasets]
+    shown = {
+        "cache_dir": str(config.cache_dir),
+        "worker": worker_pid(config),
+        "tiers": [asdict(tier) for tier in tiers],
+        "datasets": rows,
+    }
+    print(jsonlib.dumps(shown, indent=2)) if json else screens.status(shown)
+
+
+def _dataset_row(report: DatasetReport, config: CacheConfig) -> dict[str, Any]:
+    counts = Counts()
+    for folder, state in register.registered(config.runtime_dir):
+        if state.dataset_id == report.dataset_id and state.cache_dir == str(config.cache_dir):
+            for name, value in vars(read_counts(folder / "counters")).items():
+                setattr(counts, name, getattr(counts, name) + value)
+    return asdict(report) | {"hit_ratio": counts.hit_ratio, "counters": vars(counts)}
+
+
+def doctor(cache_dir: Path | None, tiers: list[str], json: bool) -> None:
+    from forebay.fuse.doctor import examine
+
+    findings = examine(cache_config(cache_dir, tiers))
+    if json:
+        print(jsonlib.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        screens.doctor(findings)
+    if any(finding.level == "fails" for finding in findings):
+        sys.exit(1)

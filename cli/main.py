@@ -1,0 +1,188 @@
+"""The `forebay` command: arguments in, screens out. What it does lives in the packages below it.
+
+Nothing heavy is imported before a command runs, so that `--help` answers at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="forebay",
+    help="Reads an object store as a folder: slow the first time, at local speed after.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache-dir",
+        metavar="PATH",
+        help="Folder of the cache's index (and of its data, without --tier). One worker serves all mounts of it."
+        " Default: $FOREBAY_CACHE_DIR, else /var/cache/forebay for root, ~/.cache/forebay for others.",
+    ),
+]
+Tiers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tier",
+        metavar="MEDIUM:FOLDER:SIZE",
+        help="Where cached data goes, fastest first; may be given several times. MEDIUM is MEM, SSD or HDD."
+        " Example: --tier MEM:/dev/shm/forebay:4GiB --tier SSD:/var/cache/forebay/ssd:100GiB."
+        " Default: one SSD tier in the cache folder, half of the free space there.",
+    ),
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--option",
+        "-o",
+        metavar="KEY=VALUE",
+        help="For the source, may be given several times: endpoint, region, anon=true, profile, access_key_id, ..."
+        " The usual AWS_* variables are read too.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+SOURCE_HELP = "s3://bucket/prefix, gs://, az://, https://..., file:///path, hdfs://, oss://, or any fsspec URL."
+
+
+@app.command()
+def mount(
+    source: Annotated[str, typer.Argument(help=SOURCE_HELP)],
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="An empty folder.")],
+    cache_dir: CacheDir = None,
+    tier: Tiers = None,
+    option: Options = None,
+    owner: Annotated[
+        str | None,
+        typer.Option(metavar="UID:GID", help="Whose the files seem to be; names or numbers. Default: yours."),
+    ] = None,
+    umask: Annotated[str, typer.Option(metavar="OCTAL", help="Permission bits to take away.")] = "022",
+    allow_other: Annotated[bool, typer.Option("--allow-other", help="Let other users see the mount.")] = False,
+    engine: Annotated[
+        str, typer.Option(metavar="kernel|pyfuse3", help="FUSE engine; pyfuse3 is the way out when ours is at fault.")
+    ] = "kernel",
+    open_mode: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|passthrough|no-open|cached",
+            help="How files are opened: passthrough is best for large files, no-open for millions of small ones;"
+            " auto looks at the sizes.",
+        ),
+    ] = "auto",
+    foreground: Annotated[bool, typer.Option("--foreground", help="Stay until Ctrl-C, then unmount.")] = False,
+) -> None:
+    """Mount SOURCE on DIR, read-only. Returns when the mount is usable.
+
+    Example: forebay mount s3://my-bucket/imagenet /data/imagenet
+    """
+    from forebay.cli import commands
+
+    commands.mount(
+        source, directory, cache_dir, tier or [], option or [], owner, umask, allow_other, engine, open_mode, foreground
+    )
+
+
+@app.command()
+def umount(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Where it is mounted.")],
+    lazy: Annotated[
+        bool, typer.Option("--lazy", "-l", help="Detach at once; what is open there stays readable until closed.")
+    ] = False,
+) -> None:
+    """Unmount DIR. What is cached stays for the next mount. Works also after a crash."""
+    from forebay.cli import commands
+
+    commands.umount(directory, lazy)
+
+
+@app.command()
+def mounts(json: Json = False) -> None:
+    """List the mounts of this machine: source, snapshot, mode, health, processes."""
+    from forebay.cli import commands
+
+    commands.mounts(json)
+
+
+@app.command()
+def warmup(
+    target: Annotated[
+        str, typer.Argument(metavar="SOURCE|DIR", help="A source as for mount, or where one is mounted.")
+    ],
+    path: Annotated[list[str] | None, typer.Argument(metavar="PATH", help="Only these, below it.")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", help="Files at once.", min=1, max=256)] = 8,
+    cache_dir: CacheDir = None,
+    tier: Tiers = None,
+    option: Options = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Print progress as JSON, a line each, instead of a bar.")
+    ] = False,
+) -> None:
+    """Bring files into the cache ahead of their readers.
+
+    Exit status: 0 when all of it is cached, 1 when something failed or did not fit.
+    """
+    from forebay.cli import commands
+
+    commands.warmup(target, path or [], jobs, cache_dir, tier or [], option or [], json)
+
+
+@app.command()
+def status(
+    target: Annotated[
+        str | None, typer.Argument(metavar="SOURCE|DIR", help="Only this one; without it, all that is cached.")
+    ] = None,
+    cache_dir: CacheDir = None,
+    option: Options = None,
+    json: Json = False,
+) -> None:
+    """Show what the sources hold, how much of it each tier has, and the hit ratio of the mounts."""
+    from forebay.cli import commands
+
+    commands.status(target, cache_dir, option or [], json)
+
+
+@app.command()
+def doctor(cache_dir: CacheDir = None, tier: Tiers = None, json: Json = False) -> None:
+    """Try out what this machine allows, and say what is missing and what that costs.
+
+    Exit status: 0 when mounts work, 1 when they do not.
+    """
+    from forebay.cli import commands
+
+    commands.doctor(cache_dir, tier or [], json)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from forebay.cacheruntime.version import VERSION
+
+    print(f"forebay {VERSION}")
+
+
+def run() -> Any:
+    """Entry point: errors of ours become one line on standard error and exit status 1 (2 for wrong usage)."""
+    from forebay.cacheruntime.errors import ForebayError, UsageError
+
+    try:
+        return app()
+    except UsageError as error:
+        trouble, code = error, 2
+    except ForebayError as error:
+        trouble, code = error, 1  # type: ignore[assignment]
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)  # the reader of our output left, as in `| head`
+    print(f"forebay: {' '.join(str(trouble).split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,152 @@
+"""Tables, bars and sentences, with rich. Plain text when the output is not a terminal."""
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from forebay.cacheruntime.mounts import MountState
+from forebay.proto import worker_pb2 as pb
+
+console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+errors = Console(stderr=True, highlight=False)
+
+_STEP = 1024
+
+
+def size_text(size: float) -> str:
+    """'4.2 GiB'."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(size) < _STEP or unit == "TiB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= _STEP
+    raise AssertionError("unreachable")
+
+
+def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def mounted(state: MountState) -> None:
+    how = f"snapshot {state.snapshot}, {state.open_mode}: {state.open_mode_reason}"
+    print(f"{state.source} is mounted on {state.dir} ({how})")
+    if state.note and state.engine == "kernel":
+        print(f"note: no passthrough: {state.note}; large files are read through the handler, about 5 times slower")
+
+
+def mounts(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        print("nothing is mounted; mount something with: forebay mount SOURCE DIR")
+        return
+    table = _table("DIR", "SOURCE", "SNAPSHOT", "ENGINE", "OPEN MODE", "HEALTH", "PIDS")
+    for row in rows:
+        pids = row["pids"]
+        handlers = " ".join(map(str, pids["handlers"]))
+        table.add_row(
+            row["dir"], row["source"], str(row["snapshot"]), row["engine"],
+            f"{row['open_mode']} ({row['open_mode_reason']})",
+            "ok" if row["healthy"] else row["trouble"],
+            f"supervisor {pids['supervisor']}, handlers {handlers}, worker {pids['worker']}",
+        )  # fmt: skip
+    console.print(table)
+
+
+def status(shown: dict[str, Any]) -> None:
+    worker = f"process {shown['worker']}" if shown["worker"] else "not running"
+    print(f"cache {shown['cache_dir']}, worker {worker}")
+    tiers = _table("TIER", "FOLDER", "USED", "QUOTA", "FILES", right=("USED", "QUOTA", "FILES"))
+    for tier in shown["tiers"]:
+        tiers.add_row(
+            tier["medium"],
+            tier["path"],
+            size_text(tier["used_bytes"]),
+            size_text(tier["quota_bytes"]),
+            str(tier["files"]),
+        )
+    console.print(tiers)
+    print()
+    if not shown["datasets"]:
+        print("no dataset yet; mount one with: forebay mount SOURCE DIR")
+        return
+    table = _table(
+        "SOURCE", "FILES", "SIZE", "CACHED FILES", "CACHED", "SHARE", "IN", "HIT RATIO", "LISTING",
+        right=("FILES", "SIZE", "CACHED FILES", "CACHED", "SHARE", "HIT RATIO"),
+    )  # fmt: skip
+    for row in shown["datasets"]:
+        share = row["cached_bytes"] / row["source_bytes"] if row["source_bytes"] else None
+        held = ", ".join(f"{tier['medium']} {size_text(tier['bytes'])}" for tier in row["tiers"]) or "-"
+        ratio = row["hit_ratio"]
+        table.add_row(
+            row["source"], str(row["source_files"]), size_text(row["source_bytes"]), str(row["cached_files"]),
+            size_text(row["cached_bytes"]), "-" if share is None else f"{share:.0%}", held,
+            "-" if ratio is None else f"{ratio:.1%}", row["listing"],
+        )  # fmt: skip
+    console.print(table)
+    for row in shown["datasets"]:
+        if row["skipped"]:
+            print(f"{row['source']}: {row['skipped']} keys cannot be file names and are not shown")
+
+
+def warmup(updates: Iterable[pb.WarmupProgress], as_json: bool) -> pb.WarmupProgress | None:
+    """Show progress to the end; returns the last state."""
+    return _warmup_json(updates) if as_json else _warmup_bar(updates)
+
+
+def _warmup_json(updates: Iterable[pb.WarmupProgress]) -> pb.WarmupProgress | None:
+    last = None
+    for last in updates:
+        fields = {field.name: getattr(last, field.name) for field in last.DESCRIPTOR.fields}
+        print(json.dumps(fields | {"failures": list(last.failures)}), flush=True)
+    return last
+
+
+def _warmup_bar(updates: Iterable[pb.WarmupProgress]) -> pb.WarmupProgress | None:
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[files]} files"), DownloadColumn(True),
+        TransferSpeedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    last = None
+    with Progress(*columns, console=errors) as progress:
+        task = progress.add_task("listing", total=None, files="0")
+        for last in updates:
+            known = not last.listing
+            progress.update(
+                task, description="warming up" if known else "listing", completed=last.bytes_done,
+                total=max(last.bytes_total, 1) if known else None, files=f"{last.files_done}/{last.files_total}",
+            )  # fmt: skip
+        if last is not None and last.finished and not last.files_failed:
+            progress.update(task, completed=max(last.bytes_total, 1))
+    if last is None:
+        return None
+    for failure in last.failures:
+        print(f"failed: {failure}", file=sys.stderr)
+    print(f"{last.files_done} of {last.files_total} files, {size_text(last.bytes_done)} done", end="")
+    print(f"; {last.files_failed} failed" if last.files_failed else "", end="")
+    print(f"; {last.files_uncached} found no room in the tiers" if last.files_uncached else "")
+    return last
+
+
+@dataclass(frozen=True)
+class _Mark:
+    text: str
+    style: str
+
+
+_MARKS = {"good": _Mark("ok", "green"), "warns": _Mark("!!", "yellow"), "fails": _Mark("NO", "red")}
+
+
+def doctor(findings: Iterable[Any]) -> None:
+    table = _table("", "WHAT", "FOUND", "WHAT IT COSTS, AND THE CURE")
+    for finding in findings:
+        mark = _MARKS[finding.level]
+        table.add_row(f"[{mark.style}]{mark.text}[/]", finding.name, finding.found, finding.advice)
+    console.print(table)
