@@ -2,7 +2,7 @@
 
 Storage format
 --------------
-Folder ``datasets/<dataset id>/<snapshot number>/`` holds one LMDB environment with three tables. The worker
+Folder ``datasets/<dataset id>/<snapshot number>/`` holds one LMDB environment with four tables. The worker
 alone writes it (`CatalogueWriter`); any number of processes read it (`Catalogue`), also while a listing is still
 being written.
 
@@ -11,8 +11,10 @@ being written.
     snapshot exists, so a reader that still holds an older version of a file finds it.
 ``names``: directory's node id (8 bytes, big endian) + name -> node id (8 bytes, big endian). Exactly one entry
     for each visible name; keys sort a directory's names together, in byte order, which is readdir's order.
+``skipped``: hash of a key (16 bytes) -> empty; one for each key of the source that is not shown, as it cannot be a
+    file name here or a directory has its name. A table, for a key may be listed any number of times.
 ``meta``: ``complete`` -> b"1" once the listing has ended; ``error`` -> why it broke off; ``files``, ``bytes``,
-    ``small_bytes``, ``skipped`` -> 8-byte counters over visible files; ``source`` -> the under-store's canonical URL.
+    ``small_bytes`` -> 8-byte counters over visible files; ``source`` -> the under-store's canonical URL.
 
 A name that is absent is known to be absent when the listing is complete, or when its directory's node carries
 `_LISTED` (it was listed ahead of the rest).
@@ -23,6 +25,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +129,11 @@ class Catalogue:
         self.folder = folder
         try:
             self._env = env or lmdb.open(
-                str(folder), readonly=True, max_dbs=3, map_size=_MAP_BYTES, max_readers=1024, readahead=False
+                str(folder), readonly=True, max_dbs=4, map_size=_MAP_BYTES, max_readers=1024, readahead=False
             )
             self._nodes = self._env.open_db(b"nodes", create=False)
             self._names = self._env.open_db(b"names", create=False)
+            self._skipped = self._env.open_db(b"skipped", create=False)
             self._meta = self._env.open_db(b"meta", create=False)
         except lmdb.Error as error:
             raise CacheFormatError(f"{folder} holds no readable catalogue ({error})") from error
@@ -231,7 +235,8 @@ class Catalogue:
                 return int.from_bytes(txn.get(key, db=self._meta) or b"", "big")
 
             return Totals(
-                number(b"files"), number(b"bytes"), number(b"small_bytes"), number(b"skipped"),
+                number(b"files"), number(b"bytes"), number(b"small_bytes"),
+                txn.stat(self._skipped)["entries"],
                 txn.get(b"complete", db=self._meta) is not None,
                 (txn.get(b"error", db=self._meta) or b"").decode(),
             )  # fmt: skip
@@ -247,9 +252,10 @@ class CatalogueWriter:
         self.folder = folder
         self._source = source
         # No fsync: a snapshot that a power loss cut short is listed again, as `complete` is written last and synced.
-        self._env = lmdb.open(str(folder), max_dbs=3, map_size=_MAP_BYTES, max_readers=1024, sync=False, metasync=False)
+        self._env = lmdb.open(str(folder), max_dbs=4, map_size=_MAP_BYTES, max_readers=1024, sync=False, metasync=False)
         self._nodes = self._env.open_db(b"nodes")
         self._names = self._env.open_db(b"names")
+        self._skipped = self._env.open_db(b"skipped")
         self._meta = self._env.open_db(b"meta")
         root = Node(
             ROOT_NODE, Kind.DIRECTORY, b"", ROOT_NODE, inode_number(b""), 0, 0, None, _NO_CONTENT, "", b"", 0, False
@@ -286,7 +292,7 @@ class CatalogueWriter:
     def _page(self) -> "Iterator[_Page]":
         with (
             self._env.begin(write=True) as txn,
-            _Page(txn, self._nodes, self._names, self._meta, self._source) as changes,
+            _Page(txn, self._nodes, self._names, self._skipped, self._meta, self._source) as changes,
         ):
             yield changes
 
@@ -297,14 +303,16 @@ class CatalogueWriter:
                 txn.put(b"error", error.encode(), db=self._meta)
             else:
                 txn.put(b"complete", b"1", db=self._meta)
+                txn.delete(b"error", db=self._meta)  # of an earlier try to list this snapshot
         self._env.sync(True)
 
 
 class _Page:
     """Entries being added in one write transaction."""
 
-    def __init__(self, txn: Any, nodes: Any, names: Any, meta: Any, source: str) -> None:
-        self._txn, self._nodes, self._names, self._meta, self._source = txn, nodes, names, meta, source
+    def __init__(self, txn: Any, nodes: Any, names: Any, skipped: Any, meta: Any, source: str) -> None:
+        self._txn, self._nodes, self._names, self._skipped, self._meta = txn, nodes, names, skipped, meta
+        self._source = source
         self._known: set[bytes] = {b""}
         self._newest: dict[bytes, int] = {}
         self._counts: dict[bytes, int] = {}
@@ -321,7 +329,7 @@ class _Page:
         for entry in page:
             path = os.fsencode(entry.path)
             if not _representable(path):
-                self._count(b"skipped", 1)
+                self._skip(path)
                 continue
             if entry.kind is Kind.DIRECTORY:
                 self.make_directory(path, entry.mtime_ns, entry.mode)
@@ -340,13 +348,13 @@ class _Page:
         name_key = _key(parent) + name
         shown = self._get_by_key(self._txn.get(name_key, db=self._names))
         if shown and shown.kind is Kind.DIRECTORY:
-            self._count(b"skipped", 1)  # 'a' and 'a/b' both exist: the directory is seen, as more hangs on it
+            self._skip(path)  # 'a' and 'a/b' both exist: the directory is seen, as more hangs on it
             return
         if shown and shown.node == number and shown.mtime_ns == entry.mtime_ns and shown.mode == entry.mode:
             return
         taken = self._get(number)
         if taken and (taken.parent, taken.name) != (parent, name):
-            self._count(b"skipped", 1)
+            self._skip(path)
             return
         node = Node(
             number, entry.kind, name, parent, inode_number(path), entry.size, entry.mtime_ns, entry.mode,
@@ -361,10 +369,17 @@ class _Page:
 
     def make_directory(self, path: bytes, mtime_ns: int = 0, mode: int | None = None) -> None:
         """Make the directory and those above it, as far as they are missing."""
-        if path in self._known and not mtime_ns and mode is None:
-            return
-        if path:
-            self.make_directory(path.rpartition(b"/")[0])
+        missing: list[bytes] = []
+        above = path
+        while above not in self._known:
+            above = above.rpartition(b"/")[0]
+            missing.append(above)
+        for each in reversed(missing):
+            self._make_one(each, 0, None)
+        if path not in self._known or mtime_ns or mode is not None:
+            self._make_one(path, mtime_ns, mode)
+
+    def _make_one(self, path: bytes, mtime_ns: int, mode: int | None) -> None:
         number = node_id(path, b"")
         found = self._get(number)
         if found is None:
@@ -374,7 +389,7 @@ class _Page:
             shadowed = self._get_by_key(self._txn.get(name_key, db=self._names))
             if shadowed:
                 self._count_file(shadowed, -1)
-                self._count(b"skipped", 1)
+                self._skip(path)
             found = Node(
                 number,
                 Kind.DIRECTORY,
@@ -415,15 +430,15 @@ class _Page:
     def _write_newest(self) -> None:
         """A directory of an object store has no time of its own: it shows its newest file's, as do those above it."""
         for path, newest in list(self._newest.items()):
-            at = path
-            while True:
-                found = self._get(node_id(at, b""))
-                if found is None or found.mtime_ns >= newest or found.mode is not None:
-                    break
+            while path:
+                path = path.rpartition(b"/")[0]
+                if self._newest.get(path, 0) >= newest:
+                    break  # what is above it has been or will be raised by its own turn
+                self._newest[path] = newest
+        for path, newest in self._newest.items():
+            found = self._get(node_id(path, b""))
+            if found is not None and found.mode is None and found.mtime_ns < newest:
                 self._put(replace(found, mtime_ns=newest))
-                if not at:
-                    break
-                at = at.rpartition(b"/")[0]
 
     def _count_file(self, node: Node | None, sign: int) -> None:
         if node is None or node.kind is not Kind.FILE:
@@ -432,6 +447,9 @@ class _Page:
         self._count(b"bytes", sign * node.size)
         if node.size < SMALL_FILE_BYTES:
             self._count(b"small_bytes", sign * node.size)
+
+    def _skip(self, path: bytes) -> None:
+        self._txn.put(blake2b(path, digest_size=16).digest(), b"", db=self._skipped)
 
     def _count(self, key: bytes, by: int) -> None:
         self._counts[key] = self._counts.get(key, 0) + by

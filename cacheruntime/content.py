@@ -58,19 +58,17 @@ class ContentReader:
             opened, base, slot = known
             self._touch.set(slot)
             return Place(opened.descriptor, base, slot)
-        cached = self._index.find(content)
-        if cached is None or not cached.has(start, end):
+        found = self._find_open(content, start, end)
+        if found is None:
             return None
-        opened_now = self._open(content, cached)
-        if opened_now is None:
-            return None
+        cached, opened = found
         slot = slot_of(content, cached.pack)
         self._touch.set(slot)
         if cached.complete:
-            self._complete[content] = (opened_now, cached.offset, slot)
+            self._complete[content] = (opened, cached.offset, slot)
             if len(self._complete) > 64 * _OPEN_FILES:
                 self._complete.popitem(last=False)
-        return Place(opened_now.descriptor, cached.offset, slot)
+        return Place(opened.descriptor, cached.offset, slot)
 
     def is_whole(self, content: ContentId) -> bool:
         """Whether the last `find` of it saw the whole file cached."""
@@ -101,7 +99,10 @@ class ContentReader:
             descriptor = os.open(file_path(folder, content), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
-        if os.fstat(descriptor).st_size != size:
+        # Descriptor, then record, then link count: see _find_open.
+        still = self._index.find(content) == cached
+        status = os.fstat(descriptor)
+        if not still or not status.st_nlink or status.st_size != size:
             os.close(descriptor)
             return None
         self._touch.set(slot_of(content, cached.pack))
@@ -122,27 +123,40 @@ class ContentReader:
         for path, opened in list(self._opened.items()):
             self._forget(path, opened)
 
-    def _open(self, content: ContentId, cached: Cached) -> _Opened | None:
-        folder = self.folder(cached.tier)
-        if folder is None:
-            return None
-        path = pack_path(folder, cached.pack) if cached.pack else file_path(folder, content)
-        opened = self._opened.get(path)
-        if opened is not None:
-            self._opened.move_to_end(path)
-            # A partial file may have been evicted and begun anew under the same name since.
-            if cached.complete or os.fstat(opened.descriptor).st_nlink:
-                return opened
+    def _find_open(self, content: ContentId, start: int, end: int) -> tuple[Cached, _Opened] | None:
+        """The record and a descriptor of the very file it speaks of.
+
+        A file may be evicted and begun anew under the same name at any time. Eviction unlinks first and drops the
+        record then, so a record that is read after the descriptor was opened speaks of that file if it is still
+        linked afterwards: hence the order descriptor, record, link count.
+        """
+        while True:
+            cached = self._index.find(content)
+            if cached is None or not cached.has(start, end):
+                return None
+            folder = self.folder(cached.tier)
+            if folder is None:
+                return None
+            path = pack_path(folder, cached.pack) if cached.pack else file_path(folder, content)
+            opened = self._opened.get(path)
+            if opened is None:
+                if not self._open(path):
+                    return None
+                continue  # and look again, now that it is open
+            if os.fstat(opened.descriptor).st_nlink:
+                self._opened.move_to_end(path)
+                return cached, opened
             self._forget(path, opened)
+
+    def _open(self, path: Path) -> bool:
         try:
-            opened = _Opened(path)
+            self._opened[path] = _Opened(path)
         except FileNotFoundError:
-            return None  # evicted between the look at the index and now
-        self._opened[path] = opened
+            return False  # evicted between the look at the index and now
         while len(self._opened) > _OPEN_FILES:
             oldest, closing = next(iter(self._opened.items()))
             self._forget(oldest, closing)
-        return opened
+        return True
 
     def _forget(self, path: Path, opened: _Opened) -> None:
         del self._opened[path]

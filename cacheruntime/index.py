@@ -15,7 +15,8 @@ Folder ``index/`` of the cache folder. The worker alone writes it (`IndexWriter`
 ``holdings``: dataset (8 bytes) + tier (2 bytes) -> bytes and files held, 8 bytes each. The sums over ``contents``.
 ``tiers``: tier number (2 bytes, big endian) -> its uuid (16 bytes) and folder. The number is what records hold; the
     uuid is that of the folder's marker file, so an exchanged or emptied folder is noticed.
-``meta``: ``format``; ``boot``: boot id of the kernel it was written under; ``clean``: there after an orderly stop.
+``meta``: ``format``; ``boot``: boot id of the kernel it was written under; ``clean``: there after an orderly stop;
+    ``last_pack`` (4 bytes, big endian) and ``last_tier`` (2 bytes): the highest numbers ever minted.
 
 Durability: commits are not synced, so `kill -9` loses nothing (the kernel has the pages) and a power loss could tear
 the file. Hence an index that was not closed in order *and* comes from another boot is not trusted: the worker starts
@@ -261,16 +262,17 @@ class IndexWriter:
 
     def adopt_tier(self, uuid: bytes, folder: Path) -> TierNumber:
         """The number of a tier folder, minted when its uuid is new."""
-        tiers = self._tables["tiers"]
+        tiers, meta = self._tables["tiers"], self._tables["meta"]
         with self._env.begin(write=True) as txn:
-            highest = 0
             for key, value in txn.cursor(db=tiers):
-                highest = int.from_bytes(key, "big")
                 if value[:16] == uuid:
                     txn.put(key, uuid + bytes(folder), db=tiers)
-                    return TierNumber(highest)
-            txn.put((highest + 1).to_bytes(2, "big"), uuid + bytes(folder), db=tiers)
-            return TierNumber(highest + 1)
+                    return TierNumber(int.from_bytes(key, "big"))
+            # Not the highest there is: a reader may still know the folder of a tier that was dropped.
+            number = int.from_bytes(txn.get(b"last_tier", db=meta) or b"", "big") + 1
+            txn.put(b"last_tier", number.to_bytes(2, "big"), db=meta)
+            txn.put(number.to_bytes(2, "big"), uuid + bytes(folder), db=tiers)
+            return TierNumber(number)
 
     def start_file(self, content: ContentId, size: int, tier: TierNumber, dataset: DatasetId) -> Cached:
         """Record a file of its own with no block yet (an empty file is complete at once)."""

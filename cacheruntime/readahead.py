@@ -15,10 +15,11 @@ class Advice:
     """What is worth fetching besides the bytes that were asked for."""
 
     window_bytes: int
-    """From the request's offset; at least the request's length. For a miss."""
+    """From the request's offset; at least the request's length. For a miss; it reaches to the end of what is ahead, as
+    who misses asks for the window alone."""
     ahead_start: int = 0
     ahead_bytes: int = 0
-    """Fetch these in the background; 0: nothing."""
+    """For a hit: fetch these in the background; 0: nothing."""
 
 
 class Readahead:
@@ -48,13 +49,15 @@ class Readahead:
             return Advice(size)
         self._end = max(self._end, end)
         if not self._window:
+            # From the start of the block, so that a small read which looks straight by chance costs one block, not two.
             self._window = self._min
-            self._ahead_end = max(self._ahead_end, min(offset + max(size, self._window), file_size))
-            return Advice(max(size, self._window))
+            stop = min(max(end, offset - offset % self._min + self._min), file_size)
+            self._ahead_end = max(self._ahead_end, stop)
+            return Advice(max(size, stop - offset))
         if self._ahead_end >= file_size or self._ahead_end - self._end > self._window // 2:
-            return Advice(max(size, self._window))
+            return Advice(max(size, min(self._window, self._ahead_end - offset)))
         self._window = min(2 * self._window, self._max)
         start = max(self._ahead_end, self._end)
         stop = min(self._end + self._window, file_size)
         self._ahead_end = max(self._ahead_end, stop)
-        return Advice(max(size, self._window), start, max(0, stop - start))
+        return Advice(max(size, stop - offset), start, max(0, stop - start))

@@ -54,7 +54,7 @@ def _ready() -> None:
 
 
 async def _serve_kernel(device: int, spec: MountSpec, file_system: FileSystem, counters: CounterRow) -> None:
-    from forebay.fuse.kernel_engine import KernelBacking, KernelEngine
+    from forebay.fuse.kernel_engine import MAX_REQUEST_BYTES, KernelBacking, KernelEngine
 
     mode = OpenMode(spec.open_mode)
     wish = Wish(
@@ -62,6 +62,7 @@ async def _serve_kernel(device: int, spec: MountSpec, file_system: FileSystem, c
         passthrough=mode is OpenMode.PASSTHROUGH,
         no_open=mode is OpenMode.NO_OPEN,
         max_stack_depth=MAX_STACK_DEPTH,
+        max_request_bytes=MAX_REQUEST_BYTES,
     )
     engine = KernelEngine(device, file_system, counters, Path(spec.folder) / "agreement.json", wish)
     if mode is OpenMode.PASSTHROUGH:

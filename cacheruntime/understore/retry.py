@@ -155,11 +155,13 @@ class RetryingStore:
     def read_range(self, path: str, start: int, length: int, version: str) -> "Iterator[Buffer]":
         """As the store inside; after a fault it goes on behind the last byte given out.
 
-        The deadline runs from the first try over the whole range: progress does not extend it.
+        The deadline runs from the first try, and anew from a fault before which there was progress: a long
+        transfer over a bad link is no dead one.
         """
         patience = self._retrier.patience()
         done = 0
         while True:
+            before = done
             try:
                 # Also when nothing is left to fetch: stores without If-Match compare versions at the end.
                 for piece in self._store.read_range(path, start + done, length - done, version):
@@ -167,6 +169,8 @@ class RetryingStore:
                     yield piece
                 return
             except ForebayError as error:
+                if done > before:
+                    patience = self._retrier.patience()
                 patience.wait_or_raise(error)
 
     def close(self) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-import botocore.session
 import pytest
 
 from forebay.cacheruntime.config import RetryConfig
@@ -39,26 +38,6 @@ class Place:
         store = open_store(self.source + (f"/{below}" if below else ""), {**self.options, **options}, QUICK_RETRY)
         self.opened.append(store)
         return store
-
-
-@pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    """A moto server on loopback."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(scope="session")
-def s3_client(s3_endpoint: str) -> Any:
-    """A botocore client of the moto server."""
-    session = botocore.session.Session()
-    session.set_credentials("AKTEST", "SKTEST-very-secret")
-    return session.create_client("s3", endpoint_url=s3_endpoint, region_name="us-east-1")
 
 
 @pytest.fixture

@@ -1,0 +1,168 @@
+"""What the storage format of the index promises, sentence by sentence, asserted over a real index and its tiers.
+
+Called at the end of every test that touches storage. Raises AssertionError with what is wrong.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from forebay.cacheruntime import index as index_module
+from forebay.cacheruntime.index import Cached, Index, IndexWriter, block_count
+from forebay.cacheruntime.keys import ContentId
+from forebay.cacheruntime.tiers import file_path, pack_path
+from forebay.cacheruntime.worker.storage import Storage
+
+
+def check_storage(storage: Storage) -> None:
+    """The index is right, the tiers hold what it says, and with nothing in flight no byte is reserved."""
+    check_index(storage.index)
+    held: Counter[int] = Counter()
+    for holding in storage.index.reader.holdings():
+        held[holding.tier] += holding.bytes
+    for tier in storage.tiers:
+        assert tier.used_bytes == held[tier.number], f"tier {tier.number}: counted and held bytes differ"
+        assert tier.used_bytes <= tier.config.quota_bytes, f"tier {tier.number} is over its quota"
+
+
+def check_index(index: Index | IndexWriter, *, on_disk: bool = True) -> None:
+    """Check every sentence of the format; with `on_disk` also the tier folders."""
+    reader = index.reader if isinstance(index, IndexWriter) else index
+    tables = _dump(reader)
+    assert set(tables) == {"contents", "sums", "packs", "members", "holdings", "tiers", "meta"}
+    assert tables["meta"][b"format"] == index_module.FORMAT
+    assert tables["meta"][b"boot"]
+    contents = {ContentId(key): _record(raw) for key, raw in tables["contents"].items()}
+    _check_records(contents)
+    _check_sums(contents, tables["sums"])
+    _check_packs(reader, contents, tables["meta"])
+    _check_members(contents, tables["members"])
+    _check_holdings(reader, contents)
+    _check_tiers(reader, contents, tables["meta"])
+    if on_disk:
+        _check_disk(reader, contents)
+
+
+def _dump(reader: Index) -> dict[str, dict[bytes, bytes]]:
+    with reader._env.begin() as txn:
+        return {name: dict(txn.cursor(db=table)) for name, table in reader._tables.items()}
+
+
+def _record(raw: bytes) -> Cached:
+    flags = raw[0]
+    record = index_module._unpack(raw)
+    assert bool(flags & 2) == bool(record.pack), "_PACKED says whether there is a pack"
+    assert flags & ~3 == 0, f"unknown flags {flags:#x}"
+    return record
+
+
+def present_blocks(record: Cached) -> list[int]:
+    """The blocks that a record calls present."""
+    if record.pack:
+        return [0]
+    blocks = range(block_count(record.size))
+    return [b for b in blocks if record.complete or record.bitmap[b // 8] & (1 << b % 8)]
+
+
+def block_size(record: Cached, block: int) -> int:
+    """In bytes; only the last block of a file is short. All of a packed file is its block 0."""
+    if record.pack:
+        return record.size
+    return min(index_module.BLOCK_BYTES, record.size - block * index_module.BLOCK_BYTES)
+
+
+def _check_records(contents: dict[ContentId, Cached]) -> None:
+    for content, record in contents.items():
+        assert len(content) == 16
+        blocks = block_count(record.size)
+        if record.pack:
+            assert record.complete, "a packed file is always whole"
+        else:
+            assert record.offset == 0
+        if record.complete:
+            assert record.bitmap == b"", "the bitmap is there while the file is partial"
+        else:
+            assert len(record.bitmap) == -(-blocks // 8)
+            bits = int.from_bytes(record.bitmap, "little")
+            assert bits < (1 << blocks) - 1, "a partial file lacks a block, and has none behind its end"
+        sizes = sum(block_size(record, block) for block in present_blocks(record))
+        assert record.cached_bytes() == sizes
+
+
+def _check_sums(contents: dict[ContentId, Cached], sums: dict[bytes, bytes]) -> None:
+    expected = {c + b.to_bytes(4, "big") for c, record in contents.items() for b in present_blocks(record)}
+    assert set(sums) == expected, "a checksum for each present block and no other"
+    assert all(len(value) == 8 for value in sums.values())
+
+
+def _check_packs(reader: Index, contents: dict[ContentId, Cached], meta: dict[bytes, bytes]) -> None:
+    packs = {pack.number: pack for pack in reader.packs()}
+    assert max(packs, default=0) <= int.from_bytes(meta.get(b"last_pack", b""), "big")
+    assert 0 not in packs
+    taken: dict[int, list[tuple[int, int]]] = {}
+    for record in contents.values():
+        if record.pack:
+            pack = packs[record.pack]
+            assert (pack.tier, pack.dataset) == (record.tier, record.dataset), "one dataset and tier to a pack"
+            assert record.offset + record.size <= pack.length, "length counts every byte ever appended"
+            taken.setdefault(record.pack, []).append((record.offset, record.offset + record.size))
+    for ranges in taken.values():
+        ranges.sort()
+        for (_, end), (start, _) in zip(ranges, ranges[1:], strict=False):
+            assert end <= start, "files of a pack do not overlap"
+
+
+def _check_members(contents: dict[ContentId, Cached], members: dict[bytes, bytes]) -> None:
+    expected = {
+        bytes.fromhex(r.dataset) + r.tier.to_bytes(2, "big") + r.pack.to_bytes(4, "big") + c
+        for c, r in contents.items()
+    }
+    assert set(members) == expected, "one member for each record"
+    assert set(members.values()) <= {b""}
+
+
+def _check_holdings(reader: Index, contents: dict[ContentId, Cached]) -> None:
+    expected: dict[Any, list[int]] = {}
+    for record in contents.values():
+        held = expected.setdefault((record.dataset, record.tier), [0, 0])
+        held[0] += record.cached_bytes()
+        held[1] += 1
+    found = {(h.dataset, h.tier): [h.bytes, h.files] for h in reader.holdings()}
+    assert found == expected, "holdings are the sums over contents"
+
+
+def _check_tiers(reader: Index, contents: dict[ContentId, Cached], meta: dict[bytes, bytes]) -> None:
+    tiers = reader.tiers()
+    assert max(tiers, default=0) <= int.from_bytes(meta.get(b"last_tier", b""), "big")
+    used = {record.tier for record in contents.values()} | {pack.tier for pack in reader.packs()}
+    assert used <= set(tiers), "a record's tier is known"
+    assert len({uuid for uuid, _ in tiers.values()}) == len(tiers)
+
+
+def _check_disk(reader: Index, contents: dict[ContentId, Cached]) -> None:
+    for number, (uuid, folder) in reader.tiers().items():
+        marker = (folder / "forebay-tier").read_text().splitlines()
+        assert bytes.fromhex(marker[0]) == uuid, "the uuid is that of the folder's marker file"
+        own = {file_path(folder, c) for c, r in contents.items() if r.tier == number and not r.pack}
+        assert set((folder / "files").glob("*/*")) == own, "one tier file for each record, and no other"
+        packs = {pack_path(folder, p.number): p for p in reader.packs() if p.tier == number}
+        assert set((folder / "packs").iterdir()) <= set(packs), "no pack file that the index does not know"
+        for path, pack in packs.items():
+            assert not pack.length or path.stat().st_size >= pack.length
+    folders = {number: folder for number, (_, folder) in reader.tiers().items()}
+    for content, record in contents.items():
+        _check_bytes(reader, content, record, folders[record.tier])
+
+
+def _check_bytes(reader: Index, content: ContentId, record: Cached, folder: Path) -> None:
+    path = pack_path(folder, record.pack) if record.pack else file_path(folder, content)
+    with open(path, "rb") as opened:
+        if not record.pack:
+            assert path.stat().st_size == record.size, "the source's full size from the start"
+        for block in present_blocks(record):
+            opened.seek(record.offset + block * index_module.BLOCK_BYTES)
+            data = opened.read(block_size(record, block))
+            expected = reader.checksum(content, block)
+            assert xxhash.xxh3_64_intdigest(data) == expected, f"{content.hex()} block {block}: a hole or wrong bytes"

@@ -1,0 +1,101 @@
+"""A cache in a temporary folder for tests: storage, filler and a fake store, checked at the end."""
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import trio
+from check import check_storage
+from fake_store import FakeStore
+from hypothesis import HealthCheck, settings
+
+from forebay.cacheruntime.config import CacheConfig, FillConfig, Medium, TierConfig
+from forebay.cacheruntime.keys import ContentId, DatasetId, dataset_id
+from forebay.cacheruntime.tiers import file_path, pack_path
+from forebay.cacheruntime.worker.fill import Filler, SourceFile
+from forebay.cacheruntime.worker.storage import Storage
+
+BOOT = "5a7dbb1c-boot"
+RUN_S = 30.0
+"""A test that takes longer hangs."""
+
+settings.register_profile(
+    "quick", deadline=None, max_examples=40, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+settings.register_profile("soak", deadline=None, max_examples=2000, suppress_health_check=list(HealthCheck))
+
+
+def bytes_of(size: int, seed: int = 0) -> bytes:
+    """Bytes that repeat nowhere, so that a block in the wrong place shows."""
+    return random.Random(seed * 1_000_003 + size).randbytes(size)
+
+
+class Box:
+    """One cache folder with its worker's storage."""
+
+    def __init__(self, root: Path, *quotas: int, fill: FillConfig | None = None) -> None:
+        """Tiers tier0, tier1... in `root` with these quotas in bytes (one of 1 GiB when none is given)."""
+        tiers = tuple(
+            TierConfig(Medium.SSD, root / f"tier{number}", quota) for number, quota in enumerate(quotas or (1 << 30,))
+        )
+        fill = fill or FillConfig(deadline_s=RUN_S)
+        self.config = CacheConfig(root / "cache", tiers, root / "run", free_reserve_ratio=0.0, fill=fill)
+        self.config.cache_dir.mkdir(parents=True, exist_ok=True)
+        self.store = FakeStore()
+        self.last_used: dict[DatasetId, float] = {}
+        """Datasets that nobody uses, and since when."""
+        self.storage = Storage(self.config, BOOT)
+        self.filler: Filler
+
+    @property
+    def dataset(self) -> DatasetId:
+        return dataset_id(self.store.url)
+
+    def source(self, path: str, data: bytes, version: str = "v1", store: FakeStore | None = None) -> SourceFile:
+        """Put a file into the store."""
+        store = store or self.store
+        store.put(path, data, version)
+        return SourceFile(dataset_id(store.url), store, path, len(data), version)
+
+    def restart(self, boot: str = BOOT, **changes: Any) -> None:
+        """Stop the storage in order and open it again."""
+        self.storage.close()
+        self.config = replace(self.config, **changes)
+        self.storage = Storage(self.config, boot)
+
+    def run(self, test: Callable[[Filler], Awaitable[Any]], *, clock: Any = None) -> Any:
+        """Run an async test with a filler; afterwards nothing may be in flight, and all must agree."""
+
+        async def main() -> Any:
+            with trio.fail_after(RUN_S):
+                async with trio.open_nursery() as nursery:
+                    self.filler = Filler(self.storage, self.config.fill, nursery, self.last_used.get)
+                    result = await test(self.filler)
+            assert self.filler._flights == {}, "a block is in flight for ever"
+            return result
+
+        result = trio.run(main, clock=clock)
+        check_storage(self.storage)
+        return result
+
+    def read(self, file: SourceFile, start: int, end: int) -> bytes | None:
+        """What a reader gets from the cache without the worker, or None for a miss."""
+        cached = self.storage.index.reader.find(file.content)
+        if cached is None or not cached.has(start, end):
+            return None
+        folder = self.storage.tier(cached.tier).config.path
+        path = pack_path(folder, cached.pack) if cached.pack else file_path(folder, file.content)
+        with open(path, "rb") as opened:
+            opened.seek(cached.offset + start)
+            return opened.read(end - start)
+
+    def has(self, file: SourceFile) -> bool:
+        cached = self.storage.index.reader.find(file.content)
+        return cached is not None and cached.complete
+
+    def tier_file(self, content: ContentId) -> Path:
+        cached = self.storage.index.reader.find(content)
+        assert cached is not None
+        return file_path(self.storage.tier(cached.tier).config.path, content)
