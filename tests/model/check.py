@@ -4,6 +4,7 @@ Called at the end of every test that touches storage. Raises AssertionError with
 """
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def _check_packs(reader: Index, contents: dict[ContentId, Cached], meta: dict[by
             taken.setdefault(record.pack, []).append((record.offset, record.offset + record.size))
     for ranges in taken.values():
         ranges.sort()
-        for (_, end), (start, _) in zip(ranges, ranges[1:], strict=False):
+        for (_, end), (start, _) in pairwise(ranges):
             assert end <= start, "files of a pack do not overlap"
 
 
