@@ -19,6 +19,9 @@ class MountState:
 
     dir: str
     source: str
+    """As the user wrote it, without credentials."""
+    url: str
+    """Canonical."""
     dataset_id: str
     snapshot: int
     catalogue: str
@@ -30,7 +33,6 @@ class MountState:
     """Process id; `supervisor_start` tells it from a later process with the same id."""
     supervisor_start: int
     handlers: tuple[int, ...] = ()
-    passthrough: bool = False
     note: str = ""
     """Something that the user should know, such as why passthrough is off."""
 

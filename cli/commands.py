@@ -144,6 +144,7 @@ def mounts(json: bool) -> None:
         {
             "dir": health.state.dir,
             "source": health.state.source,
+            "url": health.state.url,
             "dataset": health.state.dataset_id,
             "snapshot": health.state.snapshot,
             "engine": health.state.engine,

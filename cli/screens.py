@@ -44,18 +44,15 @@ def mounted(state: MountState) -> None:
 def mounts(rows: list[dict[str, Any]]) -> None:
     if not rows:
         print("nothing is mounted; mount something with: forebay mount SOURCE DIR")
-        return
-    table = _table("DIR", "SOURCE", "SNAPSHOT", "ENGINE", "OPEN MODE", "HEALTH", "PIDS")
     for row in rows:
         pids = row["pids"]
+        print(f"{row['dir']}  {row['source']}  {'healthy' if row['healthy'] else 'UNHEALTHY: ' + row['trouble']}")
+        print(f"    snapshot {row['snapshot']}, engine {row['engine']}")
+        print(f"    open mode {row['open_mode']}: {row['open_mode_reason']}")
+        if row["note"]:
+            print(f"    no passthrough: {row['note']}")
         handlers = " ".join(map(str, pids["handlers"]))
-        table.add_row(
-            row["dir"], row["source"], str(row["snapshot"]), row["engine"],
-            f"{row['open_mode']} ({row['open_mode_reason']})",
-            "ok" if row["healthy"] else row["trouble"],
-            f"supervisor {pids['supervisor']}, handlers {handlers}, worker {pids['worker']}",
-        )  # fmt: skip
-    console.print(table)
+        print(f"    supervisor {pids['supervisor']}, handlers {handlers}, worker {pids['worker'] or 'not running'}")
 
 
 def status(shown: dict[str, Any]) -> None:
@@ -63,35 +60,30 @@ def status(shown: dict[str, Any]) -> None:
     print(f"cache {shown['cache_dir']}, worker {worker}")
     tiers = _table("TIER", "FOLDER", "USED", "QUOTA", "FILES", right=("USED", "QUOTA", "FILES"))
     for tier in shown["tiers"]:
-        tiers.add_row(
-            tier["medium"],
-            tier["path"],
-            size_text(tier["used_bytes"]),
-            size_text(tier["quota_bytes"]),
-            str(tier["files"]),
-        )
+        used, quota = size_text(tier["used_bytes"]), size_text(tier["quota_bytes"])
+        tiers.add_row(tier["medium"], tier["path"], used, quota, str(tier["files"]))
     console.print(tiers)
-    print()
+    for row in shown["datasets"]:
+        _dataset(row)
     if not shown["datasets"]:
         print("no dataset yet; mount one with: forebay mount SOURCE DIR")
-        return
-    table = _table(
-        "SOURCE", "FILES", "SIZE", "CACHED FILES", "CACHED", "SHARE", "IN", "HIT RATIO", "LISTING",
-        right=("FILES", "SIZE", "CACHED FILES", "CACHED", "SHARE", "HIT RATIO"),
-    )  # fmt: skip
-    for row in shown["datasets"]:
-        share = row["cached_bytes"] / row["source_bytes"] if row["source_bytes"] else None
-        held = ", ".join(f"{tier['medium']} {size_text(tier['bytes'])}" for tier in row["tiers"]) or "-"
-        ratio = row["hit_ratio"]
-        table.add_row(
-            row["source"], str(row["source_files"]), size_text(row["source_bytes"]), str(row["cached_files"]),
-            size_text(row["cached_bytes"]), "-" if share is None else f"{share:.0%}", held,
-            "-" if ratio is None else f"{ratio:.1%}", row["listing"],
-        )  # fmt: skip
-    console.print(table)
-    for row in shown["datasets"]:
-        if row["skipped"]:
-            print(f"{row['source']}: {row['skipped']} keys cannot be file names and are not shown")
+
+
+def _dataset(row: dict[str, Any]) -> None:
+    print(f"\n{row['source']}")
+    if row["snapshot"]:
+        listing = f"snapshot {row['snapshot']}, listing {row['listing']}"
+        print(f"    source     {row['source_files']} files, {size_text(row['source_bytes'])} ({listing})")
+    if row["skipped"]:
+        print(f"               {row['skipped']} keys cannot be file names and are not shown")
+    share = f" ({row['cached_bytes'] / row['source_bytes']:.0%})" if row["source_bytes"] else ""
+    print(f"    cached     {row['cached_files']} files, {size_text(row['cached_bytes'])}{share}")
+    for tier in row["tiers"]:
+        print(f"               {tier['medium']} {tier['path']}: {tier['files']} files, {size_text(tier['bytes'])}")
+    counts = row["counters"]
+    if row["hit_ratio"] is not None:
+        passed = f", {counts['passthrough_opens']} opens passed through" if counts["passthrough_opens"] else ""
+        print(f"    hit ratio  {row['hit_ratio']:.1%} ({counts['hits']} hits, {counts['misses']} misses{passed})")
 
 
 def warmup(updates: Iterable[pb.WarmupProgress], as_json: bool) -> pb.WarmupProgress | None:

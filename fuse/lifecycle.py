@@ -18,6 +18,7 @@ from forebay.cacheruntime.catalogue import Catalogue
 from forebay.cacheruntime.client import SourceSpec, WorkerClient, worker_pid
 from forebay.cacheruntime.config import CacheConfig
 from forebay.cacheruntime.errors import ForebayError, MountError, UsageError, WorkerUnavailable
+from forebay.cacheruntime.understore.address import without_userinfo
 from forebay.cacheruntime.understore.factory import canonical_source
 from forebay.fuse import mounting
 from forebay.fuse.mount_spec import MountSpec
@@ -146,9 +147,11 @@ def _spec(
         directory=directory,
         folder=str(folder),
         source=request.source.source,
+        shown_source=without_userinfo(request.source.source),
         source_url=canonical_source(request.source.source, request.source.options),
         options=dict(request.source.options),
         config=config.to_json(),
+        cache_dir=str(config.cache_dir),
         dataset_id=reply.dataset_id,
         snapshot=reply.snapshot,
         catalogue=reply.catalogue,

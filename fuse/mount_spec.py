@@ -16,13 +16,16 @@ class MountSpec:
     directory: str
     folder: str
     """The mount's folder in the runtime folder."""
-    source: str
-    """As the user wrote it."""
+    source: str = field(repr=False)
+    """As the user wrote it; it may hold a password."""
+    shown_source: str
+    """The same without one."""
     source_url: str
     """Canonical."""
     options: Mapping[str, str] = field(repr=False)
     config: str
     """CacheConfig as JSON."""
+    cache_dir: str
     dataset_id: str
     snapshot: int
     catalogue: str

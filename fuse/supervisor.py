@@ -112,9 +112,9 @@ class Supervisor:
     def _write_state(self) -> None:
         spec = self._spec
         state = mounts.MountState(
-            dir=spec.directory, source=spec.source_url, dataset_id=spec.dataset_id, snapshot=spec.snapshot,
-            catalogue=spec.catalogue, cache_dir=_cache_dir(spec), engine=spec.engine, open_mode=spec.open_mode,
-            open_mode_reason=spec.open_mode_reason, supervisor=os.getpid(),
+            dir=spec.directory, source=spec.shown_source, url=spec.source_url, dataset_id=spec.dataset_id,
+            snapshot=spec.snapshot, catalogue=spec.catalogue, cache_dir=spec.cache_dir, engine=spec.engine,
+            open_mode=spec.open_mode, open_mode_reason=spec.open_mode_reason, supervisor=os.getpid(),
             supervisor_start=mounts.start_time(os.getpid()) or 0,
             handlers=(self._handler.pid,) if self._handler else (), note=spec.passthrough_note,
         )  # fmt: skip
@@ -141,12 +141,6 @@ class Supervisor:
         except subprocess.TimeoutExpired:
             handler.kill()
             handler.wait()
-
-
-def _cache_dir(spec: MountSpec) -> str:
-    import json
-
-    return str(json.loads(spec.config)["cache_dir"])
 
 
 def _detach_output(log: str) -> None:

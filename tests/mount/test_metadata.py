@@ -315,5 +315,6 @@ def test_attributes_of_objects(forebay: Forebay, bucket: Any, side: Any) -> None
     assert (found.st_uid, found.st_gid) == (os.geteuid(), os.getegid())
     above = os.stat(mount / "a")
     assert (stat.S_IMODE(above.st_mode), above.st_nlink) == (0o755, 3)
-    assert os.getxattr(mount / "a/b/object", "user.forebay.source") == f"{bucket.source}/a/b/object".encode()
+    # The canonical URL: with an endpoint of its own, a bucket is another source than AWS's bucket of that name.
+    assert os.getxattr(mount / "a/b/object", "user.forebay.source").endswith(f"/{bucket.name}/root/a/b/object".encode())
     assert os.getxattr(mount / "a/b/object", "user.forebay.etag").strip(b'"') == b"827ccb0eea8a706c4c34a16891f84e7b"
