@@ -124,6 +124,14 @@ def open_folder(config: TierConfig, owner: Path) -> bytes:
     return bytes.fromhex(text[0])
 
 
+def is_folder(path: Path, uuid: bytes) -> bool:
+    """Whether that is the tier folder with this uuid, and not another one in its place."""
+    try:
+        return (path / _MARKER).read_text().startswith(uuid.hex())
+    except OSError:
+        return False
+
+
 def check_writable(config: TierConfig) -> None:
     """See whether a tier folder could be used, without making anything that stays.
 

@@ -33,6 +33,9 @@ VALID_S = 86400.0
 _LISTING_VALID_S = 1.0
 """Sizes and times of directories still move while the listing is under way."""
 
+_LISTING_DEADLINE_S = 600.0
+"""A directory of a million keys takes minutes to list; who waits for it may interrupt."""
+
 _NODES = 8192
 _READERS = 1024
 
@@ -113,7 +116,7 @@ class FileSystem:
             return self._entry(self._node(found.parent) if name == b".." else found)
         node = self._catalogue.child(NodeId(parent), name)
         if node is None:
-            self._need_listing(parent)
+            self._need_listing(parent, name)
             # The listing may have ended, or brought the name, between the two looks.
             node = self._catalogue.child(NodeId(parent), name)
         return self._entry(node) if node is not None else None
@@ -287,8 +290,11 @@ class FileSystem:
         reply = await self._client.call("Fill", request, self._fill_config.deadline_s)
         return None if reply.cached else reply.through
 
-    def _need_listing(self, directory: int) -> None:
-        """Raise NotReady unless an absent name of this directory is known to be absent."""
+    def _need_listing(self, directory: int, name: bytes = b"") -> None:
+        """Raise NotReady unless an absent name of this directory is known to be absent.
+
+        With `name`, waiting brings at least that name, if it exists.
+        """
         if self._catalogue.is_settled(NodeId(directory)):
             return
         self._node(directory)
@@ -297,8 +303,8 @@ class FileSystem:
             path = self._catalogue.path_of(NodeId(directory))
             await self._client.call(
                 "ListDirectory",
-                lambda dataset_id: pb.ListDirectoryRequest(dataset_id=dataset_id, path=path),
-                self._fill_config.deadline_s,
+                lambda dataset_id: pb.ListDirectoryRequest(dataset_id=dataset_id, path=path, name=name),
+                _LISTING_DEADLINE_S,
             )
 
         raise NotReady(wait)

@@ -82,6 +82,10 @@ def mount(directory: str, source: str, allow_other: bool, max_read_bytes: int) -
     try:
         device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
+        if error.errno == errno.EACCES:
+            raise MountFailed(
+                error.errno, "/dev/fuse is not open to this user; as root: chmod 0666 /dev/fuse (as udev has it)"
+            ) from error
         raise MountFailed(
             error.errno,
             f"/dev/fuse cannot be opened ({error.strerror}); load the fuse module or give this container the device",
@@ -116,7 +120,7 @@ def _mount_by_helper(directory: str, name: str, allow_other: bool, max_read_byte
             check=False,
         )
         if done.returncode:
-            raise MountFailed(errno.EPERM, done.stderr.strip().replace("fusermount3: ", "") or "fusermount3 failed")
+            raise MountFailed(errno.EPERM, done.stderr.strip().rpartition("fusermount3: ")[2] or "fusermount3 failed")
         _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(4))
     descriptors = array.array("i")
     for _, kind, data in ancillary:

@@ -72,12 +72,14 @@ class FillReply(_message.Message):
     def __init__(self, through: _Optional[bytes] = ..., cached: _Optional[bool] = ...) -> None: ...
 
 class ListDirectoryRequest(_message.Message):
-    __slots__ = ("dataset_id", "path")
+    __slots__ = ("dataset_id", "path", "name")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     dataset_id: str
     path: bytes
-    def __init__(self, dataset_id: _Optional[str] = ..., path: _Optional[bytes] = ...) -> None: ...
+    name: bytes
+    def __init__(self, dataset_id: _Optional[str] = ..., path: _Optional[bytes] = ..., name: _Optional[bytes] = ...) -> None: ...
 
 class ListDirectoryReply(_message.Message):
     __slots__ = ()

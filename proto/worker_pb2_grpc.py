@@ -89,7 +89,7 @@ class WorkerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListDirectory(self, request, context):
-        """Bring one directory into the catalogue ahead of a listing that is still under way.
+        """Bring one directory, or one name in it, into the catalogue ahead of a listing that is still under way.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -73,7 +73,7 @@ class Core:
 
     async def list_directory(self, request: pb.ListDirectoryRequest) -> pb.ListDirectoryReply:
         with self._busy():
-            await self.datasets.list_directory(self.datasets.get(request.dataset_id), request.path)
+            await self.datasets.list_directory(self.datasets.get(request.dataset_id), request.path, request.name)
             return pb.ListDirectoryReply()
 
     async def stat(self, request: pb.StatRequest) -> pb.StatReply:

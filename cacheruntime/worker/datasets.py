@@ -66,6 +66,7 @@ class Datasets:
         self._in_use = in_use
         self._lock = trio.Lock()
         self._listers = trio.CapacityLimiter(8)
+        self._directories: dict[tuple[DatasetId, bytes], trio.Event] = {}
         self.all: dict[DatasetId, Dataset] = {}
 
     def get(self, name: str) -> Dataset:
@@ -175,12 +176,37 @@ class Datasets:
         snapshot.ended.set()
         snapshot.first_page.set()
 
-    async def list_directory(self, dataset: Dataset, path: bytes) -> None:
-        """Bring one directory into every snapshot whose listing has not ended well."""
-        pending = [s for s in dataset.snapshots.values() if not s.catalogue.complete]
-        if not pending:
-            return
+    async def list_directory(self, dataset: Dataset, path: bytes, name: bytes = b"") -> None:
+        """Bring one directory into every snapshot whose listing has not ended well.
 
+        With a `name`, only that is asked for first: one file of a directory of a million must not wait for the rest.
+        """
+        pending = [s for s in dataset.snapshots.values() if not s.catalogue.complete]
+        if not pending or (name and await self._find_name(dataset, pending, path + b"/" + name if path else name)):
+            return
+        key = (dataset.id, path)
+        if (under_way := self._directories.get(key)) is not None:
+            await under_way.wait()
+            return
+        self._directories[key] = trio.Event()
+        try:
+            await self._list_directory(dataset, pending, path)
+        finally:
+            self._directories.pop(key).set()
+
+    async def _find_name(self, dataset: Dataset, pending: list[Snapshot], path: bytes) -> bool:
+        def work() -> bool:
+            try:
+                entry = dataset.store.stat(os.fsdecode(path))
+            except SourceNotFound:
+                return False  # or a directory, which only a listing shows
+            for snapshot in pending:
+                snapshot.writer.add([entry])
+            return True
+
+        return await trio.to_thread.run_sync(work, limiter=self._listers, abandon_on_cancel=True)
+
+    async def _list_directory(self, dataset: Dataset, pending: list[Snapshot], path: bytes) -> None:
         def work() -> None:
             try:
                 entries = dataset.store.list_directory(os.fsdecode(path))

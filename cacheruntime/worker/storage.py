@@ -15,7 +15,7 @@ from forebay.cacheruntime.config import MIB, CacheConfig
 from forebay.cacheruntime.eviction import Candidate, victims
 from forebay.cacheruntime.index import BLOCK_BYTES, Cached, IndexWriter, Pack, PackNumber, TierNumber
 from forebay.cacheruntime.keys import ContentId, DatasetId
-from forebay.cacheruntime.tiers import Tier, file_path, open_folder, pack_path
+from forebay.cacheruntime.tiers import Tier, file_path, is_folder, open_folder, pack_path
 from forebay.cacheruntime.touch import TouchMap, slot_of
 
 log = logging.getLogger(__name__)
@@ -71,8 +71,10 @@ class Storage:
         present = set(uuids)
         for number, (uuid, folder) in self.index.reader.tiers().items():
             if uuid not in present:
-                log.info("tier folder %s is no longer part of this cache: forgetting what was in it", folder)
+                log.info("tier folder %s is no longer part of this cache: removing what was in it", folder)
                 self.index.drop_tier(number)
+                if is_folder(folder, uuid):
+                    _empty(folder)
         tiers = []
         for config, uuid in zip(self.config.tiers, uuids, strict=True):
             known = uuid in {known for known, _ in self.index.reader.tiers().values()}
