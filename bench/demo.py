@@ -212,8 +212,8 @@ def _tell(console: Console, passes: Mapping[str, Pass], status: Mapping[str, Any
         return 1
     total = passes["check"]
     console.print(
-        f"The first epoch came from S3 and was kept; the second came from this machine, {_times(warm.images, cold.images)}"
-        f" as fast for images and {_times(warm.large, cold.large)} for large files:"
+        "The first epoch came from S3 and was kept; the second came from this machine,"
+        f" {_times(warm.images, cold.images)} as fast for images and {_times(warm.large, cold.large)} for large files:"
         f" {warm.images / local.images:.0%} and {warm.large / local.large:.0%} of the local disk's speed."
         f" All {count} files ({mib_words(total.small.bytes + total.large.bytes)}) had the bytes that were uploaded,"
         " in the first epoch and in a check after the second."
@@ -228,7 +228,7 @@ def _times(new: float, old: float) -> str:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="forebay.bench.demo", description=__doc__)
-    parser.add_argument("--images", type=int, default=3000, metavar="N", help="images of about 100 KiB (3000)")
+    parser.add_argument("--images", type=int, default=2000, metavar="N", help="images of about 100 KiB (2000)")
     chosen = parser.parse_args()
     if chosen.images < 1:
         parser.error(f"--images {chosen.images}: at least 1")

@@ -16,11 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 import botocore.session
 import obstore
 from obstore.store import S3Store
+
+if TYPE_CHECKING:
+    from obstore.store import S3Config
 
 _READY_S = 20.0
 _UPLOADS = 4  # at once; more only queue in moto's one interpreter
@@ -87,18 +91,11 @@ class Endpoint:
         obstore.delete(self.store(dataset), keys)
 
     def _store(self, bucket: str, prefix: str) -> S3Store:
-        keys = {name.removeprefix("AWS_").lower(): value for name, value in self.environ.items()}
-        return S3Store(
-            bucket,
-            prefix=prefix or None,
-            config={
-                "endpoint": self.url,
-                "region": self.region,
-                "virtual_hosted_style_request": False,
-                **keys,  # type: ignore[typeddict-item]
-            },
-            client_options={"allow_http": True},
-        )
+        config: S3Config = {"endpoint": self.url, "region": self.region, "virtual_hosted_style_request": False}
+        if self.environ:
+            config["access_key_id"] = self.environ["AWS_ACCESS_KEY_ID"]
+            config["secret_access_key"] = self.environ["AWS_SECRET_ACCESS_KEY"]
+        return S3Store(bucket, prefix=prefix or None, config=config, client_options={"allow_http": True})
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def held_words(status: Mapping[str, Any]) -> str:
     for row in status["datasets"]:
         tiers = ", ".join(f"{mib_words(tier['bytes'])} on {tier['medium']}" for tier in row["tiers"])
         files = f"{row['cached_files']:,} of {row['source_files']:,} files"
-        parts.append(f"{files} of {row['source']} ({tiers or 'no bytes'}; hit ratio so far {row['hit_ratio'] or 0:.0%})")
+        parts.append(f"{files} of {row['source']} ({tiers or 'no bytes'})")
     return "; ".join(parts) or "nothing"
 
 
@@ -98,17 +98,18 @@ _HEADS = ("line", "Forebay", "other", "unit", "against", "ratio", "spread", "tar
 def _number(value: float | str) -> str:
     if isinstance(value, str):
         return value
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.2f}"
+    return f"{value:,.0f}" if value >= 100 or (value and value == int(value)) else f"{value:.2f}"
 
 
 def rich_report(lines: Sequence[Line], machine: Mapping[str, str], method: Sequence[str]) -> Group:
     """Table, machine and method for a terminal."""
     table = Table()
-    for head in _HEADS:
+    for head in _HEADS[:-1]:
         table.add_column(head, justify="right" if head in ("Forebay", "other", "ratio") else "left")
     for line in lines:
-        table.add_row(*_cells(line))
-    notes = [*method, *dict.fromkeys(f"{line.name}: {line.method}" for line in lines)]
+        table.add_row(*_cells(line)[:-1])
+    notes = [f"{line.name}: {_cells(line)[-1]}." for line in lines if line.facts]
+    notes += [*method, *dict.fromkeys(f"{line.name}: {line.method}" for line in lines)]
     about = ", ".join(f"{name} {value}" for name, value in machine.items())
     return Group(table, Text(f"Machine: {about}"), *(Text(f"- {note}") for note in notes))
 

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-from forebay.cacheruntime.index import Cached, Index, TierNumber
+from forebay.cacheruntime.index import Cached, Index, PackNumber, TierNumber
 from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.tiers import file_path, pack_path
 from forebay.cacheruntime.touch import TouchMap, slot_of
@@ -27,13 +27,16 @@ class Place:
     slot: int
 
 
+_Key = ContentId | PackNumber
+"""Of an open descriptor: a pack's number for all files in it, else the content. Cheaper to look up than a path."""
+
+
 class _Opened:
     """One descriptor, shared by all files of a pack."""
 
-    __slots__ = ("descriptor", "path")
+    __slots__ = ("descriptor",)
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
 
@@ -48,7 +51,7 @@ class ContentReader:
         self._index = index
         self._touch = touch
         self._folders: dict[TierNumber, Path] = {}
-        self._opened: OrderedDict[Path, _Opened] = OrderedDict()
+        self._opened: OrderedDict[_Key, _Opened] = OrderedDict()
         self._complete: OrderedDict[ContentId, tuple[_Opened, int, int]] = OrderedDict()
 
     def find(self, content: ContentId, start: int, end: int) -> Place | None:
@@ -110,9 +113,9 @@ class ContentReader:
 
     def sweep(self) -> None:
         """Close descriptors of files that were evicted, so that their space is free again."""
-        for path, opened in list(self._opened.items()):
+        for key, opened in list(self._opened.items()):
             if os.fstat(opened.descriptor).st_nlink == 0:
-                self._forget(path, opened)
+                self._forget(key, opened)
 
     def abandon(self) -> None:
         """Close the index too; for a forked child, which must not use it."""
@@ -120,8 +123,8 @@ class ContentReader:
         self._index.close()
 
     def close(self) -> None:
-        for path, opened in list(self._opened.items()):
-            self._forget(path, opened)
+        for key, opened in list(self._opened.items()):
+            self._forget(key, opened)
 
     def _find_open(self, content: ContentId, start: int, end: int) -> tuple[Cached, _Opened] | None:
         """The record and a descriptor of the very file it speaks of.
@@ -134,23 +137,23 @@ class ContentReader:
             cached = self._index.find(content)
             if cached is None or not cached.has(start, end):
                 return None
-            folder = self.folder(cached.tier)
-            if folder is None:
-                return None
-            path = pack_path(folder, cached.pack) if cached.pack else file_path(folder, content)
-            opened = self._opened.get(path)
+            key: _Key = cached.pack or content
+            opened = self._opened.get(key)
             if opened is None:
-                if not self._open(path):
+                if not self._open(key, content, cached):
                     return None
                 continue  # and look again, now that it is open
             if os.fstat(opened.descriptor).st_nlink:
-                self._opened.move_to_end(path)
+                self._opened.move_to_end(key)
                 return cached, opened
-            self._forget(path, opened)
+            self._forget(key, opened)
 
-    def _open(self, path: Path) -> bool:
+    def _open(self, key: _Key, content: ContentId, cached: Cached) -> bool:
+        folder = self.folder(cached.tier)
+        if folder is None:
+            return False
         try:
-            self._opened[path] = _Opened(path)
+            self._opened[key] = _Opened(pack_path(folder, cached.pack) if cached.pack else file_path(folder, content))
         except FileNotFoundError:
             return False  # evicted between the look at the index and now
         while len(self._opened) > _OPEN_FILES:
@@ -158,8 +161,8 @@ class ContentReader:
             self._forget(oldest, closing)
         return True
 
-    def _forget(self, path: Path, opened: _Opened) -> None:
-        del self._opened[path]
+    def _forget(self, key: _Key, opened: _Opened) -> None:
+        del self._opened[key]
         for content in [c for c, (known, _, _) in self._complete.items() if known is opened]:
             del self._complete[content]
         os.close(opened.descriptor)

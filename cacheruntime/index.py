@@ -24,8 +24,8 @@ with an empty one and removes the tiers' files.
 """
 
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NewType
 
@@ -283,26 +283,36 @@ class IndexWriter:
             self._hold(txn, dataset, tier, 0, 1)
         return cached
 
-    def add_block(self, content: ContentId, block: int, checksum: int) -> Cached | None:
-        """Record that a block's bytes are in the tier file. Returns the new state, None when the record is gone."""
+    def add_blocks(self, content: ContentId, checksums: Mapping[int, int]) -> Cached | None:
+        """Record that blocks' bytes are in the tier file.
+
+        Args:
+            content: whose.
+            checksums: block -> XXH3-64 of its bytes; blocks that are there already are passed over.
+
+        Returns:
+            The new state, None when the record is gone.
+        """
         with self._env.begin(write=True) as txn:
             raw = txn.get(content, db=self._tables["contents"])
             if raw is None:
                 return None
             cached = _unpack(raw)
-            byte, bit = block >> 3, 1 << (block & 7)
-            if cached.complete or cached.bitmap[byte] & bit:
+            if cached.complete:
                 return cached
             bitmap = bytearray(cached.bitmap)
-            bitmap[byte] |= bit
             count = block_count(cached.size)
+            added = 0
+            for block, checksum in checksums.items():
+                byte, bit = block >> 3, 1 << (block & 7)
+                if bitmap[byte] & bit:
+                    continue
+                bitmap[byte] |= bit
+                added += cached.size - block * BLOCK_BYTES if block == count - 1 else BLOCK_BYTES
+                txn.put(content + block.to_bytes(4, "big"), checksum.to_bytes(8, "big"), db=self._tables["sums"])
             complete = int.from_bytes(bitmap, "little").bit_count() == count
-            added = cached.size - block * BLOCK_BYTES if block == count - 1 else BLOCK_BYTES
-            new = Cached(
-                cached.tier, cached.size, complete, cached.pack, 0, cached.dataset, b"" if complete else bytes(bitmap)
-            )
+            new = replace(cached, complete=complete, bitmap=b"" if complete else bytes(bitmap))
             txn.put(content, _pack_record(new), db=self._tables["contents"])
-            txn.put(content + block.to_bytes(4, "big"), checksum.to_bytes(8, "big"), db=self._tables["sums"])
             self._hold(txn, cached.dataset, cached.tier, added, 0)
             return new
 

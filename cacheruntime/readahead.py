@@ -20,6 +20,8 @@ class Advice:
     ahead_start: int = 0
     ahead_bytes: int = 0
     """For a hit: fetch these in the background; 0: nothing."""
+    expected: bool = False
+    """The bytes asked for lie in what was advised before: they are probably on their way."""
 
 
 class Readahead:
@@ -47,6 +49,7 @@ class Readahead:
             # One small read far away may be an index or a footer; only its own blocks are fetched.
             self._end, self._window, self._ahead_end = end, 0, end
             return Advice(size)
+        expected = bool(self._window) and end <= self._ahead_end
         self._end = max(self._end, end)
         if not self._window:
             # From the start of the block, so that a small read which looks straight by chance costs one block, not two.
@@ -55,9 +58,9 @@ class Readahead:
             self._ahead_end = max(self._ahead_end, stop)
             return Advice(max(size, stop - offset))
         if self._ahead_end >= file_size or self._ahead_end - self._end > self._window // 2:
-            return Advice(max(size, min(self._window, self._ahead_end - offset)))
-        self._window = min(2 * self._window, self._max)
+            return Advice(max(size, min(self._window, self._ahead_end - offset)), expected=expected)
+        self._window = min(2 * max(self._window, size), self._max)
         start = max(self._ahead_end, self._end)
         stop = min(self._end + self._window, file_size)
         self._ahead_end = max(self._ahead_end, stop)
-        return Advice(max(size, stop - offset), start, max(0, stop - start))
+        return Advice(max(size, stop - offset), start, max(0, stop - start), expected)

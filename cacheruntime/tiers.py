@@ -32,7 +32,7 @@ FULL_PAUSE_S = 10.0
 def file_path(tier: Path, content: ContentId) -> Path:
     """The tier file of a source file that is not in a pack."""
     name = content.hex()
-    return tier / "files" / name[:2] / name
+    return Path(f"{tier}/files/{name[:2]}/{name}")  # in one piece: pathlib's joins cost ten times as much
 
 
 def pack_path(tier: Path, pack: PackNumber) -> Path:

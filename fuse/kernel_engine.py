@@ -135,7 +135,7 @@ class KernelEngine:
             wire.Opendir: self._opendir, wire.Readdir: self._readdir, wire.Readdirplus: self._readdir,
             wire.Releasedir: self._empty, wire.Statfs: self._statfs, wire.Getxattr: self._getxattr,
             wire.Listxattr: self._listxattr, wire.Lseek: self._lseek, wire.Interrupt: self._interrupt,
-            wire.Flush: self._empty, wire.Fsync: self._empty, wire.Forget: self._forget,
+            wire.Fsync: self._empty, wire.Forget: self._forget,
             wire.BatchForget: self._forget, wire.Modify: self._modify, wire.Destroy: self._empty,
         }  # fmt: skip
 

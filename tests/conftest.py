@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "mount" / "support"))
 
-from forebay_command import Forebay  # noqa: E402 (from the folder above)
+from forebay_command import Forebay
 
 S3_KEY, S3_SECRET = "AKTEST", "SKTEST-very-secret"
 

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import trio
 import xxhash
@@ -46,6 +46,19 @@ class SourceFile:
     @property
     def content(self) -> ContentId:
         return content_id(self.store.url, self.path, self.size, self.version)
+
+
+_AHEAD_COMMIT_BLOCKS = 4
+"""Blocks that nobody waits for yet are recorded together: a wake-up of the loop and a transaction cost more than
+hashing the block."""
+
+
+class _Fetched(NamedTuple):
+    """A whole block: in the tier file, or in `data` when it goes past the tiers."""
+
+    number: int
+    checksum: int
+    data: bytes | None
 
 
 @dataclass
@@ -250,18 +263,25 @@ class Filler:
         error: ForebayError | None = None
         disk: OSError | None = None
 
-        def block_done(inode: int, number: int, checksum: int, data: bytes | None) -> None:
-            if cached is None or self._storage.commit_block(content, cached, inode, number, checksum):
-                left.discard(number)
-                self._finish_block(content, number, data)
+        def blocks_done(inode: int, done: list[_Fetched]) -> None:
+            checksums = {block.number: block.checksum for block in done}
+            if cached is None or self._storage.commit_blocks(content, cached, inode, checksums):
+                for block in done:
+                    left.discard(block.number)
+                    self._finish_block(content, block.number, block.data)
 
         def work() -> None:
             descriptor = self._storage.open_file(content, cached) if cached is not None else None
             inode = os.fstat(descriptor).st_ino if descriptor is not None else 0
+            done: list[_Fetched] = []
             try:
-                for number, checksum, data in _fetch_blocks(file, run, descriptor):
-                    token.run_sync_soon(block_done, inode, number, checksum, data)
+                for block in _fetch_blocks(file, run, descriptor):
+                    done.append(block)
+                    if len(done) >= (1 if is_demand else _AHEAD_COMMIT_BLOCKS):
+                        token.run_sync_soon(blocks_done, inode, done)
+                        done = []
             finally:
+                token.run_sync_soon(blocks_done, inode, done)  # also what came before a fault
                 if descriptor is not None:
                     os.close(descriptor)
 
@@ -271,7 +291,7 @@ class Filler:
             disk = failure
         except ForebayError as failure:
             error = failure
-        # The thread's end was queued behind its block_done calls, so all of them have run.
+        # The thread's end was queued behind its blocks_done calls, so all of them have run.
         self._count(file, sum(_block_bytes(file.size, number) for number in run if number not in left))
         if cached is not None:
             unused = sum(_block_bytes(file.size, number) for number in left)
@@ -401,12 +421,11 @@ def _fetch_whole(file: SourceFile) -> bytes:
     return data
 
 
-def _fetch_blocks(file: SourceFile, run: list[int], descriptor: int | None) -> Iterator[tuple[int, int, bytes | None]]:
+def _fetch_blocks(file: SourceFile, run: list[int], descriptor: int | None) -> Iterator[_Fetched]:
     """Stream a run of blocks to a descriptor, or to memory without one; runs in a thread.
 
     Yields:
-        (block, XXH3-64, None or its bytes) when a block is whole. From a store that cannot pin a version, nothing
-        before the read has ended well.
+        Each block when it is whole. From a store that cannot pin a version, nothing before the read has ended well.
 
     Raises:
         ForebayError: from the store. OSError: from writing.
@@ -414,7 +433,7 @@ def _fetch_blocks(file: SourceFile, run: list[int], descriptor: int | None) -> I
     start = run[0] * BLOCK_BYTES
     length = min((run[-1] + 1) * BLOCK_BYTES, file.size) - start
     assert run[-1] < block_count(file.size)
-    held: list[tuple[int, int, bytes | None]] = []
+    held: list[_Fetched] = []
     number, filled = run[0], 0
     hasher = xxhash.xxh3_64()
     memory = bytearray()
@@ -431,7 +450,7 @@ def _fetch_blocks(file: SourceFile, run: list[int], descriptor: int | None) -> I
                 write_all(descriptor, part, number * BLOCK_BYTES + filled)
             filled += len(part)
             if filled == size:
-                done = (number, hasher.intdigest(), bytes(memory) if descriptor is None else None)
+                done = _Fetched(number, hasher.intdigest(), bytes(memory) if descriptor is None else None)
                 if file.store.pins_version:
                     yield done
                 else:

@@ -7,7 +7,7 @@ Methods without `await` change state at once, with no checkpoint in between, and
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,17 +128,17 @@ class Storage:
         """
         return os.open(file_path(self.tier(cached.tier).config.path, content), os.O_WRONLY | os.O_CLOEXEC)
 
-    def commit_block(self, content: ContentId, cached: Cached, inode: int, block: int, checksum: int) -> bool:
-        """Record a block that was written to the tier file with that inode number.
+    def commit_blocks(self, content: ContentId, cached: Cached, inode: int, checksums: Mapping[int, int]) -> bool:
+        """Record blocks (block -> checksum) that were written to the tier file with that inode number.
 
         False, with nothing recorded, when that file is no longer the one that the index means: it was dropped, or
-        removed from outside and made anew, and the block's bytes went away with it.
+        removed from outside and made anew, and the blocks' bytes went away with it.
         """
         try:
             now = os.stat(file_path(self.tier(cached.tier).config.path, content))
         except FileNotFoundError:
             return False
-        return now.st_ino == inode and self.index.add_block(content, block, checksum) is not None
+        return now.st_ino == inode and self.index.add_blocks(content, checksums) is not None
 
     def place_packed(self, dataset: DatasetId, size: int) -> PackPlace | None:
         """Reserve room for a small file in the dataset's open pack; None when no tier has room."""

@@ -33,26 +33,35 @@ class Side:
 PASSTHROUGH, NO_OPEN, CACHED = Side("kernel", "passthrough"), Side("kernel", "no-open"), Side("kernel", "cached")
 PYFUSE3 = Side("pyfuse3", "cached")
 SIDES = {
-    "modes": (PASSTHROUGH, NO_OPEN, CACHED, PYFUSE3),
+    "kernel": (PASSTHROUGH,),
     "engines": (PASSTHROUGH, PYFUSE3),
     "ways": (PASSTHROUGH, NO_OPEN, PYFUSE3),
+    "modes": (PASSTHROUGH, NO_OPEN, CACHED, PYFUSE3),
 }
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test (or fixture) that asks for `side` runs for those that its mark `sides` names; `engines` without one."""
-    if "side" in metafunc.fixturenames:
-        mark = metafunc.definition.get_closest_marker("sides")
-        chosen = SIDES[mark.args[0] if mark else "engines"]
-        params = [
-            pytest.param(side, id=f"{side.engine}-{side.open_mode}", marks=NEEDS_PYFUSE3 if side == PYFUSE3 else ())
-            for side in chosen
-        ]
-        metafunc.parametrize("side", params, scope="module" if "shared_forebay" in metafunc.fixturenames else "function")
+    """A test (or its fixture) that asks for `side` runs on those that its mark names, `engines` without one.
+
+    ``sides("kernel", soak="ways")`` runs on the engine `kernel`, and in a soak on the other ways too.
+    """
+    if "side" not in metafunc.fixturenames:
+        return
+    mark = metafunc.definition.get_closest_marker("sides")
+    now = SIDES[mark.args[0] if mark else "engines"]
+    wanted = SIDES[mark.kwargs["soak"]] if mark and mark.kwargs else now
+    params = []
+    for side in wanted:
+        marks = [NEEDS_PYFUSE3] if side == PYFUSE3 else []
+        marks += [] if side in now else [pytest.mark.soak]
+        params.append(pytest.param(side, id=f"{side.engine}-{side.open_mode}", marks=marks))
+    metafunc.parametrize("side", params, scope="module" if "shared_forebay" in metafunc.fixturenames else "function")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "sides(name): which engines and open modes; see SIDES in tests/mount/conftest.py")
+    config.addinivalue_line(
+        "markers", "sides(name, soak=name): which engines and open modes; see SIDES in tests/mount/conftest.py"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -95,6 +104,15 @@ class Bucket:
 
     def put(self, path: str, data: bytes) -> None:
         self._client.put_object(Bucket=self.name, Key=f"root/{path}", Body=data)
+
+    def put_empty(self, paths: list[str]) -> None:
+        """Many empty objects, without the way over HTTP."""
+        from moto.core import DEFAULT_ACCOUNT_ID
+        from moto.s3.models import s3_backends
+
+        backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
+        for path in paths:
+            backend.put_object(self.name, f"root/{path}", b"")
 
     def remove(self, path: str) -> None:
         self._client.delete_object(Bucket=self.name, Key=f"root/{path}")

@@ -4,7 +4,6 @@ import hashlib
 import os
 import random
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,10 @@ def _tree(kind: str, root: Path, client: Any, s3_options: tuple[str, ...], small
 
 @pytest.fixture(scope="module", params=["file", "s3"])
 def tree(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, s3_client: Any, s3_options: tuple[str, ...]
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    s3_client: Any,
+    s3_options: tuple[str, ...],
 ) -> Tree:
     root = tmp_path_factory.mktemp(f"tree-{request.param}") / "root"
     return _tree(request.param, root, s3_client, s3_options, 290, (5 * MIB + 3, 40 * MIB + 4097))
@@ -110,10 +112,10 @@ def _check_all(forebay: Forebay, origin: Tree, side: Any, timeout_s: float) -> N
     forebay.umount(mount)
 
 
-@pytest.mark.sides("modes")
+@pytest.mark.sides("ways", soak="modes")
 def test_every_file_every_way_cold_and_warm(forebay: Forebay, tree: Tree, side: Any) -> None:
     """SHA-256 through the mount equals the source's, by 8 readers at once."""
-    if tree.args and side.open_mode != "passthrough" and side.engine == "kernel":
+    if tree.args and side.engine == "kernel" and side.open_mode != "passthrough":
         pytest.skip("open modes do not see the source: file:// shows this one")
     _check_all(forebay, tree, side, 80)
 
@@ -131,14 +133,15 @@ def test_soak_5000_files(
 
 
 @pytest.fixture
-def large(tmp_path: Path) -> Iterator[tuple[Path, bytes]]:
+def large(tmp_path: Path) -> tuple[Path, bytes]:
     """A folder with one file of 24 MiB and a bit, and its bytes."""
     data = payload("large", 24 * MIB + 777)
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "large.bin").write_bytes(data)
-    yield tmp_path / "source", data
+    return tmp_path / "source", data
 
 
+@pytest.mark.semantics("L2", "L3")
 def test_a_wholly_cached_large_file_is_passed_through(forebay: Forebay, large: tuple[Path, bytes]) -> None:
     """After a warm-up the kernel reads it by itself: the handler sees an open and no read."""
     source, data = large
@@ -176,7 +179,7 @@ def test_a_file_that_was_opened_cold_goes_on_when_it_is_whole(forebay: Forebay, 
     assert forebay.dataset(mount)["counters"]["passthrough_opens"] == 1
 
 
-@pytest.mark.sides("modes")
+@pytest.mark.sides("engines", soak="modes")
 def test_random_reads_of_a_cold_file(forebay: Forebay, large: tuple[Path, bytes], side: Any) -> None:
     """Reads at random offsets and of random sizes, also across the end, while most of the file is not there."""
     source, data = large

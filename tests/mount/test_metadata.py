@@ -65,6 +65,7 @@ def _everything(mount: Path) -> list[str]:
     return [os.path.join(base, name) for base, folders, files in os.walk(mount) for name in folders + files]
 
 
+@pytest.mark.semantics("N4")
 def test_modes_owner_and_umask(shown: Shown) -> None:
     for name in ("file", "program", "big", "sub", "sub/two"):
         found, original = os.lstat(shown.mount / name), os.lstat(shown.source / name)
@@ -74,6 +75,7 @@ def test_modes_owner_and_umask(shown: Shown) -> None:
     assert os.lstat(shown.mount).st_uid == 1234
 
 
+@pytest.mark.semantics("N5", "N9")
 def test_sizes_times_and_types(shown: Shown) -> None:
     for path in ("file", "big", "program", "link", "sub/two"):
         found, original = os.lstat(shown.mount / path), os.lstat(shown.source / path)
@@ -86,6 +88,7 @@ def test_sizes_times_and_types(shown: Shown) -> None:
     assert (shown.mount / "link").read_bytes() == b"hello\n"
 
 
+@pytest.mark.semantics("N6")
 def test_links_of_folders_count_their_subfolders(shown: Shown) -> None:
     expected = {".": 2 + 2, "sub": 2 + 2, "sub/one": 2 + 1, "sub/one/deep": 2, "sub/two": 2, "many": 2}
     assert {path: os.stat(shown.mount / path).st_nlink for path in expected} == expected
@@ -157,6 +160,7 @@ def test_listing_in_small_steps_and_from_any_place(shown: Shown) -> None:
         os.close(descriptor)
 
 
+@pytest.mark.semantics("N7")
 def test_extended_attributes(shown: Shown) -> None:
     path = shown.mount / "big"
     assert os.getxattr(path, "user.forebay.source") == os.fsencode(f"file://{shown.source}/big")
@@ -183,6 +187,7 @@ def test_cached_attribute_before_and_after(shown: Shown) -> None:
     assert os.getxattr(path, "user.forebay.cached") == b"%d/%d" % (size, size)
 
 
+@pytest.mark.semantics("N8")
 def test_statvfs(shown: Shown) -> None:
     found = os.statvfs(shown.mount)
     files = [path for path in shown.source.rglob("*") if path.is_file() and not path.is_symlink()]
@@ -214,6 +219,7 @@ WRITES: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.semantics("E1", "L1")
 @pytest.mark.parametrize("what", WRITES)
 def test_writing_is_refused(shown: Shown, what: str) -> None:
     with pytest.raises(OSError) as caught:
@@ -234,6 +240,7 @@ REFUSED: dict[str, tuple[int, Callable[[Path], object]]] = {
 }
 
 
+@pytest.mark.semantics("E2")
 @pytest.mark.parametrize("what", REFUSED)
 def test_errno(shown: Shown, what: str) -> None:
     number, call = REFUSED[what]
@@ -274,6 +281,8 @@ def test_a_program_runs_from_the_mount(shown: Shown) -> None:
     assert subprocess.run([shown.mount / "program"], capture_output=True, check=True, timeout=20).stdout == b"ran\n"
 
 
+@pytest.mark.sides("engines", soak="ways")
+@pytest.mark.semantics("N3")
 def test_inode_numbers_outlive_the_mount(forebay: Forebay, source: Path, side: Any) -> None:
     mount = forebay.mount(f"file://{source}", *side.args)
     before = {path: os.lstat(path).st_ino for path in _everything(mount)}
@@ -286,6 +295,7 @@ def test_inode_numbers_outlive_the_mount(forebay: Forebay, source: Path, side: A
 _AS_NOBODY = "import os, sys; os.chdir(sys.argv[1]); os.setgid(65534); os.setuid(65534); print(open('file').read())"
 
 
+@pytest.mark.sides("kernel", soak="engines")
 @pytest.mark.parametrize("allowed", [False, True])
 def test_other_users(forebay: Forebay, folder: Any, side: Any, allowed: bool) -> None:
     """Only with --allow-other may they look, and then the modes hold."""
@@ -306,6 +316,8 @@ def test_other_users(forebay: Forebay, folder: Any, side: Any, allowed: bool) ->
     assert "PermissionError" in done.stderr
 
 
+@pytest.mark.sides("kernel", soak="engines")
+@pytest.mark.semantics("N4")
 def test_attributes_of_objects(forebay: Forebay, bucket: Any, side: Any) -> None:
     """An object has no mode: files are 0666 and folders 0777, less the umask; folders are made of the keys."""
     bucket.put("a/b/object", b"12345")

@@ -1,5 +1,6 @@
 """A cache in a temporary folder for tests: storage, filler and a fake store, checked at the end."""
 
+import os
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -21,10 +22,18 @@ BOOT = "5a7dbb1c-boot"
 RUN_S = 30.0
 """A test that takes longer hangs."""
 
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""Where the model tests put their folders: thousands of commits and syncs need no disk."""
+
 settings.register_profile(
-    "quick", deadline=None, max_examples=40, derandomize=True, suppress_health_check=list(HealthCheck)
+    "quick",
+    deadline=None,
+    max_examples=40,
+    stateful_step_count=25,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
 )
-settings.register_profile("soak", deadline=None, max_examples=2000, suppress_health_check=list(HealthCheck))
+settings.register_profile("soak", deadline=None, max_examples=500, suppress_health_check=list(HealthCheck))
 
 
 def bytes_of(size: int, seed: int = 0) -> bytes:

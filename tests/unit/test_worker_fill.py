@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 from cache_box import Box, bytes_of
-from fake_store import FakeStore, Gate, Read
+from fake_store import HELD_S, FakeStore, Gate, Read
 
 from forebay.cacheruntime.config import KIB, MIB, FillConfig
 from forebay.cacheruntime.errors import ForebayError, SourceStale, SourceTimeout, SourceUnavailable
@@ -114,7 +114,7 @@ def test_first_block_is_answered_before_the_last_has_come(box: Box) -> None:
 
     async def test(filler: Filler) -> None:
         assert await filler.fill(file, 0, 4096, 8 * MIB) is None
-        await trio.to_thread.run_sync(gate.reached.wait)
+        await trio.to_thread.run_sync(gate.reached.wait, HELD_S)
         assert box.read(file, 0, 4096) == data[:4096]
         assert box.read(file, 7 * MIB, 8 * MIB) is None
         gate.let_go()
@@ -229,6 +229,35 @@ def test_range_of_cached_and_uncached_blocks(make_box: MakeBox) -> None:
     assert len(box.store.reads) == 4
 
 
+@pytest.mark.xfail(strict=True, reason="unfixed: a mixed reply opens the tier file after the look at the record: zeros")
+@pytest.mark.parametrize("anew", [True, False])
+def test_regression_evicted_while_a_mixed_reply_is_put_together(
+    make_box: MakeBox, monkeypatch: pytest.MonkeyPatch, anew: bool
+) -> None:
+    """Found by test_fill_model: a reader got zeros (begun anew), or FileNotFoundError ended the worker's call."""
+    box = make_box(2 * MIB, fill=FillConfig(part_bytes=MIB))
+    data = bytes_of(4 * MIB)
+    file = box.source("a", data)
+
+    async def test(filler: Filler) -> bytes | None:
+        await filler.fill(file, 0, 2 * MIB, 0)
+        real = filler._read_back
+
+        def evict() -> None:
+            box.storage.drop_file(file.content)
+            if anew:
+                box.storage.place_file(file.content, file.size, file.dataset)
+
+        def late(*args: Any) -> bytes:
+            trio.from_thread.run_sync(evict)
+            return real(*args)
+
+        monkeypatch.setattr(filler, "_read_back", late)
+        return await filler.fill(file, MIB, 2 * MIB, 0)
+
+    assert box.run(test) in (None, data[MIB : 3 * MIB])
+
+
 def test_quota_holds_while_many_fill_at_once(make_box: MakeBox) -> None:
     box = make_box(5 * MIB + 100, fill=FillConfig(part_bytes=MIB))
     files = [box.source(str(n), bytes_of(3 * MIB if n % 2 else 400 * KIB, n)) for n in range(8)]
@@ -325,7 +354,7 @@ def test_tier_file_removed_from_outside_records_no_hole(box: Box) -> None:
 
     async def test(filler: Filler) -> None:
         await filler.fill(file, 0, 1, 4 * MIB)
-        await trio.to_thread.run_sync(gate.reached.wait)
+        await trio.to_thread.run_sync(gate.reached.wait, HELD_S)
         box.tier_file(file.content).unlink()
         gate.let_go()
         got = await filler.fill(file, 2 * MIB, 2 * MIB, 0)
@@ -468,14 +497,21 @@ def test_deadline(make_box: MakeBox) -> None:
     gate = Gate()
     box.store.before_piece = gate
 
-    async def test(filler: Filler) -> None:
-        started = trio.current_time()
+    clock = trio.testing.MockClock()
+
+    async def waits(filler: Filler) -> None:
         with pytest.raises(SourceTimeout, match="did not arrive within 3 s"):
             await filler.fill(file, 0, 10, 0)
-        assert trio.current_time() - started == pytest.approx(3.0)
+        assert trio.current_time() == pytest.approx(3.0)
         gate.let_go()
 
-    box.run(test, clock=trio.testing.MockClock(autojump_threshold=0))
+    async def test(filler: Filler) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(waits, filler)
+            await trio.testing.wait_all_tasks_blocked()
+            clock.jump(3.0)
+
+    box.run(test, clock=clock)
     assert box.read(file, 0, MIB) == data[:MIB], "the fetch goes on for whoever asks next"
 
 
@@ -541,7 +577,7 @@ def test_evicted_while_being_filled(box: Box) -> None:
 
     async def test(filler: Filler) -> None:
         await filler.fill(file, 0, 1, 4 * MIB)
-        await trio.to_thread.run_sync(gate.reached.wait)
+        await trio.to_thread.run_sync(gate.reached.wait, HELD_S)
         box.storage.drop_file(file.content)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(again, filler)
@@ -561,11 +597,11 @@ def test_evicted_while_being_filled(box: Box) -> None:
     reason="unfixed: the tier file's inode number is compared after its descriptor was closed: reused, a hole",
 )
 def test_regression_inode_number_is_good_while_its_file_is_open(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ext4 gives a freed inode number to the next file: found as a recorded hole in `test_evicted_while_being_filled`."""
+    """ext4 gives a freed inode number to the next file. Found as a recorded hole, by evicting during a fill."""
     file = box.source("a", bytes_of(2 * MIB))
     gate = Gate(lambda path, position: position >= MIB)
     box.store.before_piece = gate
-    open_file, commit_block = box.storage.open_file, box.storage.commit_block
+    open_file, commit_blocks = box.storage.open_file, box.storage.commit_blocks
     opened: list[int] = []
     closed_early: list[int] = []
 
@@ -573,13 +609,13 @@ def test_regression_inode_number_is_good_while_its_file_is_open(box: Box, monkey
         opened.append(open_file(*args))
         return opened[-1]
 
-    def committing(content: Any, cached: Any, inode: int, block: int, checksum: int) -> bool:
+    def committing(content: Any, cached: Any, inode: int, checksums: dict[int, int]) -> bool:
         if not _is_open(opened[0], inode):
-            closed_early.append(block)
-        return commit_block(content, cached, inode, block, checksum)
+            closed_early.extend(checksums)
+        return commit_blocks(content, cached, inode, checksums)
 
     monkeypatch.setattr(box.storage, "open_file", opening)
-    monkeypatch.setattr(box.storage, "commit_block", committing)
+    monkeypatch.setattr(box.storage, "commit_blocks", committing)
 
     async def test(filler: Filler) -> None:
         await filler.fill(file, 0, 1, 2 * MIB)

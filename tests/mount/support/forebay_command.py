@@ -129,7 +129,9 @@ class Forebay:
             aborted = abort_below(str(self.root))
             process.kill()
             out, err = process.communicate()
-            raise AssertionError(f"{args} took over {timeout_s:g} s; aborted {aborted}; it said {out!r} {err!r}") from None
+            raise AssertionError(
+                f"{args} took over {timeout_s:g} s; aborted {aborted}; it said {out!r} {err!r}"
+            ) from None
         done = Done(process.returncode, out, err)
         assert code is None or done.code == code, f"{args}: {done}"
         return done

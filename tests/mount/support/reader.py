@@ -6,6 +6,7 @@ Prints one JSON line for each job: path, how, and either sha256 and size, or err
 
 import errno
 import hashlib
+import itertools
 import json
 import mmap
 import os
@@ -37,7 +38,7 @@ def by_read(descriptor: int, size: int, rng: random.Random) -> bytes:
 def by_pread(descriptor: int, size: int, rng: random.Random) -> bytes:
     """All of it in pieces of random size and in random order."""
     cuts = sorted({0, size, *(rng.randrange(size + 1) for _ in range(max(3, size >> 18)))})
-    spans = list(zip(cuts, cuts[1:], strict=False))
+    spans = list(itertools.pairwise(cuts))
     rng.shuffle(spans)
     buffer = bytearray(size)
     for start, end in spans:
@@ -81,7 +82,7 @@ def by_direct(descriptor: int, size: int, rng: random.Random) -> bytes:
     with mmap.mmap(-1, _DIRECT_BYTES) as buffer:
         at = 0
         while at < size:
-            got = _at(at, lambda: os.preadv(descriptor, [buffer], at))
+            got = _at(at, lambda at=at: os.preadv(descriptor, [buffer], at))
             if not got:
                 break
             digest.update(buffer[:got])

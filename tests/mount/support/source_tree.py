@@ -10,11 +10,18 @@ MIB = 1 << 20
 
 EDGE_SIZES = (0, 1, 4095, 4096, 4097, MIB - 1, MIB, MIB + 1, 2 * MIB, 3 * MIB + 12345, 7 * MIB + 1)
 ODD_NAMES = (
-    "with space", " leading and trailing ", "ümlaut-日本語-🐟", "e\u0301 decomposed", "hash#tag", "per%cent", "per%20cent",
+    "with space", " leading and trailing ", "ümlaut-日本語-🐟", "e\u0301 decomposed", "hash#tag", "per%cent",
+    "per%20cent",
     "plus+sign", "question?mark", "quote'\"`", "back\\slash", "semi;colon&amp", "dollar$(x)", "star*[a]{b}", "~tilde",
     "-dash", ".hidden", "...", "x" * 255, "日" * 85, "a=b,c:d@e", "<tag>", "UPPER", "upper",
 )  # fmt: skip
-POSIX_NAMES = ("new\nline", "tab\tname", "\x01control\x7f", os.fsdecode(b"latin-\xe9\xff"), os.fsdecode(b"\xf0\x28\x8c"))
+POSIX_NAMES = (
+    "new\nline",
+    "tab\tname",
+    "\x01control\x7f",
+    os.fsdecode(b"latin-\xe9\xff"),
+    os.fsdecode(b"\xf0\x28\x8c"),
+)
 """What a file system takes and an object store's XML listing does not."""
 
 
