@@ -277,7 +277,7 @@ class CatalogueWriter:
             changes.add(page)
 
     def replace_directory(self, path: bytes, entries: list[Entry]) -> None:
-        """Record all entries of one directory and that these are all."""
+        """Record the entries of one directory, and that a name that is absent now is absent from the source."""
         with self._page() as changes:
             changes.make_directory(path)
             changes.add(entries)

@@ -15,6 +15,9 @@ KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 
+_LARGEST = 2.0**63
+"""No file system holds more bytes, and no unit makes a larger number meaningful."""
+
 _UNITS = {"": 1, "B": 1, "K": 10**3, "KB": 10**3, "KIB": KIB, "M": 10**6, "MB": 10**6, "MIB": MIB,
           "G": 10**9, "GB": 10**9, "GIB": GIB, "T": 10**12, "TB": 10**12, "TIB": 1 << 40}  # fmt: skip
 
@@ -35,7 +38,8 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     unit = _UNITS.get(match[2].upper()) if match else None
-    size = int(float(match[1]) * unit) if match and unit else 0
+    number = float(match[1]) if match else 0.0
+    size = int(number * unit) if unit and number < _LARGEST else 0
     if size <= 0:
         raise UsageError(f"size {text!r} is not a positive number with a unit; write it like 4GiB, 500MB or 1048576")
     return size
@@ -75,8 +79,6 @@ class TierConfig:
 class FillConfig:
     """How data is fetched on a miss."""
 
-    block_bytes: int = MIB
-    """Unit of the block bitmap; 1 MiB keeps 128 bytes of bitmap per GiB and equals the largest FUSE request."""
     small_file_bytes: int = MIB
     """Source files below this size are fetched whole and live in packs."""
     part_bytes: int = 8 * MIB

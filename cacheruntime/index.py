@@ -373,6 +373,7 @@ class IndexWriter:
             txn.delete(tier.to_bytes(2, "big"), db=self._tables["tiers"])
 
     def _insert(self, txn: Any, content: ContentId, cached: Cached) -> None:
+        self._drop(txn, content)  # a record in its place, if any: what it held is not held any more
         txn.put(content, _pack_record(cached), db=self._tables["contents"])
         txn.put(_member_key(content, cached), b"", db=self._tables["members"])
 

@@ -87,7 +87,7 @@ def live(runtime_dir: Path) -> Iterator[tuple[Path, MountState]]:
 def start_time(pid: int) -> int | None:
     """When a process started, in clock ticks since boot (proc(5), field 22 of stat); None when there is none."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")  # the command's name may be any bytes
     except OSError:
         return None
     fields = text.rpartition(")")[2].split()  # the command's name may hold spaces and parentheses

@@ -55,13 +55,18 @@ class Tier:
         self._full_until = -FULL_PAUSE_S
 
     @property
+    def paused(self) -> bool:
+        """Left alone for a while, as a write to it failed."""
+        return self._clock() < self._full_until
+
+    @property
     def state(self) -> str:
         """'normal', or 'full' while its file system has no room."""
-        return "full" if self._clock() < self._full_until or self._free_bytes() <= 0 else "normal"
+        return "full" if self.paused or self._free_bytes() <= 0 else "normal"
 
     def room_bytes(self) -> int:
         """How much may still be put here, by quota and by what the file system has free above the reserve."""
-        if self._clock() < self._full_until:
+        if self.paused:
             return 0
         return max(0, min(self.config.quota_bytes - self.used_bytes, self._free_bytes()))
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import trio
 
-from forebay.cacheruntime.errors import ForebayError, SourceDenied, SourceNotFound
+from forebay.cacheruntime.errors import CacheError, ForebayError, SourceDenied, SourceNotFound
 from forebay.fuse import wire, wire_reply
 from forebay.fuse.counters import CounterRow
 from forebay.fuse.negotiate import Agreement, CounterOffer, Wish, negotiate
@@ -45,6 +45,9 @@ _BATCH = 32
 """Requests answered before other tasks get their turn."""
 
 _SWEEP_INTERVAL_S = 5.0
+
+_TRIES = 8
+"""An operation waits for one thing after another, but what was brought in may be gone again: not for ever."""
 
 
 _CACHE_DIR_WORKS = not (6, 9) <= tuple(int(n) for n in os.uname().release.split(".")[:2]) <= (6, 12)
@@ -259,7 +262,7 @@ class KernelEngine:
         with trio.CancelScope() as scope:
             self._waiting[unique] = (header.pid, scope)
             try:
-                while True:
+                for _ in range(_TRIES):
                     data = await not_ready.wait()
                     if data is not None:
                         self._send(wire_reply.reply_data(header.unique, data))
@@ -269,6 +272,7 @@ class KernelEngine:
                         return
                     except NotReady as still:
                         not_ready = still
+                raise CacheError("what was brought in went away again, over and over")
             except Refused as refused:
                 self._send(wire_reply.reply_error(header.unique, refused.errno))
             except Exception as error:  # noqa: BLE001 (see _fail)

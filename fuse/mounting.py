@@ -9,6 +9,7 @@ import ctypes
 import ctypes.util
 import errno
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -56,17 +57,17 @@ def mounted(directory: str) -> Mounted | None:
 def all_mounted() -> list[Mounted]:
     """Everything in this process's mount namespace, in order of mounting."""
     entries = []
-    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
-        left, _, right = line.partition(" - ")
+    # Split at newlines alone: names may hold what str.splitlines takes for others.
+    for raw in Path("/proc/self/mountinfo").read_bytes().split(b"\n")[:-1]:
+        left, _, right = os.fsdecode(raw).partition(" - ")
         fields, rest = left.split(" "), right.split(" ")
         entries.append(Mounted(_unescape(fields[4]), fields[2], rest[0], _unescape(rest[1])))
     return entries
 
 
 def _unescape(text: str) -> str:
-    for code, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        text = text.replace(code, char)
-    return text
+    """The kernel writes blanks, '#' and backslashes as octal numbers (fs/proc_namespace.c)."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
 def mount(directory: str, source: str, allow_other: bool, max_read_bytes: int) -> int:

@@ -11,7 +11,7 @@ import trio
 
 from forebay.cacheruntime import mounts
 from forebay.cacheruntime.config import CacheConfig
-from forebay.cacheruntime.errors import ForebayError, SourceStale
+from forebay.cacheruntime.errors import ForebayError, SourceStale, SourceUnavailable
 from forebay.cacheruntime.keys import DatasetId
 from forebay.cacheruntime.understore.base import Entry
 from forebay.cacheruntime.worker.datasets import Datasets
@@ -53,6 +53,9 @@ class Core:
                 snapshot = self.datasets.snapshot_of(dataset, request.relist, request.snapshot)
                 with trio.move_on_after(_FIRST_PAGE_S):
                     await snapshot.first_page.wait()
+                totals = snapshot.catalogue.totals()
+                if totals.error and not totals.files:
+                    raise SourceUnavailable(f"{dataset.store.url} cannot be listed: {totals.error}")
                 reply.snapshot = snapshot.number
                 reply.catalogue = str(snapshot.writer.folder)
             return reply
@@ -96,7 +99,7 @@ class Core:
         return job
 
     async def _run_warmup(self, job: Warmup) -> None:
-        with self._busy(), job.scope:
+        with self._busy(), job.scope, job.snapshot.held():
             try:
                 await job.run()
             except ForebayError as error:

@@ -4,7 +4,8 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,9 @@ from forebay.cacheruntime.understore.factory import open_store
 
 log = logging.getLogger(__name__)
 
+_REGISTER_S = 60.0
+"""A mount has registered the snapshot that it reads by then."""
+
 
 @dataclass
 class Snapshot:
@@ -32,6 +36,19 @@ class Snapshot:
     """The background listing is over, well or not."""
     first_page: trio.Event = field(default_factory=trio.Event)
     """Something is there to see, or the listing is over."""
+    users: int = 0
+    """Tasks of this worker that read or write it."""
+    asked_for: float = 0.0
+    """When a client was last told of it (monotonic): a mount that is being made is on no register yet."""
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep it open meanwhile."""
+        self.users += 1
+        try:
+            yield
+        finally:
+            self.users -= 1
 
 
 @dataclass
@@ -118,18 +135,25 @@ class Datasets:
             relist: make a new one unless a listing is under way.
             number: go on with this one; 0 for none in particular.
         """
-        if number:
-            return dataset.snapshots.get(number) or self._open(dataset, number)
         newest = dataset.newest
-        if newest is not None and (not relist or not newest.ended.is_set()):
-            return newest
-        self._remove_old(dataset)
-        return self._open(dataset, self._next_number(dataset))
+        if number:
+            snapshot = dataset.snapshots.get(number) or self._open(dataset, number)
+        elif newest is not None and (not relist or not newest.ended.is_set()):
+            snapshot = newest
+        else:
+            self._remove_old(dataset)
+            snapshot = self._open(dataset, self._next_number(dataset))
+        snapshot.asked_for = time.monotonic()
+        return snapshot
 
     def _next_number(self, dataset: Dataset) -> int:
+        """One more than the last, also when that one is gone: a number names one listing for ever."""
         folder = self.folder(dataset.id)
-        numbers = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
-        return max(numbers, default=0) + 1
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        last = folder / "last-snapshot"
+        number = (int(last.read_text()) if last.exists() else 0) + 1
+        last.write_text(str(number))
+        return number
 
     def _open(self, dataset: Dataset, number: int) -> Snapshot:
         writer = CatalogueWriter(self.folder(dataset.id) / str(number), dataset.store.url)
@@ -152,7 +176,8 @@ class Datasets:
                 continue
             opened = dataset.snapshots.get(int(path.name))
             if opened is not None:
-                if not opened.ended.is_set():
+                young = time.monotonic() - opened.asked_for < _REGISTER_S
+                if opened.users or young or not opened.ended.is_set():
                     continue
                 del dataset.snapshots[opened.number]
                 opened.writer.close()
@@ -172,7 +197,7 @@ class Datasets:
         except ForebayError as failure:
             error = str(failure)
             log.warning("listing of %s broke off: %s", dataset.store.url, error)
-        snapshot.writer.finish(error)
+        await trio.to_thread.run_sync(snapshot.writer.finish, error)
         snapshot.ended.set()
         snapshot.first_page.set()
 
@@ -182,17 +207,18 @@ class Datasets:
         With a `name`, only that is asked for first: one file of a directory of a million must not wait for the rest.
         """
         pending = [s for s in dataset.snapshots.values() if not s.catalogue.complete]
-        if not pending or (name and await self._find_name(dataset, pending, path + b"/" + name if path else name)):
-            return
-        key = (dataset.id, path)
-        if (under_way := self._directories.get(key)) is not None:
-            await under_way.wait()
-            return
-        self._directories[key] = trio.Event()
-        try:
-            await self._list_directory(dataset, pending, path)
-        finally:
-            self._directories.pop(key).set()
+        with _all_held(pending):
+            if not pending or (name and await self._find_name(dataset, pending, path + b"/" + name if path else name)):
+                return
+            key = (dataset.id, path)
+            if (under_way := self._directories.get(key)) is not None:
+                await under_way.wait()
+                return
+            self._directories[key] = trio.Event()
+            try:
+                await self._list_directory(dataset, pending, path)
+            finally:
+                self._directories.pop(key).set()
 
     async def _find_name(self, dataset: Dataset, pending: list[Snapshot], path: bytes) -> bool:
         def work() -> bool:
@@ -228,10 +254,20 @@ class Datasets:
             except ForebayError as error:
                 log.warning("%s: %r changed and cannot be looked at: %s", dataset.store.url, path, error)
                 return
-            for snapshot in list(dataset.snapshots.values()):
+            for snapshot in snapshots:
                 if entry is None:
                     snapshot.writer.remove(os.fsencode(path))
                 else:
                     snapshot.writer.add([entry])
 
-        await trio.to_thread.run_sync(work, limiter=self._listers, abandon_on_cancel=True)
+        snapshots = list(dataset.snapshots.values())
+        with _all_held(snapshots):
+            await trio.to_thread.run_sync(work, limiter=self._listers)
+
+
+@contextmanager
+def _all_held(snapshots: list[Snapshot]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for snapshot in snapshots:
+            stack.enter_context(snapshot.held())
+        yield

@@ -18,7 +18,6 @@ from forebay.cacheruntime.config import MIB, FillConfig
 from forebay.cacheruntime.errors import ForebayError, SourceStale, SourceTimeout, SourceUnavailable
 from forebay.cacheruntime.index import BLOCK_BYTES, Cached, Pack, block_count
 from forebay.cacheruntime.keys import ContentId, DatasetId, content_id
-from forebay.cacheruntime.tiers import file_path
 from forebay.cacheruntime.understore.base import UnderStore
 from forebay.cacheruntime.worker.storage import PackPlace, Storage, write_all
 
@@ -178,28 +177,28 @@ class Filler:
         self, file: SourceFile, content: ContentId, offset: int, end: int, wanted: range, pieces: list[bytes]
     ) -> bytes | None:
         """Some blocks of the range are cached and some had no room: put them together."""
-        cached = self._storage.index.reader.find(content)
         for position, number in enumerate(wanted):
             if pieces[position]:
                 continue
             start = number * BLOCK_BYTES
-            size = min(BLOCK_BYTES, file.size - start)
-            if cached is None or not cached.has(start, start + size):
+            # Record and descriptor in one step: later the record may speak of another file of the same name.
+            descriptor = self._storage.open_block(content, start, _block_bytes(file.size, number))
+            if descriptor is None:
                 return await self.fill(file, offset, end - offset, 0)  # evicted meanwhile
-            pieces[position] = await trio.to_thread.run_sync(self._read_back, content, cached, start, size)
+            try:
+                size = _block_bytes(file.size, number)
+                pieces[position] = await trio.to_thread.run_sync(os.pread, descriptor, size, start)
+            finally:
+                os.close(descriptor)
         base = wanted[0] * BLOCK_BYTES
         return b"".join(pieces)[offset - base : end - base]
-
-    def _read_back(self, content: ContentId, cached: Cached, start: int, size: int) -> bytes:
-        with open(file_path(self._storage.tier(cached.tier).config.path, content), "rb") as opened:
-            return os.pread(opened.fileno(), size, start)
 
     def _start(
         self, file: SourceFile, content: ContentId, wanted: range, last: int, through: bool
     ) -> dict[int, _Block]:
         """Start fetching what is neither cached nor on its way; returns the flights of this file. No checkpoint."""
         flights = self._flights.setdefault(content, {})
-        cached = self._storage.index.reader.find(content)
+        cached = self._storage.find(content)
         missing = [
             number
             for number in range(wanted[0], last + 1)
@@ -228,31 +227,38 @@ class Filler:
                 cached = self._storage.place_file(content, file.size, file.dataset)
         demanded = set(wanted)
         for run in _runs(missing, self._config.part_bytes // BLOCK_BYTES):
-            is_demand = not demanded.isdisjoint(run)
-            room = self._reserve(file, cached, run)
-            if not room and not (is_demand and through):
-                continue  # reading ahead into memory would only push out what is about to be read
-            if not room:
-                run = [number for number in run if number in demanded]
-            for number in run:
-                flights[number] = _Block()
-            self._nursery.start_soon(self._fetch_part, file, content, run, cached if room else None, is_demand)
+            fitting = self._reserve(file, cached, run)
+            # Reading ahead into memory would only push out what is about to be read.
+            rest = [number for number in run[fitting:] if through and number in demanded]
+            for part, target in ((run[:fitting], cached), (rest, None)):
+                for piece in _runs(part, len(part)):
+                    for number in piece:
+                        flights[number] = _Block()
+                    is_demand = not demanded.isdisjoint(piece)
+                    self._nursery.start_soon(self._fetch_part, file, content, piece, target, is_demand)
         found = dict(flights)
         if not flights:
             del self._flights[content]
         return found
 
-    def _reserve(self, file: SourceFile, cached: Cached | None, run: list[int]) -> bool:
+    def _reserve(self, file: SourceFile, cached: Cached | None, run: list[int]) -> int:
+        """Take room for as many blocks of a run, from its first, as there is room for; returns how many."""
         if cached is None:
-            return False
+            return 0
         tier = self._storage.tier(cached.tier)
         need = sum(_block_bytes(file.size, number) for number in run)
         if tier.room_bytes() < need:
-            self._storage.make_room(need, self._idle)
-        if tier.room_bytes() < need:
-            return False
-        tier.take(need)
-        return True
+            self._storage.make_room(need, self._idle, tier)
+        room = tier.room_bytes()
+        fitting = taken = 0
+        for number in run:
+            size = _block_bytes(file.size, number)
+            if taken + size > room:
+                break
+            taken += size
+            fitting += 1
+        tier.take(taken)
+        return fitting
 
     async def _fetch_part(
         self, file: SourceFile, content: ContentId, run: list[int], cached: Cached | None, is_demand: bool
@@ -283,7 +289,8 @@ class Filler:
             finally:
                 token.run_sync_soon(blocks_done, inode, done)  # also what came before a fault
                 if descriptor is not None:
-                    os.close(descriptor)
+                    # In the loop, behind blocks_done: while it is open no other file can have its inode number.
+                    token.run_sync_soon(os.close, descriptor)
 
         try:
             await self._in_thread(work, is_demand)
@@ -439,7 +446,7 @@ def _fetch_blocks(file: SourceFile, run: list[int], descriptor: int | None) -> I
     memory = bytearray()
     for piece in file.store.read_range(file.path, start, length, file.version):
         view = memoryview(piece)
-        while view:
+        while view and number <= run[-1]:
             size = _block_bytes(file.size, number)
             part = view[: size - filled]
             view = view[len(part) :]

@@ -95,6 +95,34 @@ class Storage:
     def tier(self, number: TierNumber) -> Tier:
         return self._by_number[number]
 
+    def find(self, content: ContentId) -> Cached | None:
+        """The record of a file whose bytes are still there; one whose file somebody else removed is dropped."""
+        cached = self.index.reader.find(content)
+        if cached is None:
+            return None
+        folder = self.tier(cached.tier).config.path
+        if os.path.exists(pack_path(folder, cached.pack) if cached.pack else file_path(folder, content)):
+            return cached
+        log.warning("%s of tier %s was removed from outside: fetching it again", content.hex(), folder)
+        if cached.pack:
+            for pack in self.index.reader.packs():
+                if pack.number == cached.pack:
+                    self.drop_pack(pack)
+        else:
+            self.drop_file(content)
+        return None
+
+    def open_block(self, content: ContentId, start: int, size: int) -> int | None:
+        """A descriptor of a file of its own that has [start, start + size), for the caller to close; None on a miss."""
+        cached = self.index.reader.find(content)
+        if cached is None or cached.pack or not cached.has(start, start + size):
+            return None
+        try:
+            return os.open(file_path(self.tier(cached.tier).config.path, content), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self.drop_file(content)
+            return None
+
     def has_room(self, size: int) -> bool:
         """Whether some tier takes that many more bytes now."""
         return any(tier.room_bytes() >= size for tier in self.tiers)
@@ -150,7 +178,7 @@ class Storage:
             pack = self._packs.get(key) or self._open_pack(tier, dataset)
             if pack.end + size > PACK_BYTES:
                 os.close(self._packs.pop(key).descriptor)
-                pack = self._open_pack(tier, dataset)
+                pack = self._open_pack(tier, dataset, fresh=True)
         except OSError as error:
             self.write_failed(tier, error)
             return None
@@ -159,10 +187,11 @@ class Storage:
         # Appends under way keep their own descriptor: the pack may be closed or evicted meanwhile.
         return PackPlace(tier, Pack(pack.number, tier.number, pack.end, dataset), os.dup(pack.descriptor), offset, size)
 
-    def _open_pack(self, tier: Tier, dataset: DatasetId) -> _OpenPack:
+    def _open_pack(self, tier: Tier, dataset: DatasetId, *, fresh: bool = False) -> _OpenPack:
+        """The dataset's last pack if it takes more (after a restart), else a new one; `fresh`: a new one."""
         found = [p for p in self.index.reader.packs() if (p.tier, p.dataset) == (tier.number, dataset)]
         last = max(found, key=lambda p: p.number, default=None)
-        if last is None or last.length >= PACK_BYTES or (dataset, tier.number) in self._packs:
+        if last is not None and (fresh or last.length >= PACK_BYTES):
             last = None
         if last is not None and pack_path(tier.config.path, last.number).exists():
             number, end = last.number, last.length
@@ -178,14 +207,17 @@ class Storage:
         log.warning("tier %s:%s takes no data now: %s", tier.config.medium.value, tier.config.path, error.strerror)
         tier.file_system_is_full()
 
-    def make_room(self, need_bytes: int, idle: Callable[[DatasetId], float | None]) -> None:
+    def make_room(self, need_bytes: int, idle: Callable[[DatasetId], float | None], only: Tier | None = None) -> None:
         """Drop what nobody uses until some tier has room for `need_bytes`.
 
         Args:
             need_bytes: wanted in one tier.
             idle: when a dataset was last used (seconds), or None while it is in use.
+            only: this tier; None for whichever can.
         """
-        for tier in self.tiers:
+        for tier in [only] if only is not None else self.tiers:
+            if tier.paused:
+                continue  # dropping files does not mend a tier that fails on writing
             missing = need_bytes - tier.room_bytes()
             if missing <= 0:
                 return

@@ -1,6 +1,7 @@
 """Warming up: whole files into the cache, several at a time, with progress."""
 
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -41,7 +42,7 @@ class Warmup:
         self, dataset: Dataset, snapshot: Snapshot, paths: list[bytes], jobs: int, filler: Filler, storage: Storage
     ) -> None:
         self._dataset = dataset
-        self._snapshot = snapshot
+        self.snapshot = snapshot
         self._paths = paths or [b""]
         self._jobs = jobs
         self._filler = filler
@@ -57,15 +58,15 @@ class Warmup:
             SourceNotFound: a path is not in the snapshot.
             ForebayError: the listing broke off.
         """
-        await self._snapshot.ended.wait()
-        totals = self._snapshot.catalogue.totals()
+        await self.snapshot.ended.wait()
+        totals = self.snapshot.catalogue.totals()
         if totals.error:
             raise ForebayError(f"the listing of {self._dataset.store.url} broke off: {totals.error}")
         self.progress.listing = False
         for path in self._paths:
-            found = self._snapshot.catalogue.resolve(path)
+            found = self.snapshot.catalogue.resolve(path)
             if found is None:
-                url, number = self._dataset.store.url, self._snapshot.number
+                url, number = self._dataset.store.url, self.snapshot.number
                 raise SourceNotFound(f"{url}: there is no {os.fsdecode(path)!r} in snapshot {number}")
         if self._paths == [b""]:
             self.progress.files_total, self.progress.bytes_total = totals.files, totals.bytes
@@ -84,7 +85,7 @@ class Warmup:
         self.progress.finished = True
 
     def _files(self) -> Iterator[Node]:
-        catalogue = self._snapshot.catalogue
+        catalogue = self.snapshot.catalogue
         for path in self._paths:
             found = catalogue.resolve(path)
             if found is not None and found.kind is Kind.FILE:
@@ -95,7 +96,7 @@ class Warmup:
     async def _work(self, receiver: trio.MemoryReceiveChannel[Node]) -> None:
         async with receiver:
             async for node in receiver:
-                path = os.fsdecode(self._snapshot.catalogue.path_of(node.node))
+                path = os.fsdecode(self.snapshot.catalogue.path_of(node.node))
                 try:
                     await self._bring(node, path)
                 except ForebayError as error:
@@ -111,6 +112,7 @@ class Warmup:
         for offset in range(0, node.size, step):
             length = min(step, node.size - offset)
             cached = self._storage.index.reader.find(node.content)
+            self._dataset.last_used = time.monotonic()  # or what was loaded a minute ago would count as idle
             if cached is None or not cached.has(offset, offset + length):
                 await self._filler.fill(file, offset, length, length, through=False)
             self.progress.bytes_done += length

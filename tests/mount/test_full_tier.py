@@ -165,6 +165,7 @@ def test_disk_filled_by_others_in_the_middle_of_a_fetch(
     forebay.umount(mount)
 
 
+@pytest.mark.soak
 @pytest.mark.sides("kernel", soak="engines")
 def test_tier_removed_under_the_worker(forebay: Forebay, folder: Any, side: Any) -> None:
     """Somebody empties the tier's folder: what was there comes again from the source."""

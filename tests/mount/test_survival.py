@@ -122,6 +122,7 @@ def _handlers(forebay: Forebay) -> list[int]:
     return [pid for pid, command in forebay.processes().items() if "forebay.fuse.handler" in command]
 
 
+@pytest.mark.sides("kernel", soak="engines")
 @pytest.mark.semantics("D1", "D7")
 def test_umount_after_all_processes_were_killed(forebay: Forebay, folder: Any, side: Any) -> None:
     """It exits with 0, clears up, and a new mount finds what was cached."""
@@ -251,6 +252,7 @@ def test_two_mounts_share_a_worker(forebay: Forebay, folder: Any, bucket: Any) -
     assert forebay.leftovers() == []
 
 
+@pytest.mark.soak
 def test_one_source_mounted_twice_is_fetched_once(forebay: Forebay, bucket: Any) -> None:
     bucket.put("file", DATA)
     first, second = (forebay.mount(bucket.source, *bucket.args) for _ in range(2))

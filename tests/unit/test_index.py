@@ -194,7 +194,6 @@ def test_other_format(index: IndexWriter, open_index: Callable[..., IndexWriter]
     open_index()
 
 
-@pytest.mark.xfail(strict=True, reason="unfixed: a record over a record counts twice; worker code never does it today")
 def test_regression_a_record_over_a_record(index: IndexWriter) -> None:
     """Reachable when `small_file_bytes` is raised between two runs: a partial file of its own then comes as packed."""
     tier = _tier(index)

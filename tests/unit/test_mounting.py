@@ -53,16 +53,12 @@ def test_escapes(mountinfo: Callable[[bytes], None], written: bytes, meant: str)
 
 
 @pytest.mark.parametrize("name", [b"a\rb", b"a\x0bb", b"a\x0cb", "a\u2028b".encode(), "a\x85b".encode()])
-@pytest.mark.xfail(
-    strict=True, raises=IndexError, reason="unfixed: str.splitlines and newline translation cut such lines"
-)
 def test_regression_names_with_other_line_ends(mountinfo: Callable[[bytes], None], name: bytes) -> None:
     """One such mount anywhere on the machine, and every command ends in an IndexError."""
     mountinfo(_line(b"/" + name) + _line(b"/next"))
     assert [entry.directory for entry in all_mounted()] == ["/" + os.fsdecode(name), "/next"]
 
 
-@pytest.mark.xfail(strict=True, reason="unfixed: the kernel also escapes '#' in a source (fs/proc_namespace.c: mangle)")
 def test_regression_number_sign_in_a_source(mountinfo: Callable[[bytes], None]) -> None:
     mountinfo(_line(b"/a", rb"s3://b/x\043y"))
     assert all_mounted()[0].source == "s3://b/x#y"

@@ -96,7 +96,6 @@ def test_start_time_of_an_odd_name(comm: Path) -> None:
     assert start_time(os.getpid()) == expected
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="unfixed: /proc/PID/stat is read as UTF-8")
 def test_regression_start_time_of_a_name_that_is_not_utf8(comm: Path) -> None:
     expected = start_time(os.getpid())
     comm.write_bytes(b"\xff")

@@ -133,6 +133,7 @@ def test_relist_lists_anew_and_removes_the_old(node: Node) -> None:
         dataset, first = await _listed(core)
         node.box.store.put("b", b"2")
         assert core.datasets.snapshot_of(dataset, relist=False) is first
+        first.asked_for -= 61  # else it may be the snapshot of a mount that is being made
         _, second = await _listed(core)
         assert second is not first
         assert _names(second.catalogue) == [b"a", b"b"]
@@ -312,7 +313,6 @@ def test_warmup_without_room(make_box: Callable[..., Box], monkeypatch: pytest.M
     assert sum(r.length for r in box.store.reads) <= 2 * MIB + 1000, "what cannot stay is not fetched"
 
 
-@pytest.mark.xfail(strict=True, reason="unfixed: a relist closes the catalogue that a running warm-up reads")
 def test_regression_relist_during_a_warmup(node: Node) -> None:
     """`forebay mount` of a dataset whose `forebay warmup` is under way (and that no mount reads yet)."""
     for n in range(8):
@@ -337,7 +337,6 @@ def test_regression_relist_during_a_warmup(node: Node) -> None:
 # What is in use
 
 
-@pytest.mark.xfail(strict=True, reason="unfixed: only requests count as use, a warm-up's own fetches do not")
 def test_regression_a_long_warmup_does_not_evict_itself(
     make_box: Callable[..., Box], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,7 +357,7 @@ def test_regression_a_long_warmup_does_not_evict_itself(
             await trio.testing.wait_all_tasks_blocked()
 
     node.run(test)
-    assert len(box.store.reads) == 3 + 1, "three fit; the others are not fetched, and push nothing out"
+    assert len(box.store.reads) == 3, "three fit; the others are not fetched, and push nothing out"
 
 
 def test_a_pause_in_reading_does_not_cost_the_data(node: Node) -> None:

@@ -229,7 +229,6 @@ def test_range_of_cached_and_uncached_blocks(make_box: MakeBox) -> None:
     assert len(box.store.reads) == 4
 
 
-@pytest.mark.xfail(strict=True, reason="unfixed: a mixed reply opens the tier file after the look at the record: zeros")
 @pytest.mark.parametrize("anew", [True, False])
 def test_regression_evicted_while_a_mixed_reply_is_put_together(
     make_box: MakeBox, monkeypatch: pytest.MonkeyPatch, anew: bool
@@ -241,18 +240,16 @@ def test_regression_evicted_while_a_mixed_reply_is_put_together(
 
     async def test(filler: Filler) -> bytes | None:
         await filler.fill(file, 0, 2 * MIB, 0)
-        real = filler._read_back
+        real = box.storage.open_block
 
-        def evict() -> None:
+        def then_evict(*args: Any) -> int | None:
+            descriptor = real(*args)
             box.storage.drop_file(file.content)
             if anew:
                 box.storage.place_file(file.content, file.size, file.dataset)
+            return descriptor
 
-        def late(*args: Any) -> bytes:
-            trio.from_thread.run_sync(evict)
-            return real(*args)
-
-        monkeypatch.setattr(filler, "_read_back", late)
+        monkeypatch.setattr(box.storage, "open_block", then_evict)
         return await filler.fill(file, MIB, 2 * MIB, 0)
 
     assert box.run(test) in (None, data[MIB : 3 * MIB])
@@ -382,9 +379,6 @@ def test_tier_folder_removed_from_outside_still_reads(box: Box, caplog: pytest.L
     assert "takes no data now" in caplog.text
 
 
-@pytest.mark.xfail(
-    strict=True, reason="unfixed: the worker calls cached what no reader can open; a READ spins for ever"
-)
 def test_regression_whole_tier_file_removed_from_outside_is_fetched_again(box: Box) -> None:
     data = bytes_of(2 * MIB)
     file = box.source("a", data)
@@ -592,10 +586,6 @@ def test_evicted_while_being_filled(box: Box) -> None:
     assert not file_path(box.config.tiers[0].path, file.content).exists() or box.read(file, 0, 1) is not None
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="unfixed: the tier file's inode number is compared after its descriptor was closed: reused, a hole",
-)
 def test_regression_inode_number_is_good_while_its_file_is_open(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     """ext4 gives a freed inode number to the next file. Found as a recorded hole, by evicting during a fill."""
     file = box.source("a", bytes_of(2 * MIB))

@@ -61,7 +61,6 @@ def test_packs_rotate(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [box.read(f, 0, f.size) for f in files] == [_data(box, f) for f in files]
 
 
-@pytest.mark.xfail(strict=True, reason="unfixed: a pack that is closed for being too full is opened again at once")
 def test_regression_packs_rotate_before_they_are_too_large(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_module, "PACK_BYTES", 1000)
     _fill(box, *_small(box, 9, 300))
@@ -251,9 +250,6 @@ def test_make_room_prefers_what_was_not_read(make_box: MakeBox) -> None:
     assert (box.has(read), box.has(unread)) == (True, False)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="unfixed: during the pause after ENOSPC each miss evicts more, and gains nothing"
-)
 def test_regression_a_full_file_system_does_not_cost_all_idle_data(make_box: MakeBox) -> None:
     box = make_box(100 * MIB)
     files = [box.source(str(n), bytes_of(MIB, n)) for n in range(6)]
@@ -264,7 +260,6 @@ def test_regression_a_full_file_system_does_not_cost_all_idle_data(make_box: Mak
     assert sum(box.has(file) for file in files) >= 5
 
 
-@pytest.mark.xfail(strict=True, reason="unfixed: room in any tier ends make_room, though the file lies in a full one")
 def test_regression_room_is_made_in_the_tier_that_needs_it(make_box: MakeBox) -> None:
     box = make_box(3 * MIB, 5 * MIB, fill=FillConfig(part_bytes=MIB))
     theirs = type(box.store)("fake://theirs")
