@@ -114,6 +114,7 @@ def test_unreachable_endpoint(forebay: Forebay) -> None:
     _nothing(forebay)
 
 
+@pytest.mark.soak
 def test_endpoint_that_never_answers(forebay: Forebay) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
         port = silent.getsockname()[1]
@@ -321,6 +322,7 @@ def test_tiers_other_than_the_running_worker_has(forebay: Forebay, source: str) 
     _nothing(forebay)
 
 
+@pytest.mark.soak
 def test_tier_of_another_cache(forebay: Forebay, source: str) -> None:
     tier = f"SSD:{forebay.root}/tier:1GiB"
     forebay.umount(forebay.mount(source, "--tier", tier))
@@ -364,7 +366,7 @@ def _no_secret_in_files(forebay: Forebay) -> None:
 
 
 @pytest.mark.semantics("D8")
-@pytest.mark.parametrize("given", ["by option", "by environment"])
+@pytest.mark.parametrize("given", [pytest.param("by option", marks=pytest.mark.soak), "by environment"])
 def test_secrets_are_nowhere(forebay: Forebay, bucket: Any, given: str) -> None:
     """Not in arguments, environments, logs, state, nor in what commands print."""
     bucket.put("file", b"content")

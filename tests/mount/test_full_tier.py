@@ -70,6 +70,7 @@ def _put_all(origin: Any) -> None:
         origin.put(name, data)
 
 
+@pytest.mark.sides("kernel", soak="engines")
 @pytest.mark.semantics("D3")
 def test_quota_below_the_data(forebay: Forebay, folder: Any, side: Any) -> None:
     _put_all(folder)
@@ -128,6 +129,7 @@ def _fill_up(disk: Path) -> None:
             filler.write(bytes(4096))
 
 
+@pytest.mark.soak
 def test_disk_below_the_quota(forebay: Forebay, folder: Any, small_disk: Path) -> None:
     """The data has more than the disk, which the quota does not know."""
     _put_all(folder)

@@ -281,7 +281,7 @@ def test_a_program_runs_from_the_mount(shown: Shown) -> None:
     assert subprocess.run([shown.mount / "program"], capture_output=True, check=True, timeout=20).stdout == b"ran\n"
 
 
-@pytest.mark.sides("engines", soak="ways")
+@pytest.mark.sides("kernel", soak="ways")
 @pytest.mark.semantics("N3")
 def test_inode_numbers_outlive_the_mount(forebay: Forebay, source: Path, side: Any) -> None:
     mount = forebay.mount(f"file://{source}", *side.args)

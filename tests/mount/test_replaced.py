@@ -50,7 +50,7 @@ def _sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-@pytest.mark.sides("engines", soak="ways")
+@pytest.mark.sides("kernel", soak="ways")
 @pytest.mark.semantics("C3", "C4", "C5", "E3")
 @pytest.mark.parametrize(
     "change", ["same size", *(pytest.param(c, marks=pytest.mark.soak) for c in ("shorter", "longer"))]

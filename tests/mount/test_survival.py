@@ -31,6 +31,7 @@ def _one_line(err: str) -> str:
     return line
 
 
+@pytest.mark.sides("kernel", soak="engines")
 @pytest.mark.semantics("D1", "D2")
 def test_killed_worker_during_a_cold_read(forebay: Forebay, bucket: Any, side: Any) -> None:
     """Four readers go on, with the right bytes, and nothing that was cached is lost."""
@@ -60,6 +61,7 @@ def test_killed_worker_during_a_cold_read(forebay: Forebay, bucket: Any, side: A
     forebay.umount(mount)
 
 
+@pytest.mark.soak
 @pytest.mark.sides("kernel", soak="engines")
 def test_hits_need_no_worker(forebay: Forebay, folder: Any, side: Any) -> None:
     folder.put("file", DATA)
@@ -79,7 +81,7 @@ def test_hits_need_no_worker(forebay: Forebay, folder: Any, side: Any) -> None:
     ("mode", "warm"),
     [
         ("passthrough", False),
-        ("no-open", True),
+        pytest.param("no-open", True, marks=pytest.mark.soak),
         pytest.param("passthrough", True, marks=pytest.mark.soak),
         pytest.param("no-open", False, marks=pytest.mark.soak),
         pytest.param("cached", False, marks=pytest.mark.soak),
@@ -147,6 +149,7 @@ def test_umount_after_all_processes_were_killed(forebay: Forebay, folder: Any, s
     forebay.umount(mount)
 
 
+@pytest.mark.soak
 def test_mount_again_after_all_processes_were_killed(forebay: Forebay, folder: Any) -> None:
     """A dead mount still lies on the folder: mounting says so, and how to go on."""
     mount = forebay.mount(folder.source)
@@ -171,6 +174,7 @@ def test_killed_supervisor(forebay: Forebay, folder: Any, side: Any) -> None:
     assert forebay.leftovers() == []
 
 
+@pytest.mark.soak
 def test_umount_of_a_mount_that_hangs(forebay: Forebay, folder: Any) -> None:
     """A handler that is stopped answers nothing; umount ends it all the same."""
     mount = forebay.mount(folder.source)
@@ -219,7 +223,7 @@ def test_signal_to_the_supervisor_unmounts(forebay: Forebay, folder: Any, number
     assert forebay.leftovers() == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.soak), signal.SIGINT])
 def test_foreground(forebay: Forebay, folder: Any, number: signal.Signals) -> None:
     """It stays until it is told to end, and leaves nothing."""
     folder.put("file", b"content")
@@ -278,6 +282,7 @@ def test_mounts_started_at_once(forebay: Forebay, folder: Any) -> None:
     assert len([c for c in forebay.processes().values() if "cacheruntime.worker" in c]) == 1
 
 
+@pytest.mark.soak
 def test_interrupted_mount_leaves_nothing(forebay: Forebay, bucket: Any) -> None:
     """Ctrl-C while the first contact with the source is held up."""
     bucket.put("file", b"content")
