@@ -11,10 +11,11 @@ demo: setup
 	$(BIN)/python -m forebay.bench.demo
 
 test: setup $(VENV)/.pyfuse3
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses 3 --dist loadfile
 
 soak: setup $(VENV)/.pyfuse3
-	$(BIN)/python -m pytest -q -m soak
+	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -q -m soak
+	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -q tests/model
 
 lint: setup
 	$(BIN)/ruff check .

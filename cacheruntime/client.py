@@ -42,6 +42,11 @@ class SourceSpec:
     options: Mapping[str, str] = field(repr=False)
 
 
+def environment_without_secrets() -> dict[str, str]:
+    """This process's environment for a process of ours that lives on: what it has to know comes another way."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(_SECRET_PREFIXES)}
+
+
 def worker_pid(config: CacheConfig) -> int | None:
     """Process id of the running worker of a cache folder, or None."""
     try:
@@ -66,8 +71,7 @@ def start_worker(config: CacheConfig) -> None:
     """
     if worker_pid(config) is not None:
         return
-    environ = {key: value for key, value in os.environ.items() if not key.startswith(_SECRET_PREFIXES)}
-    environ |= _KEEP_MEMORY
+    environ = environment_without_secrets() | _KEEP_MEMORY
     command = [sys.executable, "-m", "forebay.cacheruntime.worker"]
     with subprocess.Popen(
         command,

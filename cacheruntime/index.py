@@ -229,7 +229,9 @@ class IndexWriter:
                 str(folder), max_dbs=len(_TABLES), map_size=_MAP_BYTES, max_readers=1024, sync=False, metasync=False
             )
         except lmdb.Error as error:
-            raise CacheFormatError(f"{folder} cannot be opened as a cache index ({error})") from error
+            raise CacheFormatError(
+                f"the cache index {folder} cannot be opened ({error}); make room there or name another --cache-dir"
+            ) from error
         self._tables = {name: self._env.open_db(name.encode()) for name in _TABLES}
         meta = self._tables["meta"]
         self._env.reader_check()  # slots of readers that were killed would keep old pages alive

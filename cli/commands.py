@@ -30,6 +30,9 @@ from forebay.fuse import lifecycle, mounting
 from forebay.fuse.counters import Counts, read_counts
 from forebay.proto import worker_pb2 as pb
 
+_NO_ID = 2**32 - 1
+"""(uid_t) -1, which names nobody (chown(2))."""
+
 ENGINES = ("kernel", "pyfuse3")
 OPEN_MODES = ("auto", "passthrough", "no-open", "cached")
 
@@ -39,9 +42,10 @@ def cache_config(cache_dir: Path | None, tiers: list[str]) -> CacheConfig:
     folder = Path(os.path.abspath(cache_dir)) if cache_dir else default_cache_dir(os.environ)
     runtime = default_runtime_dir(os.environ)
     config = CacheConfig(folder, tuple(TierConfig.parse(text) for text in tiers), runtime)
-    paths = [tier.path for tier in config.tiers]
-    if len(set(paths)) < len(paths):
-        raise UsageError("two tiers have the same folder; give each its own")
+    for number, tier in enumerate(config.tiers):
+        for other in config.tiers[:number]:
+            if tier.path == other.path or tier.path in other.path.parents or other.path in tier.path.parents:
+                raise UsageError(f"tiers {other.path} and {tier.path} lie in each other; give each a folder of its own")
     return config if tiers else replace(config, tiers=config.remembered_tiers() or (default_tier(folder),))
 
 
@@ -62,6 +66,8 @@ def _owner(text: str | None) -> tuple[int, int]:
     if text is None:
         return os.geteuid(), os.getegid()
     user, colon, group = text.partition(":")
+    if any(part.isdigit() and int(part) >= _NO_ID for part in (user, group)):
+        raise UsageError(f"--owner {text!r}: write UID:GID with numbers up to {_NO_ID - 1}")
     try:
         uid = int(user) if user.isdigit() else pwd.getpwnam(user).pw_uid
         if not colon:

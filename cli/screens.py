@@ -107,7 +107,7 @@ def _warmup_bar(updates: Iterable[pb.WarmupProgress]) -> pb.WarmupProgress | Non
         TransferSpeedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     last = None
-    with Progress(*columns, console=errors) as progress:
+    with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
         task = progress.add_task("listing", total=None, files="0")
         for last in updates:
             known = not last.listing

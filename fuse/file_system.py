@@ -14,7 +14,7 @@ from typing import Protocol
 
 import trio
 
-from forebay.cacheruntime.catalogue import Catalogue, Node
+from forebay.cacheruntime.catalogue import NAME_MAX_BYTES, Catalogue, Node
 from forebay.cacheruntime.client import AttachedClient
 from forebay.cacheruntime.config import FillConfig
 from forebay.cacheruntime.content import ContentReader
@@ -119,6 +119,8 @@ class FileSystem:
         if name in (b".", b".."):
             found = self._node(parent)
             return self._entry(self._node(found.parent) if name == b".." else found)
+        if len(name) > NAME_MAX_BYTES:
+            raise Refused(errno.ENAMETOOLONG)
         node = self._catalogue.child(NodeId(parent), name)
         if node is None:
             self._need_listing(parent, name)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from forebay.cacheruntime import mounts
 from forebay.cacheruntime.catalogue import Catalogue
-from forebay.cacheruntime.client import SourceSpec, WorkerClient, worker_pid
+from forebay.cacheruntime.client import SourceSpec, WorkerClient, environment_without_secrets, worker_pid
 from forebay.cacheruntime.config import CacheConfig
 from forebay.cacheruntime.errors import ForebayError, MountError, UsageError, WorkerUnavailable
 from forebay.cacheruntime.understore.address import without_userinfo
@@ -26,7 +26,7 @@ from forebay.fuse.open_mode import OpenMode, choose
 from forebay.fuse.probe import Probe, probe
 from forebay.proto import worker_pb2 as pb
 
-_END_WAIT_S = 10.0
+_END_WAIT_S = 4.0
 """After an unmount, processes have ended within this or are ended."""
 
 _HEALTH_WAIT_S = 2.0
@@ -176,6 +176,7 @@ def _start_supervisor(spec: MountSpec) -> "subprocess.Popen[str]":
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             pass_fds=[descriptor],
+            env=environment_without_secrets(),
             text=True,
             cwd="/",
             start_new_session=True,

@@ -94,9 +94,8 @@ def main() -> int:
         print(f"error {type(error).__name__}: {error}", flush=True)
         return 1
     except OSError as error:
-        print(
-            f"error TierUnusable: the cache folder cannot be used: {error}; choose another with --cache-dir", flush=True
-        )
+        what = f"the cache folder {config.cache_dir} cannot be used: {error.strerror or error}"
+        print(f"error TierUnusable: {what}; make room or name another by --cache-dir", flush=True)
         return 1
     try:
         trio.run(_serve, config, storage)
@@ -104,6 +103,9 @@ def main() -> int:
         with contextlib.suppress(OSError):
             print(f"error {type(error).__name__}: {error}", flush=True)
         return 1
+    except BaseException:
+        logging.exception("the worker ends by a fault of its own; the next request starts another")
+        raise
     finally:
         storage.close()
     # Fetches that were under way sit in threads that nothing can interrupt; their bytes count as never fetched.

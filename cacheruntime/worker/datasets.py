@@ -13,13 +13,15 @@ import trio
 
 from forebay.cacheruntime.catalogue import Catalogue, CatalogueWriter
 from forebay.cacheruntime.config import CacheConfig
-from forebay.cacheruntime.errors import ForebayError, NotAttached, SourceNotFound
+from forebay.cacheruntime.errors import ForebayError, NotAttached, SourceNotFound, SourceTimeout
 from forebay.cacheruntime.keys import DatasetId, dataset_id
 from forebay.cacheruntime.understore.base import UnderStore
 from forebay.cacheruntime.understore.credentials import redact
 from forebay.cacheruntime.understore.factory import open_store
 
 log = logging.getLogger(__name__)
+
+_PROBE_GRACE_S = 2.0
 
 _REGISTER_S = 60.0
 """A mount has registered the snapshot that it reads by then."""
@@ -116,7 +118,7 @@ class Datasets:
                 known.last_used = time.monotonic()
                 return known
             try:
-                await trio.to_thread.run_sync(store.probe)
+                await self._probe(store)
             except BaseException:
                 store.close()
                 raise
@@ -126,6 +128,14 @@ class Datasets:
                 return known
             self.all[name] = Dataset(name, source, options, store, last_used=time.monotonic())
             return self.all[name]
+
+    async def _probe(self, store: UnderStore) -> None:
+        """The store's own deadline bounds when a try begins; a person who waits for `mount` is bounded here."""
+        allowed_s = self._retry.probe_deadline_s + _PROBE_GRACE_S
+        with trio.move_on_after(allowed_s) as waiting:
+            await trio.to_thread.run_sync(store.probe, abandon_on_cancel=True)
+        if waiting.cancelled_caught:
+            raise SourceTimeout(f"{store.url} did not answer within {allowed_s:g} s; check endpoint and network")
 
     def snapshot_of(self, dataset: Dataset, relist: bool, number: int = 0) -> Snapshot:
         """The snapshot to read: `number` if given, else the newest, or a new one.

@@ -138,15 +138,16 @@ def _getdents(descriptor: int, size: int) -> list[tuple[bytes, int, int]]:
 
 
 @pytest.mark.skipif(_SYS_GETDENTS64 is None, reason="the number of getdents64 on this machine is not known")
-def test_listing_in_small_steps_and_from_any_place(shown: Shown) -> None:
-    """As readdir(3) with telldir and seekdir: each name once, and the same rest from each cookie."""
+def test_listing_in_small_steps_and_from_any_place(shown: Shown, side: Side) -> None:
+    """[N10] As readdir(3) with telldir and seekdir: each name once, and the same rest from each cookie."""
+    dots = [] if side.engine == "pyfuse3" else [b".", b".."]
     descriptor = os.open(shown.mount / "many", os.O_RDONLY | os.O_DIRECTORY)
     try:
         entries: list[tuple[bytes, int, int]] = []
         while step := _getdents(descriptor, 300):
             entries += step
         names = [name for name, _, _ in entries]
-        assert sorted(names) == sorted([b".", b"..", *map(os.fsencode, os.listdir(shown.source / "many"))])
+        assert sorted(names) == sorted([*dots, *map(os.fsencode, os.listdir(shown.source / "many"))])
         assert {kind for name, _, kind in entries if name not in (b".", b"..")} == {stat.S_IFREG >> 12}
         for place in (0, 1, 2, 700, 1500, len(entries) - 2):
             os.lseek(descriptor, entries[place][1], os.SEEK_SET)

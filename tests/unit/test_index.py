@@ -153,6 +153,7 @@ def _some(index: IndexWriter) -> Cached | None:
     ("clean", "boot", "kept"),
     [(True, "boot", True), (True, "other", True), (False, "boot", True), (False, "other", False)],
 )
+@pytest.mark.semantics("D5")
 def test_what_survives(open_index: Callable[..., IndexWriter], clean: bool, boot: str, kept: bool) -> None:
     first = open_index("boot")
     assert first.trusted

@@ -484,6 +484,7 @@ def test_shorter_than_listed_is_stale(box: Box, size: int, missing: int) -> None
     assert box.read(file, size - 10, size) is None
 
 
+@pytest.mark.semantics("E5")
 def test_deadline(make_box: MakeBox) -> None:
     box = make_box(fill=FillConfig(deadline_s=3.0))
     data = bytes_of(2 * MIB)
@@ -531,6 +532,7 @@ def test_idle_datasets_make_room(make_box: MakeBox) -> None:
     box.run(test)
 
 
+@pytest.mark.semantics("D6")
 def test_datasets_in_use_are_never_dropped(make_box: MakeBox) -> None:
     box = make_box(3 * MIB, fill=FillConfig(window_max_bytes=4 * MIB))
     theirs, ours = FakeStore("fake://theirs"), FakeStore("fake://ours")
