@@ -229,8 +229,10 @@ class IndexWriter:
                 str(folder), max_dbs=len(_TABLES), map_size=_MAP_BYTES, max_readers=1024, sync=False, metasync=False
             )
         except lmdb.Error as error:
+            full = "No space left" in str(error)
+            cure = "make room there" if full else "remove that folder, for all in it can be fetched again,"
             raise CacheFormatError(
-                f"the cache index {folder} cannot be opened ({error}); make room there or name another --cache-dir"
+                f"the cache index {folder} cannot be opened ({error}); {cure} or name another --cache-dir"
             ) from error
         self._tables = {name: self._env.open_db(name.encode()) for name in _TABLES}
         meta = self._tables["meta"]
