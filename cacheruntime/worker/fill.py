@@ -442,29 +442,28 @@ def _fetch_blocks(file: SourceFile, run: list[int], descriptor: int | None) -> I
     assert run[-1] < block_count(file.size)
     held: list[_Fetched] = []
     number, filled = run[0], 0
-    hasher = xxhash.xxh3_64()
-    memory = bytearray()
+    # Whole aligned blocks make large folios in the page cache, where the pieces of a store would make small ones: these
+    # cost a reader of 4 KiB a quarter of its rate. It is also one write and one hash instead of two or three.
+    block = memoryview(bytearray(BLOCK_BYTES))
     for piece in file.store.read_range(file.path, start, length, file.version):
         view = memoryview(piece)
         while view and number <= run[-1]:
             size = _block_bytes(file.size, number)
             part = view[: size - filled]
             view = view[len(part) :]
-            hasher.update(part)
-            if descriptor is None:
-                memory += part
-            else:
-                write_all(descriptor, part, number * BLOCK_BYTES + filled)
+            block[filled : filled + len(part)] = part
             filled += len(part)
             if filled == size:
-                done = _Fetched(number, hasher.intdigest(), bytes(memory) if descriptor is None else None)
+                whole = block[:size]
+                if descriptor is not None:
+                    write_all(descriptor, whole, number * BLOCK_BYTES)
+                data = bytes(whole) if descriptor is None else None
+                done = _Fetched(number, xxhash.xxh3_64_intdigest(whole), data)
                 if file.store.pins_version:
                     yield done
                 else:
                     held.append(done)
                 number, filled = number + 1, 0
-                hasher = xxhash.xxh3_64()
-                memory = bytearray()
     if number <= run[-1]:
         raise SourceStale(f"{file.store.url}: {file.path!r} is shorter than listed ({file.size} bytes)")
     yield from held

@@ -181,7 +181,7 @@ def test_not_an_index(tmp_path: Path) -> None:
         Index(tmp_path / "none")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "data.mdb").write_bytes(b"nonsense" * 4096)
-    with pytest.raises(CacheFormatError, match="cache index .* cannot be opened .* remove that folder"):
+    with pytest.raises(CacheFormatError, match=r"cache index .* cannot be opened .* remove that folder"):
         IndexWriter(tmp_path / "bad", "boot")
 
 

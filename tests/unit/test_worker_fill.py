@@ -313,7 +313,7 @@ def _full_disk(after: int) -> Callable[..., None]:
     return write
 
 
-@pytest.mark.parametrize("writes", [0, 1, 20, 40])
+@pytest.mark.parametrize("writes", [0, 1, 3])
 def test_full_disk_reads_through(
     box: Box, writes: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -328,7 +328,7 @@ def test_full_disk_reads_through(
 
     box.run(test)
     assert box.storage.tiers[0].state == "full"
-    assert box.storage.tiers[0].used_bytes == writes // 16 * MIB
+    assert box.storage.tiers[0].used_bytes == writes * MIB, "one write for each block"
     assert "takes no data now: No space left on device" in caplog.text
 
 
