@@ -313,7 +313,7 @@ def _full_disk(after: int) -> Callable[..., None]:
     return write
 
 
-@pytest.mark.parametrize("writes", [0, 1, 3])
+@pytest.mark.parametrize("writes", [0, 1, 2])
 def test_full_disk_reads_through(
     box: Box, writes: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
