@@ -10,7 +10,7 @@ from pathlib import Path
 
 from forebay.cacheruntime.index import Cached, Index, PackNumber, TierNumber
 from forebay.cacheruntime.keys import ContentId
-from forebay.cacheruntime.tiers import file_path, pack_path
+from forebay.cacheruntime.tiers import cached_path, file_path
 from forebay.cacheruntime.touch import TouchMap, slot_of
 
 _OPEN_FILES = 1024
@@ -153,7 +153,7 @@ class ContentReader:
         if folder is None:
             return False
         try:
-            self._opened[key] = _Opened(pack_path(folder, cached.pack) if cached.pack else file_path(folder, content))
+            self._opened[key] = _Opened(cached_path(folder, content, cached.pack))
         except FileNotFoundError:
             return False  # evicted between the look at the index and now
         while len(self._opened) > _OPEN_FILES:

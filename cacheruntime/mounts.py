@@ -8,7 +8,7 @@ handlers; ``mounts/<id>/open-table`` is theirs too. A folder whose supervisor is
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 
@@ -59,10 +59,6 @@ def read_state(folder: Path) -> MountState | None:
         return MountState(**(raw | {"handlers": tuple(raw["handlers"])}))
     except (OSError, ValueError, TypeError, KeyError):
         return None  # being made, being removed, or of another version
-
-
-def with_handlers(state: MountState, handlers: tuple[int, ...]) -> MountState:
-    return replace(state, handlers=handlers)
 
 
 def registered(runtime_dir: Path) -> Iterator[tuple[Path, MountState]]:

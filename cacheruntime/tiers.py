@@ -39,6 +39,11 @@ def pack_path(tier: Path, pack: PackNumber) -> Path:
     return tier / "packs" / f"{pack:08x}"
 
 
+def cached_path(tier: Path, content: ContentId, pack: PackNumber) -> Path:
+    """The file that holds a record's bytes: its pack, or for pack 0 a tier file of its own."""
+    return pack_path(tier, pack) if pack else file_path(tier, content)
+
+
 class Tier:
     """One open tier folder of the worker. Used from the worker's event loop alone.
 

@@ -172,7 +172,7 @@ def mounts(json: bool) -> None:
 
 
 def _mounted_at(target: str, config: CacheConfig) -> register.MountState | None:
-    """The mount on a directory, or that the directory lies in; never looks at the mount itself."""
+    """The mount on a directory, or None; never looks at the mount itself."""
     if "://" in target:
         return None
     real = mounting.real_directory(target)

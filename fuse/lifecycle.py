@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from forebay.cacheruntime import mounts
@@ -317,16 +317,15 @@ class MountHealth:
     healthy: bool
     trouble: str
     worker: int | None
-    extra: dict[str, object] = field(default_factory=dict)
 
 
 def survey(config: CacheConfig) -> list[MountHealth]:
     """All mounts on record, each tried out."""
     found = []
-    for folder, state in mounts.registered(config.runtime_dir):
+    for _, state in mounts.registered(config.runtime_dir):
         worker = worker_pid(replace(config, cache_dir=Path(state.cache_dir)))
         trouble = _trouble(state)
-        found.append(MountHealth(state, not trouble, trouble, worker, {"folder": str(folder)}))
+        found.append(MountHealth(state, not trouble, trouble, worker))
     return found
 
 

@@ -6,6 +6,7 @@ passthrough, no no-open, reads up to 128 KiB, and no successor for a process tha
 
 import errno
 import logging
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -84,8 +85,6 @@ class Handlers(pyfuse3.Operations):  # type: ignore[misc]
         self._fs.release(self._nodes.pop(fh), fh)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        import os
-
         self._counters.add("requests")
         again = False
         while True:
@@ -159,8 +158,6 @@ async def serve(
     device: int, file_system: FileSystem, counters: CounterRow, spec: MountSpec, ready: Callable[[], None]
 ) -> None:
     """Answer requests until the mount is gone."""
-    import os
-
     os.set_blocking(device, True)
     # libfuse takes a connection that is mounted already by this name (fuse(8), "mountpoint /dev/fd/N").
     pyfuse3.init(Handlers(file_system, counters), f"/dev/fd/{device}", {"fsname=forebay", "ro"})

@@ -16,7 +16,7 @@ import xxhash
 
 from forebay.cacheruntime.config import MIB, FillConfig
 from forebay.cacheruntime.errors import ForebayError, SourceStale, SourceTimeout, SourceUnavailable
-from forebay.cacheruntime.index import BLOCK_BYTES, Cached, Pack, block_count
+from forebay.cacheruntime.index import BLOCK_BYTES, Cached, block_count
 from forebay.cacheruntime.keys import ContentId, DatasetId, content_id
 from forebay.cacheruntime.understore.base import UnderStore
 from forebay.cacheruntime.worker.storage import PackPlace, Storage, write_all
@@ -349,7 +349,7 @@ class Filler:
             self._give_up(content, {0}, error)
             return
         self._count(file, len(data))
-        stored = await self._append(file, content, data)
+        stored = self._append(file, content, data)
         block = self._land(content, 0)
         if not stored:
             self._keep_through(content, 0, data)
@@ -357,16 +357,16 @@ class Filler:
             block.data = None if stored else data
             block.done.set()
 
-    async def _append(self, file: SourceFile, content: ContentId, data: bytes) -> bool:
+    def _append(self, file: SourceFile, content: ContentId, data: bytes) -> bool:
         place = self._storage.place_packed(file.dataset, len(data))
         if place is None:
             self._storage.make_room(self._config.window_max_bytes, self._idle)
             place = self._storage.place_packed(file.dataset, len(data))
         if place is None:
             return False
-        return await self._write_packed(place, content, data)
+        return self._write_packed(place, content, data)
 
-    async def _write_packed(self, place: PackPlace, content: ContentId, data: bytes) -> bool:
+    def _write_packed(self, place: PackPlace, content: ContentId, data: bytes) -> bool:
         try:
             # Into the page cache, without a thread: a copy of less than 1 MiB is shorter than the way there and back.
             write_all(place.descriptor, memoryview(data), place.offset)
@@ -376,8 +376,7 @@ class Filler:
             return False
         finally:
             os.close(place.descriptor)
-        pack: Pack = place.pack
-        self._storage.index.add_packed(content, place.size, pack, place.offset, xxhash.xxh3_64_intdigest(data))
+        self._storage.index.add_packed(content, place.size, place.pack, place.offset, xxhash.xxh3_64_intdigest(data))
         return True
 
     async def _in_thread(self, work: Callable[[], _T], is_demand: bool) -> _T:

@@ -15,7 +15,7 @@ from forebay.cacheruntime.config import MIB, CacheConfig
 from forebay.cacheruntime.eviction import Candidate, victims
 from forebay.cacheruntime.index import BLOCK_BYTES, Cached, IndexWriter, Pack, PackNumber, TierNumber
 from forebay.cacheruntime.keys import ContentId, DatasetId
-from forebay.cacheruntime.tiers import Tier, file_path, is_folder, open_folder, pack_path
+from forebay.cacheruntime.tiers import Tier, cached_path, file_path, is_folder, open_folder, pack_path
 from forebay.cacheruntime.touch import TouchMap, slot_of
 
 log = logging.getLogger(__name__)
@@ -101,7 +101,7 @@ class Storage:
         if cached is None:
             return None
         folder = self.tier(cached.tier).config.path
-        if os.path.exists(pack_path(folder, cached.pack) if cached.pack else file_path(folder, content)):
+        if os.path.exists(cached_path(folder, content, cached.pack)):
             return cached
         log.warning("%s of tier %s was removed from outside: fetching it again", content.hex(), folder)
         if cached.pack:

@@ -37,7 +37,7 @@ def register(runtime: Path, made: MountState) -> Path:
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    made = mounts.with_handlers(state(note="why"), (4, 5))
+    made = state(note="why", handlers=(4, 5))
     folder = register(tmp_path, made)
     assert mounts.read_state(folder) == made
     assert [p.name for p in folder.iterdir()] == ["state.json"]
