@@ -8,7 +8,11 @@ being written.
 
 ``nodes``: node id (8 bytes, big endian) -> `_NODE` followed by the name, the version and the link target, whose
     lengths `_NODE` gives. The root is node 1 with an empty name. A record is never removed while the
-    snapshot exists, so a reader that still holds an older version of a file finds it.
+    snapshot exists, so a reader that still holds an older version of a file finds it. A sync also carries over the
+    records that earlier snapshots had and this one has not: the upper four bits of their flags count the syncs since
+    they were last in a listing, and those of more than `CARRIED_SYNCS_MAX` are left behind. A directory's record is
+    carried at least as long as those below it, so a carried node has a path. Of directories, exactly those with a
+    count of 0 are visible.
 ``names``: directory's node id (8 bytes, big endian) + name -> node id (8 bytes, big endian). Exactly one entry
     for each visible name; keys sort a directory's names together, in byte order, which is readdir's order.
 ``skipped``: hash of a key (16 bytes) -> empty; one for each key of the source that is not shown, as it cannot be a
@@ -37,14 +41,19 @@ from forebay.cacheruntime.keys import ROOT_NODE, ContentId, InodeNumber, NodeId,
 from forebay.cacheruntime.understore.base import Entry, Kind
 
 _NODE = struct.Struct(">BBHQqQQ16sIBHH")
-"""kind, flags, permission bits (0xFFFF: unknown), size, mtime_ns, inode number, parent's node id, content id,
-number of subdirectories, and the lengths in bytes of name, version and target."""
+"""kind, flags (`_LISTED`, and the count of syncs above `_CARRIED_SHIFT`), permission bits (0xFFFF: unknown), size,
+mtime_ns, inode number, parent's node id, content id, number of subdirectories, and the lengths in bytes of name,
+version and target."""
 
 _LISTED = 1
+_CARRIED_SHIFT = 4
 _NO_MODE = 0xFFFF
 _KINDS = (Kind.FILE, Kind.DIRECTORY, Kind.SYMLINK)
 _KIND_CODE = {kind: code for code, kind in enumerate(_KINDS)}
 _NO_CONTENT = ContentId(bytes(16))
+
+CARRIED_SYNCS_MAX = 8
+"""A file that is still open this many syncs after it left the source is served; then its reads end with ESTALE."""
 
 NAME_MAX_BYTES = 255
 """Linux' NAME_MAX; LMDB keys hold 511 bytes, so a directory's id and a name always fit."""
@@ -73,6 +82,8 @@ class Node:
     target: bytes
     subdirectories: int
     listed: bool
+    carried: int = 0
+    """Syncs since it was last in a listing; 0 while it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +102,9 @@ class Totals:
 
 def _pack(node: Node) -> bytes:
     version = node.version.encode("utf-8", "surrogateescape")
+    flags = (_LISTED if node.listed else 0) | node.carried << _CARRIED_SHIFT
     head = _NODE.pack(
-        _KIND_CODE[node.kind], _LISTED if node.listed else 0, _NO_MODE if node.mode is None else node.mode,
+        _KIND_CODE[node.kind], flags, _NO_MODE if node.mode is None else node.mode,
         node.size, node.mtime_ns, node.inode, node.parent, node.content, node.subdirectories,
         len(node.name), len(version), len(node.target),
     )  # fmt: skip
@@ -106,7 +118,7 @@ def _unpack(number: NodeId, raw: bytes) -> Node:
         number, _KINDS[kind], raw[at : at + n], NodeId(parent), InodeNumber(inode), size, mtime_ns,
         None if mode == _NO_MODE else mode, ContentId(content),
         raw[at + n : at + n + v].decode("utf-8", "surrogateescape"), raw[at + n + v : at + n + v + t],
-        subdirectories, bool(flags & _LISTED),
+        subdirectories, bool(flags & _LISTED), flags >> _CARRIED_SHIFT,
     )  # fmt: skip
 
 
@@ -228,6 +240,12 @@ class Catalogue:
                 self._complete = txn.get(b"complete", db=self._meta) is not None
         return self._complete
 
+    @contextmanager
+    def view(self) -> "Iterator[CatalogueView]":
+        """All of it as it is now; what is written meanwhile is not seen."""
+        with self._env.begin() as txn:
+            yield CatalogueView(txn, self._names, self._nodes)
+
     def totals(self) -> Totals:
         with self._env.begin() as txn:
 
@@ -240,6 +258,34 @@ class Catalogue:
                 txn.get(b"complete", db=self._meta) is not None,
                 (txn.get(b"error", db=self._meta) or b"").decode(),
             )  # fmt: skip
+
+
+class CatalogueView:
+    """A catalogue as it is at one moment, whole tables included. Made by `Catalogue.view`, for use in its block."""
+
+    def __init__(self, txn: Any, names: Any, nodes: Any) -> None:
+        self._txn, self._names, self._nodes = txn, names, nodes
+
+    def names(self) -> Iterator[tuple[bytes, bytes]]:
+        """The table `names`, in key order."""
+        return iter(self._txn.cursor(db=self._names))
+
+    def records(self) -> Iterator[tuple[bytes, bytes]]:
+        """The table `nodes`, in key order; `unpack_record` reads the values."""
+        return iter(self._txn.cursor(db=self._nodes))
+
+    def node(self, number: NodeId) -> Node | None:
+        raw = self._txn.get(_key(number), db=self._nodes)
+        return _unpack(number, raw) if raw else None
+
+    def shows(self, node: Node) -> bool:
+        """Whether the node's name stands for just that node."""
+        return bool(self._txn.get(_key(node.parent) + node.name, db=self._names) == _key(node.node))
+
+
+def unpack_record(key: bytes, raw: bytes) -> Node:
+    """A node from its key and value in the table `nodes`."""
+    return _unpack(NodeId(int.from_bytes(key, "big")), raw)
 
 
 class CatalogueWriter:
@@ -287,6 +333,15 @@ class CatalogueWriter:
         """Take one name out of sight, as its source is gone."""
         with self._page() as changes:
             changes.hide(path)
+
+    def carry(self, nodes: list[Node]) -> None:
+        """Record nodes that this snapshot does not show, for readers that hold them from an earlier one."""
+        with self._env.begin(write=True) as txn:
+            for node in nodes:
+                raw = txn.get(_key(node.node), db=self._nodes)
+                # What a refresh has brought into sight meanwhile stays as it is.
+                if raw is None or _unpack(node.node, raw).carried > 0:
+                    txn.put(_key(node.node), _pack(node), db=self._nodes)
 
     @contextmanager
     def _page(self) -> "Iterator[_Page]":
@@ -382,7 +437,7 @@ class _Page:
     def _make_one(self, path: bytes, mtime_ns: int, mode: int | None) -> None:
         number = node_id(path, b"")
         found = self._get(number)
-        if found is None:
+        if found is None or found.carried:
             parent_path, _, name = path.rpartition(b"/")
             parent = node_id(parent_path, b"")
             name_key = _key(parent) + name

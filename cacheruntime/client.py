@@ -196,6 +196,20 @@ class WorkerClient:
         )
         return self.call("Attach", request)
 
+    def sync(self, dataset_id: str, shown: int = 0) -> pb.SyncReply:
+        """List a source again and wait for it, however long that takes; see `Sync` in proto/worker.proto.
+
+        Args:
+            dataset_id: of an attached source.
+            shown: the snapshot to compare with; 0 for the newest.
+
+        Raises:
+            NotAttached: the worker does not know the dataset, for it is a new one.
+            ForebayError: the listing failed; nothing has changed.
+        """
+        reply: pb.SyncReply = self.call("Sync", pb.SyncRequest(dataset_id=dataset_id, shown=shown), None)
+        return reply
+
     def warmup(self, request: pb.WarmupRequest) -> Iterator[pb.WarmupProgress]:
         """Progress until the end. Dropping the iterator stops the warm-up.
 

@@ -20,7 +20,7 @@ from forebay.cacheruntime.config import (
     default_runtime_dir,
     default_tier,
 )
-from forebay.cacheruntime.errors import SourceNotFound, UsageError
+from forebay.cacheruntime.errors import MountError, NotAttached, SourceNotFound, UsageError
 from forebay.cacheruntime.keys import DatasetId, dataset_id
 from forebay.cacheruntime.status import DatasetReport, cache_report
 from forebay.cacheruntime.understore.credentials import resolve_options
@@ -32,6 +32,10 @@ from forebay.proto import worker_pb2 as pb
 
 _NO_ID = 2**32 - 1
 """(uid_t) -1, which names nobody (chown(2))."""
+
+_SWITCH_S = 30.0
+"""A mount that has not taken a new snapshot by then is in trouble. Below the minute that the worker keeps one that
+nobody has registered."""
 
 ENGINES = ("kernel", "pyfuse3")
 OPEN_MODES = ("auto", "passthrough", "no-open", "cached")
@@ -180,6 +184,52 @@ def _mounted_at(target: str, config: CacheConfig) -> register.MountState | None:
         if state.dir == real:
             return state
     return None
+
+
+def sync(directory: str, options: list[str], json: bool) -> None:
+    from forebay.fuse.switch import switch_mounts
+
+    config = cache_config(None, [])
+    state = _mounted_at(directory, config)
+    if state is None:
+        raise MountError(f"no source is mounted on {directory}; see what is with: forebay mounts")
+    config = cache_config(Path(state.cache_dir), [])
+    client = WorkerClient(config)
+    try:
+        client.connect()
+        reply = _synced(client, state, options)
+        switched = switch_mounts(config.runtime_dir, state.dataset_id, reply.snapshot, reply.catalogue, _SWITCH_S)
+    finally:
+        lifecycle.retire(client)
+        client.close()
+    shown = {
+        "dir": state.dir,
+        "dataset": state.dataset_id,
+        "snapshot": reply.snapshot,
+        "previous": reply.previous,
+        "added": reply.added,
+        "changed": reply.changed,
+        "removed": reply.removed,
+        "switched": switched,
+    }
+    print(jsonlib.dumps(shown, indent=2)) if json else screens.synced(shown)
+
+
+def _synced(client: WorkerClient, state: register.MountState, options: list[str]) -> pb.SyncReply:
+    """Have the worker list the source of a mount again; a worker that was started anew is told of it first."""
+    if not options:
+        try:
+            return client.sync(state.dataset_id, state.snapshot)
+        except NotAttached:
+            pass  # it may be reached with what the environment says
+    spec = source_spec(state.source, options)
+    if dataset_id(canonical_source(spec.source, spec.options)) != state.dataset_id:
+        raise UsageError(
+            f"the source of {state.dir} is {state.url}, and {state.source} without its options is another;"
+            " give the --option KEY=VALUE that it was mounted with"
+        )
+    client.attach(spec, list_tree=True, snapshot=state.snapshot)
+    return client.sync(state.dataset_id, state.snapshot)
 
 
 def warmup(

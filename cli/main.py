@@ -110,6 +110,21 @@ def mounts(json: Json = False) -> None:
 
 
 @app.command()
+def sync(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Where it is mounted.")],
+    option: Options = None,
+    json: Json = False,
+) -> None:
+    """List the source of DIR again, and show what was added, changed and removed in all its mounts.
+
+    Open files keep what they were opened with. When the source cannot be listed, all stays as it was.
+    """
+    from forebay.cli import commands
+
+    commands.sync(directory, option or [], json)
+
+
+@app.command()
 def warmup(
     target: Annotated[
         str, typer.Argument(metavar="SOURCE|DIR", help="A source as for mount, or where one is mounted.")

@@ -55,6 +55,14 @@ def mounts(rows: list[dict[str, Any]]) -> None:
         print(f"    supervisor {pids['supervisor']}, handlers {handlers}, worker {pids['worker'] or 'not running'}")
 
 
+def synced(shown: dict[str, Any]) -> None:
+    if shown["snapshot"] == shown["previous"]:
+        print(f"snapshot {shown['snapshot']}: nothing has changed")
+        return
+    news = f"{shown['added']} added, {shown['changed']} changed, {shown['removed']} removed"
+    print(f"snapshot {shown['previous']} -> {shown['snapshot']}: {news}")
+
+
 def status(shown: dict[str, Any]) -> None:
     worker = f"process {shown['worker']}" if shown["worker"] else "not running"
     print(f"cache {shown['cache_dir']}, worker {worker}")

@@ -117,6 +117,30 @@ class WarmupProgress(_message.Message):
     listing: bool
     def __init__(self, files_total: _Optional[int] = ..., files_done: _Optional[int] = ..., files_failed: _Optional[int] = ..., bytes_total: _Optional[int] = ..., bytes_done: _Optional[int] = ..., files_uncached: _Optional[int] = ..., failures: _Optional[_Iterable[str]] = ..., finished: _Optional[bool] = ..., listing: _Optional[bool] = ...) -> None: ...
 
+class SyncRequest(_message.Message):
+    __slots__ = ("dataset_id", "shown")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    SHOWN_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    shown: int
+    def __init__(self, dataset_id: _Optional[str] = ..., shown: _Optional[int] = ...) -> None: ...
+
+class SyncReply(_message.Message):
+    __slots__ = ("snapshot", "catalogue", "added", "changed", "removed", "previous")
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    CATALOGUE_FIELD_NUMBER: _ClassVar[int]
+    ADDED_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    snapshot: int
+    catalogue: str
+    added: int
+    changed: int
+    removed: int
+    previous: int
+    def __init__(self, snapshot: _Optional[int] = ..., catalogue: _Optional[str] = ..., added: _Optional[int] = ..., changed: _Optional[int] = ..., removed: _Optional[int] = ..., previous: _Optional[int] = ...) -> None: ...
+
 class StatRequest(_message.Message):
     __slots__ = ("dataset_id", "path", "children")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]

@@ -54,6 +54,11 @@ class WorkerStub:
                 request_serializer=forebay_dot_proto_dot_worker__pb2.WarmupRequest.SerializeToString,
                 response_deserializer=forebay_dot_proto_dot_worker__pb2.WarmupProgress.FromString,
                 _registered_method=True)
+        self.Sync = channel.unary_unary(
+                '/forebay.cache.v1.Worker/Sync',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.SyncRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.SyncReply.FromString,
+                _registered_method=True)
         self.Stat = channel.unary_unary(
                 '/forebay.cache.v1.Worker/Stat',
                 request_serializer=forebay_dot_proto_dot_worker__pb2.StatRequest.SerializeToString,
@@ -102,6 +107,13 @@ class WorkerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Sync(self, request, context):
+        """List a source again into the next snapshot; answers when its catalogue is whole and the way to it is written down.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Stat(self, request, context):
         """Describe files of a source without a catalogue (fsspec client).
         """
@@ -144,6 +156,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.Warmup,
                     request_deserializer=forebay_dot_proto_dot_worker__pb2.WarmupRequest.FromString,
                     response_serializer=forebay_dot_proto_dot_worker__pb2.WarmupProgress.SerializeToString,
+            ),
+            'Sync': grpc.unary_unary_rpc_method_handler(
+                    servicer.Sync,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.SyncRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.SyncReply.SerializeToString,
             ),
             'Stat': grpc.unary_unary_rpc_method_handler(
                     servicer.Stat,
@@ -269,6 +286,33 @@ class Worker:
             '/forebay.cache.v1.Worker/Warmup',
             forebay_dot_proto_dot_worker__pb2.WarmupRequest.SerializeToString,
             forebay_dot_proto_dot_worker__pb2.WarmupProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Sync(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/Sync',
+            forebay_dot_proto_dot_worker__pb2.SyncRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.SyncReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -17,6 +17,7 @@ from forebay.cacheruntime.understore.base import Entry
 from forebay.cacheruntime.worker.datasets import Datasets
 from forebay.cacheruntime.worker.fill import Filler, SourceFile
 from forebay.cacheruntime.worker.storage import Storage
+from forebay.cacheruntime.worker.sync import Syncs
 from forebay.cacheruntime.worker.warmup import Warmup, jobs_or_default
 from forebay.proto import worker_pb2 as pb
 
@@ -43,6 +44,7 @@ class Core:
         self._idle_since = time.monotonic()
         self._retiring = False
         self.datasets = Datasets(config, nursery, self._snapshots_in_use)
+        self.syncs = Syncs(self.datasets, self._snapshots_shown)
         self.filler = Filler(storage, config.fill, nursery, self._idle)
 
     async def attach(self, request: pb.AttachRequest) -> pb.AttachReply:
@@ -78,6 +80,19 @@ class Core:
         with self._busy():
             await self.datasets.list_directory(self.datasets.get(request.dataset_id), request.path, request.name)
             return pb.ListDirectoryReply()
+
+    async def sync(self, request: pb.SyncRequest) -> pb.SyncReply:
+        with self._busy():
+            outcome = await self.syncs.sync(self.datasets.get(request.dataset_id))
+            previous, counts = outcome.since(request.shown)
+            return pb.SyncReply(
+                snapshot=outcome.snapshot.number,
+                catalogue=str(outcome.snapshot.writer.folder),
+                added=counts.added,
+                changed=counts.changed,
+                removed=counts.removed,
+                previous=previous,
+            )
 
     async def stat(self, request: pb.StatRequest) -> pb.StatReply:
         with self._busy():
@@ -157,6 +172,9 @@ class Core:
 
     def _snapshots_in_use(self) -> set[Path]:
         return {Path(state.catalogue) for state in self._mounts()}
+
+    def _snapshots_shown(self, dataset: DatasetId) -> set[int]:
+        return {state.snapshot for state in self._mounts() if state.dataset_id == dataset}
 
     def _idle(self, dataset: DatasetId) -> float | None:
         used = self.datasets.last_used(dataset)

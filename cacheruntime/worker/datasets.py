@@ -5,15 +5,16 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import lmdb
 import trio
 
 from forebay.cacheruntime.catalogue import Catalogue, CatalogueWriter
 from forebay.cacheruntime.config import CacheConfig
-from forebay.cacheruntime.errors import ForebayError, NotAttached, SourceNotFound, SourceTimeout
+from forebay.cacheruntime.errors import CacheError, ForebayError, NotAttached, SourceNotFound, SourceTimeout
 from forebay.cacheruntime.keys import DatasetId, dataset_id
 from forebay.cacheruntime.understore.base import UnderStore
 from forebay.cacheruntime.understore.credentials import redact
@@ -42,6 +43,13 @@ class Snapshot:
     """Tasks of this worker that read or write it."""
     asked_for: float = 0.0
     """When a client was last told of it (monotonic): a mount that is being made is on no register yet."""
+    failure: ForebayError | None = None
+    """Why the background listing broke off, when it did."""
+
+    @property
+    def young(self) -> bool:
+        """Whether a mount that is on no register yet may read it."""
+        return bool(self.asked_for) and time.monotonic() - self.asked_for < _REGISTER_S
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -62,6 +70,8 @@ class Dataset:
     options: dict[str, str]
     store: UnderStore
     snapshots: dict[int, Snapshot] = field(default_factory=dict)
+    dropped: list[Snapshot] = field(default_factory=list)
+    """Removed from sight and disk while tasks of this worker still had them; to be closed."""
     last_used: float = 0.0
 
     @property
@@ -151,10 +161,35 @@ class Datasets:
         elif newest is not None and (not relist or not newest.ended.is_set()):
             snapshot = newest
         else:
-            self._remove_old(dataset)
-            snapshot = self._open(dataset, self._next_number(dataset))
+            snapshot = self.next_snapshot(dataset)
         snapshot.asked_for = time.monotonic()
         return snapshot
+
+    def next_snapshot(self, dataset: Dataset) -> Snapshot:
+        """Begin to list the source into a new snapshot, and remove those that nobody needs any more."""
+        self._remove_old(dataset)
+        return self._open(dataset, self._next_number(dataset))
+
+    def opened(self, dataset: Dataset, number: int) -> Snapshot | None:
+        """A snapshot that some mount shows; None when its folder is gone."""
+        known = dataset.snapshots.get(number)
+        if known is None and (self.folder(dataset.id) / str(number)).exists():
+            known = self._open(dataset, number)
+            known.asked_for = time.monotonic()
+        return known
+
+    def drop(self, dataset: Dataset, snapshot: Snapshot) -> None:
+        """Remove a snapshot that no client was told of, though tasks of this worker may be writing to it."""
+        del dataset.snapshots[snapshot.number]
+        dataset.dropped.append(snapshot)
+        self._close_dropped(dataset)
+        shutil.rmtree(snapshot.writer.folder, ignore_errors=True)
+
+    @staticmethod
+    def _close_dropped(dataset: Dataset) -> None:
+        for snapshot in [s for s in dataset.dropped if not s.users]:
+            dataset.dropped.remove(snapshot)
+            snapshot.writer.close()
 
     def _next_number(self, dataset: Dataset) -> int:
         """One more than the last, also when that one is gone: a number names one listing for ever."""
@@ -179,6 +214,7 @@ class Datasets:
 
     def _remove_old(self, dataset: Dataset) -> None:
         """Delete snapshots that no mount reads. Whoever still has one mapped keeps it until it closes it."""
+        self._close_dropped(dataset)
         used = self._in_use()
         folder = self.folder(dataset.id)
         for path in folder.iterdir() if folder.exists() else ():
@@ -186,8 +222,7 @@ class Datasets:
                 continue
             opened = dataset.snapshots.get(int(path.name))
             if opened is not None:
-                young = time.monotonic() - opened.asked_for < _REGISTER_S
-                if opened.users or young or not opened.ended.is_set():
+                if opened.users or opened.young or not opened.ended.is_set():
                     continue
                 del dataset.snapshots[opened.number]
                 opened.writer.close()
@@ -198,16 +233,19 @@ class Datasets:
 
         def work() -> None:
             for page in dataset.store.list_tree():
-                snapshot.writer.add(page)
+                with writable(snapshot):
+                    snapshot.writer.add(page)
                 token.run_sync_soon(snapshot.first_page.set)
+            with writable(snapshot):
+                snapshot.writer.finish()
 
-        error = ""
         try:
             await trio.to_thread.run_sync(work, limiter=self._listers, abandon_on_cancel=True)
         except ForebayError as failure:
-            error = str(failure)
-            log.warning("listing of %s broke off: %s", dataset.store.url, error)
-        await trio.to_thread.run_sync(snapshot.writer.finish, error)
+            snapshot.failure = failure
+            log.warning("listing of %s broke off: %s", dataset.store.url, failure)
+            with suppress(lmdb.Error):  # no room even for that
+                await trio.to_thread.run_sync(snapshot.writer.finish, str(failure))
         snapshot.ended.set()
         snapshot.first_page.set()
 
@@ -217,7 +255,7 @@ class Datasets:
         With a `name`, only that is asked for first: one file of a directory of a million must not wait for the rest.
         """
         pending = [s for s in dataset.snapshots.values() if not s.catalogue.complete]
-        with _all_held(pending):
+        with all_held(pending):
             if not pending or (name and await self._find_name(dataset, pending, path + b"/" + name if path else name)):
                 return
             key = (dataset.id, path)
@@ -271,12 +309,22 @@ class Datasets:
                     snapshot.writer.add([entry])
 
         snapshots = list(dataset.snapshots.values())
-        with _all_held(snapshots):
+        with all_held(snapshots):
             await trio.to_thread.run_sync(work, limiter=self._listers)
 
 
 @contextmanager
-def _all_held(snapshots: list[Snapshot]) -> Iterator[None]:
+def writable(snapshot: Snapshot) -> Iterator[None]:
+    """Raise CacheError, with the cure, when its catalogue cannot be written."""
+    try:
+        yield
+    except lmdb.Error as error:
+        raise CacheError(f"{snapshot.writer.folder} cannot be written: {error}; make room there") from error
+
+
+@contextmanager
+def all_held(snapshots: list[Snapshot]) -> Iterator[None]:
+    """Keep all of them open meanwhile."""
     with ExitStack() as stack:
         for snapshot in snapshots:
             stack.enter_context(snapshot.held())

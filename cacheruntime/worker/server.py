@@ -51,7 +51,7 @@ def _unary(name: str) -> Callable[[WorkerService, Any, grpc.ServicerContext], An
     return method
 
 
-for _name in ("Attach", "Fill", "ListDirectory", "Stat", "Status", "Retire"):
+for _name in ("Attach", "Fill", "ListDirectory", "Sync", "Stat", "Status", "Retire"):
     setattr(WorkerService, _name, _unary(_name))
 
 
