@@ -27,10 +27,10 @@ from forebay.cacheruntime.catalogue import (
     CARRIED_SYNCS_MAX,
     Catalogue,
     CatalogueView,
-    CatalogueWriter,
     Node,
     unpack_record,
 )
+from forebay.cacheruntime.catalogue_writer import CatalogueWriter
 from forebay.cacheruntime.errors import CacheError, CacheFormatError
 from forebay.cacheruntime.keys import NodeId
 from forebay.cacheruntime.understore.base import Kind
@@ -128,8 +128,9 @@ def compare(old: CatalogueView, new: CatalogueView, carry: Callable[[Node], None
     """
     yield from _compare_names(old, new)
     for key, before, after in differing(old.records(), new.records()):
-        was = unpack_record(key, before) if before is not None else None
-        now = unpack_record(key, after) if after is not None else None
+        number = NodeId(int.from_bytes(key, "big"))
+        was = unpack_record(number, before) if before is not None else None
+        now = unpack_record(number, after) if after is not None else None
         if was is not None and (now is None or now.carried > was.carried + 1) and was.carried < CARRIED_SYNCS_MAX:
             carry(replace(was, carried=was.carried + 1, subdirectories=0))
         if was is None or now is None:

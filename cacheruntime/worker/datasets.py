@@ -12,7 +12,8 @@ from pathlib import Path
 import lmdb
 import trio
 
-from forebay.cacheruntime.catalogue import Catalogue, CatalogueWriter
+from forebay.cacheruntime.catalogue import Catalogue
+from forebay.cacheruntime.catalogue_writer import CatalogueWriter
 from forebay.cacheruntime.config import CacheConfig
 from forebay.cacheruntime.errors import CacheError, ForebayError, NotAttached, SourceNotFound, SourceTimeout
 from forebay.cacheruntime.keys import DatasetId, dataset_id

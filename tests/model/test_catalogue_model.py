@@ -8,7 +8,8 @@ from cache_box import MEMORY
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from forebay.cacheruntime.catalogue import Catalogue, CatalogueWriter
+from forebay.cacheruntime.catalogue import Catalogue
+from forebay.cacheruntime.catalogue_writer import CatalogueWriter
 from forebay.cacheruntime.keys import ROOT_NODE
 from forebay.cacheruntime.understore.base import Entry, Kind
 

@@ -8,8 +8,9 @@ from cache_box import MEMORY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.cacheruntime.catalogue import CARRIED_SYNCS_MAX, Catalogue, CatalogueWriter, Node, unpack_record
+from forebay.cacheruntime.catalogue import CARRIED_SYNCS_MAX, Catalogue, Node, unpack_record
 from forebay.cacheruntime.catalogue_changes import changes_path, read_changes, record_changes
+from forebay.cacheruntime.catalogue_writer import CatalogueWriter
 from forebay.cacheruntime.keys import ROOT_NODE, NodeId, node_id
 from forebay.cacheruntime.understore.base import Entry, Kind
 
@@ -105,7 +106,7 @@ def test_syncs_of_random_trees(trees: list[list[Entry]]) -> None:
 def _recorded(reader: Catalogue) -> dict[int, bytes]:
     """Every node that a reader may have seen; what came before a directory of its name was there for a moment."""
     with reader.view() as view:
-        nodes = [unpack_record(key, raw).node for key, raw in view.records()]
+        nodes = [unpack_record(NodeId(int.from_bytes(key, "big")), raw).node for key, raw in view.records()]
     return {node: reader.path_of(node) for node in nodes}
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from forebay.cacheruntime.catalogue import Catalogue, CatalogueWriter, Node
+from forebay.cacheruntime.catalogue import Catalogue, Node
+from forebay.cacheruntime.catalogue_writer import CatalogueWriter
 from forebay.cacheruntime.config import MIB
 from forebay.cacheruntime.errors import CacheFormatError
 from forebay.cacheruntime.keys import ROOT_NODE

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.cacheruntime import catalogue_changes
-from forebay.cacheruntime.catalogue import CARRIED_SYNCS_MAX, CatalogueWriter
+from forebay.cacheruntime.catalogue import CARRIED_SYNCS_MAX
 from forebay.cacheruntime.catalogue_changes import (
     Change,
     ChangeKind,
@@ -20,6 +20,7 @@ from forebay.cacheruntime.catalogue_changes import (
     record_changes,
     write_changes,
 )
+from forebay.cacheruntime.catalogue_writer import CatalogueWriter
 from forebay.cacheruntime.errors import CacheError, CacheFormatError
 from forebay.cacheruntime.keys import ROOT_NODE, NodeId, node_id
 from forebay.cacheruntime.understore.base import Entry, Kind
