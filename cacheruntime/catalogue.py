@@ -48,6 +48,7 @@ _CARRIED_SHIFT = 4
 _NO_MODE = 0xFFFF
 _KINDS = (Kind.FILE, Kind.DIRECTORY, Kind.SYMLINK)
 _KIND_CODE = {kind: code for code, kind in enumerate(_KINDS)}
+_FILE, _LINK = _KIND_CODE[Kind.FILE], _KIND_CODE[Kind.SYMLINK]
 NO_CONTENT = ContentId(bytes(16))
 
 CARRIED_SYNCS_MAX = 8
@@ -108,6 +109,18 @@ def pack_record(node: Node) -> bytes:
         len(node.name), len(version), len(node.target),
     )  # fmt: skip
     return head + node.name + version + node.target
+
+
+def pack_leaf(
+    link: bool, mode: int | None, size: int, mtime_ns: int, inode: InodeNumber, parent: NodeId, content: ContentId,
+    name: bytes, version: bytes, target: bytes,
+) -> bytes:  # fmt: skip
+    """The value of a visible file or link; as `pack_record`, without the detour over a `Node`."""
+    head = _NODE.pack(
+        _LINK if link else _FILE, 0, _NO_MODE if mode is None else mode, size, mtime_ns, inode, parent, content, 0,
+        len(name), len(version), len(target),
+    )  # fmt: skip
+    return head + name + version + target
 
 
 def unpack_record(number: NodeId, raw: bytes) -> Node:

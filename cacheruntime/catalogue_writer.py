@@ -1,6 +1,7 @@
 """Writing a catalogue; `catalogue.py` describes the format."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,11 +19,15 @@ from forebay.cacheruntime.catalogue import (
     Catalogue,
     Node,
     node_key,
+    pack_leaf,
     pack_record,
     unpack_record,
 )
-from forebay.cacheruntime.keys import ROOT_NODE, NodeId, content_id, inode_number, node_id
+from forebay.cacheruntime.keys import ROOT_NODE, FileNames, NodeId, content_id, inode_number, node_id
 from forebay.cacheruntime.understore.base import Entry, Kind
+
+_ENCODING = sys.getfilesystemencoding()
+"""That of os.fsencode, which costs a call of its own for each of millions of names."""
 
 
 class CatalogueWriter:
@@ -34,6 +39,7 @@ class CatalogueWriter:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.folder = folder
         self._source = source
+        self._file_names = FileNames(source)
         # No fsync: a snapshot that a power loss cut short is listed again, as `complete` is written last and synced.
         self._env = lmdb.open(str(folder), max_dbs=4, map_size=MAP_BYTES, max_readers=1024, sync=False, metasync=False)
         self._nodes = self._env.open_db(b"nodes")
@@ -56,8 +62,12 @@ class CatalogueWriter:
 
     def add(self, page: list[Entry]) -> None:
         """Record entries. One that is there already is replaced; its older version stays readable by node id."""
-        with self._page() as changes:
-            changes.add(page)
+        try:
+            with self._page() as changes:
+                changes.add_fresh(page)
+        except _NotFresh:  # the transaction is undone; now with a look at what is there
+            with self._page() as changes:
+                changes.add(page)
 
     def replace_directory(self, path: bytes, entries: list[Entry]) -> None:
         """Record the entries of one directory, and that a name that is absent now is absent from the source."""
@@ -84,7 +94,7 @@ class CatalogueWriter:
     def _page(self) -> "Iterator[_Page]":
         with (
             self._env.begin(write=True) as txn,
-            _Page(txn, self._nodes, self._names, self._skipped, self._meta, self._source) as changes,
+            _Page(txn, self._nodes, self._names, self._skipped, self._meta, self._source, self._file_names) as changes,
         ):
             yield changes
 
@@ -99,15 +109,24 @@ class CatalogueWriter:
         self._env.sync(True)
 
 
+class _NotFresh(Exception):
+    """A page holds something that is recorded already, or twice."""
+
+
 class _Page:
     """Entries being added in one write transaction."""
 
-    def __init__(self, txn: Any, nodes: Any, names: Any, skipped: Any, meta: Any, source: str) -> None:
+    def __init__(
+        self, txn: Any, nodes: Any, names: Any, skipped: Any, meta: Any, source: str, file_names: FileNames
+    ) -> None:
         self._txn, self._nodes, self._names, self._skipped, self._meta = txn, nodes, names, skipped, meta
         self._source = source
         self._known: set[bytes] = {b""}
         self._newest: dict[bytes, int] = {}
         self._counts: dict[bytes, int] = {}
+        self._file_names = file_names
+        self._parents: dict[bytes, NodeId] = {}
+        self._files = self._bytes = self._small_bytes = 0
 
     def __enter__(self) -> "_Page":
         return self
@@ -127,6 +146,71 @@ class _Page:
                 self.make_directory(path, entry.mtime_ns, entry.mode)
                 continue
             self._add_leaf(path, entry)
+
+    def add_fresh(self, page: list[Entry]) -> None:
+        """As `add`, for entries of which none is recorded yet: in bulk, three times as fast.
+
+        Raises:
+            _NotFresh: some are; the transaction must be given up.
+        """
+        names: list[tuple[bytes, bytes]] = []
+        records: list[tuple[bytes, bytes]] = []
+        for entry in page:
+            path = entry.path.encode(_ENCODING, "surrogateescape")
+            directory, _, name = path.rpartition(b"/")
+            parent = self._parents.get(directory)
+            if entry.kind is Kind.DIRECTORY or parent is None or not _is_name(name):
+                if not _representable(path):
+                    self._skip(path)
+                    continue
+                if entry.kind is Kind.DIRECTORY:
+                    self.make_directory(path, entry.mtime_ns, entry.mode)
+                    continue
+                self.make_directory(directory)
+                parent = self._parents[directory] = node_id(directory, b"")
+            number, record = self._leaf(entry, path, name, parent)
+            names.append((node_key(parent) + name, number))
+            records.append((number, record))
+            if entry.mtime_ns > self._newest.get(directory, 0):
+                self._newest[directory] = entry.mtime_ns
+        self._put_fresh(self._names, names)
+        self._put_fresh(self._nodes, records)
+
+    def _leaf(self, entry: Entry, path: bytes, name: bytes, parent: NodeId) -> tuple[bytes, bytes]:
+        """Key and value of a file's or link's record; it is counted."""
+        version = entry.version.encode("utf-8", "surrogateescape")
+        if entry.kind is Kind.FILE:
+            content = self._file_names.content(entry.path.encode("utf-8", "surrogateescape"), entry.size, version)
+            number = self._file_names.node(path, content)
+            target = b""
+            self._files += 1
+            self._bytes += entry.size
+            if entry.size < SMALL_FILE_BYTES:
+                self._small_bytes += entry.size
+        else:
+            content, target = NO_CONTENT, os.fsencode(entry.target)
+            number = self._file_names.node(path, b"link" + target)
+        inode = self._file_names.inode(path)
+        record = pack_leaf(
+            entry.kind is Kind.SYMLINK,
+            entry.mode,
+            entry.size,
+            entry.mtime_ns,
+            inode,
+            parent,
+            content,
+            name,
+            version,
+            target,
+        )
+        return node_key(number), record
+
+    def _put_fresh(self, table: Any, items: list[tuple[bytes, bytes]]) -> None:
+        items.sort()  # neighbours in a table share its pages
+        with self._txn.cursor(db=table) as cursor:
+            _, added = cursor.putmulti(items, overwrite=False)
+        if added != len(items):
+            raise _NotFresh
 
     def _add_leaf(self, path: bytes, entry: Entry) -> None:
         directory, _, name = path.rpartition(b"/")
@@ -247,6 +331,8 @@ class _Page:
         self._counts[key] = self._counts.get(key, 0) + by
 
     def _write_counts(self) -> None:
+        for name, value in ((b"files", self._files), (b"bytes", self._bytes), (b"small_bytes", self._small_bytes)):
+            self._count(name, value)
         for key, by in self._counts.items():
             value = int.from_bytes(self._txn.get(key, db=self._meta) or b"", "big") + by
             self._txn.put(key, value.to_bytes(8, "big"), db=self._meta)
@@ -260,6 +346,10 @@ class _Page:
 
     def _put(self, node: Node) -> None:
         self._txn.put(node_key(node.node), pack_record(node), db=self._nodes)
+
+
+def _is_name(name: bytes) -> bool:
+    return 0 < len(name) <= NAME_MAX_BYTES and name not in (b".", b"..") and b"\0" not in name
 
 
 def _representable(path: bytes) -> bool:

@@ -23,6 +23,7 @@ ROOT_NODE = NodeId(1)
 """FUSE_ROOT_ID of the kernel's fuse.h."""
 
 _SEPARATOR = b"\0"  # cannot occur in a URL or a path, so joined fields cannot run into each other
+_CONTENT, _NODE, _INODE = b"forebay-content", b"forebay-node", b"forebay-inode"
 
 
 def content_id(url: str, path: str, size: int, version: str) -> ContentId:
@@ -37,8 +38,8 @@ def content_id(url: str, path: str, size: int, version: str) -> ContentId:
     # One URL, however it is split: a mount of s3://b/a and a reader of s3://b share what they cache.
     whole = url + path if url.endswith("/") else f"{url}/{path}"
     fields = (whole, str(size), version)
-    joined = _SEPARATOR.join(field.encode("utf-8", "surrogateescape") for field in fields)
-    return ContentId(blake2b(joined, digest_size=16, person=b"forebay-content").digest())
+    joined = _SEPARATOR.join(_encoded(field) for field in fields)
+    return ContentId(blake2b(joined, digest_size=16, person=_CONTENT).digest())
 
 
 def node_id(path: bytes, version: bytes) -> NodeId:
@@ -49,20 +50,59 @@ def node_id(path: bytes, version: bytes) -> NodeId:
     """
     if not path:
         return ROOT_NODE
-    return NodeId(_hash63(path + _SEPARATOR + version, b"forebay-node"))
+    return NodeId(_hash63(path + _SEPARATOR + version, _NODE))
 
 
 def inode_number(path: bytes) -> InodeNumber:
     """The inode number that stat() shows for a path below a dataset's root."""
-    return InodeNumber(1 if not path else _hash63(path, b"forebay-inode"))
+    return InodeNumber(1 if not path else _hash63(path, _INODE))
 
 
 def dataset_id(url: str) -> DatasetId:
     """Name a dataset by the canonical URL of its under-store."""
-    encoded = url.encode("utf-8", "surrogateescape")
-    return DatasetId(blake2b(encoded, digest_size=8, person=b"forebay-dataset").hexdigest())
+    return DatasetId(blake2b(_encoded(url), digest_size=8, person=b"forebay-dataset").hexdigest())
+
+
+class FileNames:
+    """`content_id`, `node_id` and `inode_number` for many files of one source, in half the time.
+
+    Each hash goes on from a copy of what all have in common.
+    """
+
+    def __init__(self, url: str) -> None:
+        """Args: url: canonical URL of the under-store's root."""
+        root = url if url.endswith("/") else f"{url}/"
+        self._content = blake2b(_encoded(root), digest_size=16, person=_CONTENT)
+        self._node = blake2b(digest_size=8, person=_NODE)
+        self._inode = blake2b(digest_size=8, person=_INODE)
+
+    def content(self, path: bytes, size: int, version: bytes) -> ContentId:
+        """Path and version in UTF-8 with surrogate escapes."""
+        state = self._content.copy()
+        state.update(b"%b\0%d\0%b" % (path, size, version))
+        return ContentId(state.digest())
+
+    def node(self, path: bytes, version: bytes) -> NodeId:
+        """Path not empty."""
+        state = self._node.copy()
+        state.update(path + _SEPARATOR + version)
+        return NodeId(_as_63(state.digest()))
+
+    def inode(self, path: bytes) -> InodeNumber:
+        """Path not empty."""
+        state = self._inode.copy()
+        state.update(path)
+        return InodeNumber(_as_63(state.digest()))
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _hash63(data: bytes, person: bytes) -> int:
-    value = int.from_bytes(blake2b(data, digest_size=8, person=person).digest(), "little") >> 1
+    return _as_63(blake2b(data, digest_size=8, person=person).digest())
+
+
+def _as_63(digest: bytes) -> int:
+    value = int.from_bytes(digest, "little") >> 1
     return value if value > 2 else value + 3  # 0 is no node, 1 the root; 1 and 2 are readdir cookies of . and ..

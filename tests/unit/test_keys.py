@@ -1,9 +1,10 @@
 """Names by content: the same everywhere, and different where they must be."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.cacheruntime.keys import ROOT_NODE, content_id, dataset_id, inode_number, node_id
+from forebay.cacheruntime.keys import ROOT_NODE, FileNames, content_id, dataset_id, inode_number, node_id
 
 _TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=20)
 
@@ -40,3 +41,15 @@ def test_numbers_fit_the_kernel(path: bytes, version: bytes) -> None:
 def test_root_and_versions() -> None:
     assert node_id(b"", b"") == ROOT_NODE == inode_number(b"")
     assert len({node_id(b"a", v) for v in (b"", b"1" * 16, b"2" * 16)}) == 3
+
+
+@pytest.mark.parametrize("url", ["s3://b", "file:///", "s3://b/é\udcff"])
+@pytest.mark.parametrize("path", ["a", "a/b c", "Ä/\udcff"])
+def test_names_of_many_files_are_those_of_one(url: str, path: str) -> None:
+    names = FileNames(url)
+    raw = path.encode("utf-8", "surrogateescape")
+    for size, version in ((0, ""), (1 << 40, '"etag"'), (5, "v\udcff")):
+        content = content_id(url, path, size, version)
+        assert names.content(raw, size, version.encode("utf-8", "surrogateescape")) == content
+        assert names.node(raw, content) == node_id(raw, content)
+        assert names.inode(raw) == inode_number(raw)

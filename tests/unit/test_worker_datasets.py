@@ -190,7 +190,8 @@ def test_directory_ahead_of_the_listing(node: Node, monkeypatch: pytest.MonkeyPa
 
 def test_listing_that_breaks_off(node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     def broken() -> Any:
-        yield [Entry("a", node.box.store.put("a", b"1").kind, 1)]
+        for path in "abc":  # the first is written at once, the others would have been joined with what follows
+            yield [Entry(path, node.box.store.put(path, b"1").kind, 1)]
         raise SourceUnavailable("the wire was cut")
 
     monkeypatch.setattr(node.box.store, "list_tree", broken)
@@ -198,7 +199,7 @@ def test_listing_that_breaks_off(node: Node, monkeypatch: pytest.MonkeyPatch, ca
     async def test(core: Core) -> None:
         _, snapshot = await _listed(core)
         totals = snapshot.catalogue.totals()
-        assert (totals.files, totals.complete, totals.error) == (1, False, "the wire was cut")
+        assert (totals.files, totals.complete, totals.error) == (3, False, "the wire was cut")
         job = await core.start_warmup(pb.WarmupRequest(dataset_id=node.box.dataset))
         while job.failed is None:
             await trio.testing.wait_all_tasks_blocked()
