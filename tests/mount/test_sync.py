@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from forebay_command import Forebay
@@ -78,6 +79,23 @@ def test_sync_of_what_is_not_mounted(forebay: Forebay, tmp_path: Path) -> None:
     done = forebay.run("sync", tmp_path, code=1)
     assert done.err == f"forebay: no source is mounted on {tmp_path}; see what is with: forebay mounts\n"
     assert forebay.processes() == {}
+
+
+def test_sync_after_the_worker_was_killed_asks_for_the_options(
+    forebay: Forebay, s3_client: Any, s3_options: tuple[str, ...]
+) -> None:
+    """Nobody but the mount's handler and the user knows them: they are on no disk."""
+    s3_client.create_bucket(Bucket="sync")
+    s3_client.put_object(Bucket="sync", Key="a", Body=b"1")
+    folder = forebay.mount("s3://sync", *s3_options)
+    os.kill(forebay.pids(folder)["worker"], signal.SIGKILL)
+    s3_client.put_object(Bucket="sync", Key="b", Body=b"1")
+    done = forebay.run("sync", folder, code=2)
+    assert "give the --option KEY=VALUE that it was mounted with" in done.err
+    assert len(done.err.splitlines()) == 1
+    done = forebay.run("sync", folder, *s3_options)
+    assert done.out == "snapshot 1 -> 2: 1 added, 0 changed, 0 removed\n"
+    forebay.umount(folder)
 
 
 def test_sync_after_the_worker_was_killed(forebay: Forebay, source: Path) -> None:
