@@ -224,9 +224,9 @@ class Catalogue:
             number = found.parent
         return b"/".join(reversed(parts))
 
-    def resolve(self, path: bytes) -> Node | None:
-        """The visible node at a path below the root."""
-        found = self.node(ROOT_NODE)
+    def resolve(self, path: bytes, directory: NodeId = ROOT_NODE) -> Node | None:
+        """The visible node at a path below a directory, the root if none is given."""
+        found = self.node(directory)
         for name in filter(None, path.split(b"/")):
             if found is None:
                 return None

@@ -234,7 +234,8 @@ class AttachedClient:
     def __init__(self, client: WorkerClient, spec: SourceSpec, snapshot: int) -> None:
         self._client = client
         self._spec = spec
-        self._snapshot = snapshot
+        self.snapshot = snapshot
+        """What is asked for when a new worker is attached to."""
         self._dataset_id = ""
         self._lock = trio.Lock()
         self._stub: Any = None
@@ -271,6 +272,6 @@ class AttachedClient:
 
     def _connect(self) -> None:
         self._client.close()
-        reply = self._client.attach(self._spec, list_tree=bool(self._snapshot), snapshot=self._snapshot)
+        reply = self._client.attach(self._spec, list_tree=bool(self.snapshot), snapshot=self.snapshot)
         self._dataset_id = reply.dataset_id
         self._stub = self._client.stub

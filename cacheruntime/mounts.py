@@ -1,8 +1,8 @@
 """The register of mounts: one folder for each mount in the runtime folder, written by its supervisor.
 
-``mounts/<id>/state.json`` describes the mount (`MountState`); ``mounts/<id>/counters`` is shared memory of its
-handlers; ``mounts/<id>/open-table`` is theirs too. A folder whose supervisor is gone is what a crash left:
-`forebay umount` removes it.
+``mounts/<id>/state.json`` describes the mount (`MountState`); what else is there belongs to its supervisor and its
+handlers (roster.py, counters.py, open_table.py, switch.py, recorder.py). A folder whose supervisor is gone is what a
+crash left: `forebay umount` removes it.
 """
 
 import json

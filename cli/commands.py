@@ -91,6 +91,23 @@ def _umask(text: str) -> int:
     return value
 
 
+HANDLERS_MAX = 32
+DEFAULT_HANDLERS_MAX = 4
+"""More than four Python processes on one mount are more than its readers need, in all that was measured."""
+
+
+def _handlers(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 1, min(os.cpu_count() or 1, DEFAULT_HANDLERS_MAX)
+    least, colon, most = text.partition(":")
+    if not least.isdigit() or (colon and not most.isdigit()):
+        raise UsageError(f"--handlers {text!r} is not MIN or MIN:MAX; write it like 1:4")
+    found = int(least), int(most) if colon else int(least)
+    if not 1 <= found[0] <= found[1] <= HANDLERS_MAX:
+        raise UsageError(f"--handlers {text!r}: 1 <= MIN <= MAX <= {HANDLERS_MAX}, like 1:4")
+    return found
+
+
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise UsageError(f"{option} {value!r} is not one of {', '.join(allowed)}")
@@ -108,9 +125,11 @@ def mount(
     allow_other: bool,
     engine: str,
     open_mode: str,
+    handlers: str | None,
     foreground: bool,
 ) -> None:
     uid, gid = _owner(owner)
+    handlers_min, handlers_max = _handlers(handlers)
     request = lifecycle.MountRequest(
         source=source_spec(source, options),
         directory=directory,
@@ -122,6 +141,8 @@ def mount(
         gid=gid,
         umask=_umask(umask),
         allow_other=allow_other,
+        handlers_min=handlers_min,
+        handlers_max=handlers_max,
     )
     state, supervisor = lifecycle.mount(request)
     screens.mounted(state)
@@ -142,6 +163,10 @@ def _stay(state: register.MountState, supervisor: int, config: CacheConfig) -> N
 def _is_busy(directory: str) -> bool:
     entry = mounting.mounted(directory)
     return entry is not None and any(True for _ in lifecycle.users_of(entry, directory))
+
+
+def upgrade(directory: str | None) -> None:
+    screens.upgraded(lifecycle.upgrade(directory, cache_config(None, [])))
 
 
 def umount(directory: str, lazy: bool) -> None:
@@ -175,7 +200,7 @@ def mounts(json: bool) -> None:
     print(jsonlib.dumps(rows, indent=2)) if json else screens.mounts(rows)
 
 
-def _mounted_at(target: str, config: CacheConfig) -> register.MountState | None:
+def mounted_at(target: str, config: CacheConfig) -> register.MountState | None:
     """The mount on a directory, or None; never looks at the mount itself."""
     if "://" in target:
         return None
@@ -190,7 +215,7 @@ def sync(directory: str, options: list[str], json: bool) -> None:
     from forebay.fuse.switch import switch_mounts
 
     config = cache_config(None, [])
-    state = _mounted_at(directory, config)
+    state = mounted_at(directory, config)
     if state is None:
         raise MountError(f"no source is mounted on {directory}; see what is with: forebay mounts")
     config = cache_config(Path(state.cache_dir), [])
@@ -236,7 +261,7 @@ def warmup(
     target: str, paths: list[str], jobs: int, cache_dir: Path | None, tiers: list[str], options: list[str], json: bool
 ) -> None:
     config = cache_config(cache_dir, tiers)
-    state = _mounted_at(target, config)
+    state = mounted_at(target, config)
     if state is not None:
         # The mount's own cache and snapshot; its worker has the credentials already.
         config = cache_config(Path(state.cache_dir), tiers)
@@ -275,7 +300,7 @@ def status(target: str | None, cache_dir: Path | None, options: list[str], json:
     config = cache_config(cache_dir, [])
     only: DatasetId | None = None
     if target is not None:
-        state = _mounted_at(target, config)
+        state = mounted_at(target, config)
         if state is not None:
             config = cache_config(Path(state.cache_dir), [])
             only = DatasetId(state.dataset_id)
@@ -301,7 +326,7 @@ def _dataset_row(report: DatasetReport, config: CacheConfig) -> dict[str, Any]:
     counts = Counts()
     for folder, state in register.registered(config.runtime_dir):
         if state.dataset_id == report.dataset_id and state.cache_dir == str(config.cache_dir):
-            for name, value in vars(read_counts(folder / "counters")).items():
+            for name, value in vars(read_counts(folder)).items():
                 setattr(counts, name, getattr(counts, name) + value)
     return asdict(report) | {"hit_ratio": counts.hit_ratio, "counters": vars(counts)}
 

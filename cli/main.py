@@ -75,6 +75,14 @@ def mount(
             " auto looks at the sizes.",
         ),
     ] = "auto",
+    handlers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MIN[:MAX]",
+            help="Processes that serve the mount; the load decides between the bounds. Default: 1 to the number of"
+            " cores, 4 at most.",
+        ),
+    ] = None,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay until Ctrl-C, then unmount.")] = False,
 ) -> None:
     """Mount SOURCE on DIR, read-only. Returns when the mount is usable.
@@ -84,7 +92,18 @@ def mount(
     from forebay.cli import commands
 
     commands.mount(
-        source, directory, cache_dir, tier or [], option or [], owner, umask, allow_other, engine, open_mode, foreground
+        source,
+        directory,
+        cache_dir,
+        tier or [],
+        option or [],
+        owner,
+        umask,
+        allow_other,
+        engine,
+        open_mode,
+        handlers,
+        foreground,
     )
 
 
@@ -160,6 +179,51 @@ def status(
     from forebay.cli import commands
 
     commands.status(target, cache_dir, option or [], json)
+
+
+@app.command()
+def upgrade(
+    directory: Annotated[
+        str | None, typer.Argument(metavar="DIR", help="Only this mount; without it, all of them.")
+    ] = None,
+) -> None:
+    """Replace the processes of mounts by the installed version, one after the other, while files are being read.
+
+    Exit status: 0 when all are replaced; a mount that could not be goes on as before.
+    """
+    from forebay.cli import commands
+
+    commands.upgrade(directory)
+
+
+debug = typer.Typer(help="Look into a mount at work.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(debug, name="debug")
+
+
+@debug.command()
+def record(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="Where it is mounted.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="For the recordings, a file each handler.")],
+    seconds: Annotated[float | None, typer.Option(metavar="S", min=0, help="Until Ctrl-C without it.")] = None,
+) -> None:
+    """Write down every message of the kernel to a mount. File names are in it, content is not."""
+    from forebay.cli import debug_commands
+
+    debug_commands.record(directory, folder, seconds)
+
+
+@debug.command()
+def replay(
+    recording: Annotated[list[Path], typer.Argument(metavar="FILE|FOLDER", help="Of `forebay debug record`.")],
+    json: Json = False,
+) -> None:
+    """Feed recordings to the codec, and count what is in them.
+
+    Exit status: 0 when every message was understood, 1 when not.
+    """
+    from forebay.cli import debug_commands
+
+    debug_commands.replay(recording, json)
 
 
 @app.command()

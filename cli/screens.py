@@ -150,3 +150,12 @@ def doctor(findings: Iterable[Any]) -> None:
         mark = _MARKS[finding.level]
         table.add_row(f"[{mark.style}]{mark.text}[/]", finding.name, finding.found, finding.advice)
     console.print(table)
+
+
+def upgraded(states: list[MountState]) -> None:
+    """What `forebay upgrade` has replaced."""
+    for state in states:
+        handlers = " ".join(map(str, state.handlers))
+        print(f"{state.dir} is served by new processes: supervisor {state.supervisor}, handlers {handlers}")
+    if not states:
+        print("nothing is mounted")

@@ -1,6 +1,7 @@
 """Counters of a mount in memory that its handlers and the command line share.
 
-A file in the mount's runtime folder holds one row of 8-byte numbers for each handler slot; a row has one writer.
+A file in the mount's runtime folder holds one row of 8-byte numbers for each handler slot; a row has one writer. Its
+name has the number of fields in it: after an upgrade handlers of two versions may serve a mount for a moment.
 """
 
 import mmap
@@ -27,6 +28,15 @@ class Counts:
     passthrough_opens: int = 0
     passthrough_granted_bytes: int = 0
     """Sizes of the files granted; how much of them was read is not known."""
+    passthrough_refused: int = 0
+    """Times that the kernel would not register a file, upon which passthrough is off in that handler."""
+    pushes: int = 0
+    """Small files put into the page cache ahead of their reader."""
+    pushed_bytes: int = 0
+    pushes_lost: int = 0
+    """Of these, how many the reader asked for all the same: memory pressure had pushed them out."""
+    push_pauses: int = 0
+    """Times that nothing was put ahead for a while, as memory was short."""
     requests: int = 0
     """All FUSE requests."""
     errors: int = 0
@@ -44,11 +54,20 @@ _OFFSET = {name: position * _NUMBER.size for position, name in enumerate(_FIELDS
 _ROW_BYTES = len(_FIELDS) * _NUMBER.size
 
 
+def _path(folder: Path) -> Path:
+    return folder / f"counters-{len(_FIELDS)}"
+
+
 class CounterRow:
     """The row of one handler."""
 
-    def __init__(self, path: Path, row: int) -> None:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    def __init__(self, folder: Path, row: int) -> None:
+        """
+        Args:
+            folder: of the mount.
+            row: the handler's slot.
+        """
+        descriptor = os.open(_path(folder), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.ftruncate(descriptor, _ROWS * _ROW_BYTES)
             self._map = mmap.mmap(descriptor, _ROWS * _ROW_BYTES)
@@ -64,10 +83,10 @@ class CounterRow:
         self._map.close()
 
 
-def read_counts(path: Path) -> Counts:
-    """The sum over all handlers; zeros when there is no such mount any more."""
+def read_counts(folder: Path) -> Counts:
+    """The sum over all handlers of a mount; zeros when there is no such mount any more."""
     try:
-        raw = path.read_bytes()
+        raw = _path(folder).read_bytes()
     except OSError:
         return Counts()
     sums = Counts()

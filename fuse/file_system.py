@@ -8,13 +8,14 @@ import errno
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import islice
+from typing import Any
 
 import trio
 
-from forebay.cacheruntime.catalogue import NAME_MAX_BYTES, Catalogue, Node
+from forebay.cacheruntime.catalogue import NAME_MAX_BYTES, SMALL_FILE_BYTES, Catalogue, Node
 from forebay.cacheruntime.client import AttachedClient
 from forebay.cacheruntime.config import FillConfig
 from forebay.cacheruntime.content import ContentReader
@@ -23,9 +24,12 @@ from forebay.cacheruntime.keys import InodeNumber, NodeId
 from forebay.cacheruntime.readahead import Advice, Readahead
 from forebay.cacheruntime.understore.base import Kind
 from forebay.fuse.counters import CounterRow
+from forebay.fuse.directory_runs import DirectoryRuns
 from forebay.fuse.open_mode import PASSTHROUGH_MIN_BYTES, OpenMode
-from forebay.fuse.open_table import OpenTable
+from forebay.fuse.open_table import Attempt, OpenTable
 from forebay.fuse.operations import Capacity, FileEntry, FileSlice, NotReady, Opened, Refused
+from forebay.fuse.passthrough import Backing, WholeFile
+from forebay.fuse.push import Pusher
 from forebay.fuse.wire_reply import Attributes
 from forebay.proto import worker_pb2 as pb
 
@@ -46,16 +50,6 @@ _READERS = 1024
 
 _XATTR_PREFIX = b"user.forebay."
 _FILE_XATTRS = (b"user.forebay.source", b"user.forebay.etag", b"user.forebay.cached", b"user.forebay.tier")
-
-
-class Backing(Protocol):
-    """Passthrough, as far as an engine has it."""
-
-    def open_backing(self, descriptor: int) -> int:
-        """Register a file with the kernel; its id, or 0 when that cannot be."""
-
-    def close_backing(self, backing_id: int) -> None:
-        """Take a registration back."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +100,12 @@ class FileSystem:
         self._tier_names = tier_names
         self._nodes: OrderedDict[int, Node] = OrderedDict()
         self._readers: OrderedDict[tuple[int, int], Readahead] = OrderedDict()
+        self._runs = DirectoryRuns(self._next_files)
+        self.pusher: Pusher | None = None
+        """Set by an engine that can put files into the page cache."""
         self.backing: Backing | None = None
         """Set by an engine that can pass files through."""
-        self.start_soon: Callable[[Callable[[], object]], None] = lambda _: None
+        self.start_soon: Callable[[Callable[[], Coroutine[Any, Any, object]]], None] = lambda _: None
         """Set by the engine: run an async function in the background."""
         self.entry_is_stale: Callable[[int, bytes], None] = lambda *_: None
         """Set by the engine: make the kernel forget a name."""
@@ -191,30 +188,16 @@ class FileSystem:
 
     # Data
 
-    def open(self, node: int, flags: int, unique: int) -> Opened:
+    def open(self, node: int, flags: int, attempt: Attempt) -> Opened:
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise Refused(errno.EROFS)
         found = self._node(node)
         if found.kind is not Kind.FILE:
             raise Refused(errno.EISDIR if found.kind is Kind.DIRECTORY else errno.ELOOP)
         if self._mode is not OpenMode.PASSTHROUGH or found.size < PASSTHROUGH_MIN_BYTES or self.backing is None:
-            return Opened(unique)
-        backing_id = self._open_table.open(node, unique, lambda: True, lambda: self._grant(found))
-        return Opened(unique, backing_id)
-
-    def _grant(self, node: Node) -> int:
-        """A backing id for a file that is wholly cached, else 0."""
-        descriptor = self._content.whole_file(node.content, node.size)
-        if descriptor is None or self.backing is None:
-            return 0
-        try:
-            backing_id = self.backing.open_backing(descriptor)
-        finally:
-            os.close(descriptor)
-        if backing_id:
-            self._counters.add("passthrough_opens")
-            self._counters.add("passthrough_granted_bytes", node.size)
-        return backing_id
+            return Opened(attempt.handle)
+        passed = WholeFile(found, self._content, self.backing, self._counters)
+        return Opened(attempt.handle, self._open_table.open(node, attempt, passed))
 
     def release(self, node: int, handle: int) -> None:
         self._readers.pop((node, handle), None)
@@ -237,12 +220,60 @@ class FileSystem:
                 self._counters.add("miss_bytes", end - offset)
             advice = self._reader(node, handle).observe(offset, end - offset, found.size)
             raise NotReady(lambda: self._wait_filled(found, offset, end - offset, advice))
+        if not offset and found.size < SMALL_FILE_BYTES and self.pusher is not None:
+            self.pusher.was_read(found)
+            self.pusher.post(self._runs.observe(found))
         if not again:
             self._counters.add("hits")
             self._counters.add("hit_bytes", end - offset)
             if not self._content.is_whole(found.content):
                 self._read_ahead(found, handle, offset, end - offset)
         return FileSlice(place.descriptor, place.base + offset, end - offset)
+
+    def expect(self, directory: int, names: list[bytes]) -> int:
+        if self.pusher is None or self._node(directory).kind is not Kind.DIRECTORY:
+            raise Refused(errno.ENOTTY)
+        nodes, unknown = [], 0
+        for name in names:
+            found = self._catalogue.resolve(name, NodeId(directory))
+            if found is None or found.kind is not Kind.FILE:
+                unknown += 1
+            elif found.size < SMALL_FILE_BYTES:
+                nodes.append(found)
+            elif self._content.cached(found.content) is None:
+                # A large file is brought into the cache; passthrough reads it from there as fast as from memory.
+                self._begin_fill(found)
+        taken = self.pusher.post(nodes)
+        return len(names) if taken == len(nodes) else taken
+
+    def fetch_small(self, node: Node, done: Callable[[bool], None]) -> None:
+        """Bring a small file into the cache in the background, then say whether it is there."""
+
+        async def fetch() -> None:
+            cached = False
+            try:
+                cached = await self._fill(node, 0, node.size, node.size, background=False) is None
+            finally:
+                done(cached)
+
+        self.start_soon(fetch)
+
+    def _begin_fill(self, node: Node) -> None:
+        window = min(node.size, self._fill_config.window_max_bytes)
+        self.start_soon(lambda: self._fill(node, 0, window, window, background=True))
+
+    def _next_files(self, after: NodeId, count: int) -> list[Node]:
+        """The next small files of a directory behind a node."""
+        known = self._catalogue.node(after)
+        if known is None:
+            return []
+        siblings = self._catalogue.children(known.parent, after)
+        return list(islice((s for s in siblings if s.kind is Kind.FILE and s.size < SMALL_FILE_BYTES), count))
+
+    def show(self, catalogue: Catalogue) -> None:
+        """Serve another snapshot from now on. What is open stays: its nodes are in the new catalogue too."""
+        self._catalogue = catalogue
+        self._nodes.clear()
 
     def lseek(self, node: int, offset: int, whence: int) -> int:
         """Every byte counts as data, cached or not; the one hole is at the end (lseek(2))."""

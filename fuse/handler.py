@@ -1,17 +1,23 @@
-"""A FUSE handler process: ``python -m forebay.fuse.handler DEVICE_FD SPEC_FD``, started by the supervisor.
+"""A FUSE handler process, started by the supervisor:
+``python -m forebay.fuse.handler DEVICE_FD SPEC_FD SLOT INCARNATION fresh|resend``.
 
-It prints ``ready`` once requests are answered, or ``error ...``, and exits with 0 when the mount is gone.
+It prints ``ready`` once requests are answered, or ``error ...``. It ends when the mount is gone, or on SIGTERM after it
+has answered what it had taken. When the supervisor dies, the first handler calls another one.
 """
 
 import logging
 import os
 import signal
+import subprocess
 import sys
+from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 
+from forebay.cacheruntime import mounts
 from forebay.cacheruntime.catalogue import Catalogue
 from forebay.cacheruntime.client import AttachedClient, SourceSpec, WorkerClient
 from forebay.cacheruntime.config import CacheConfig
@@ -22,79 +28,129 @@ from forebay.cacheruntime.touch import TouchMap
 from forebay.fuse.counters import CounterRow
 from forebay.fuse.file_system import FileSystem, Presentation
 from forebay.fuse.mount_spec import MountSpec
-from forebay.fuse.negotiate import UnsupportedKernel, Wish
+from forebay.fuse.negotiate import UnsupportedKernel
 from forebay.fuse.open_mode import OpenMode
 from forebay.fuse.open_table import OpenTable
-from forebay.fuse.probe import MAX_STACK_DEPTH
+from forebay.fuse.roster import Place, Roster
+from forebay.fuse.switch import Switch, current_switch
+
+log = logging.getLogger(__name__)
+
+_HEIR_PAUSE_S = 1.5
+"""Between the turns of handlers at calling a new supervisor: each waits whether one before it has done so."""
 
 
-def _file_system(spec: MountSpec, counters: CounterRow) -> FileSystem:
-    config = CacheConfig.from_json(spec.config)
-    client = AttachedClient(WorkerClient(config), SourceSpec(spec.source, spec.options), spec.snapshot)
-    content = ContentReader(Index(config.index_dir), TouchMap(config.cache_dir / "touch"))
-    return FileSystem(
-        catalogue=Catalogue(Path(spec.catalogue)),
-        content=content,
-        client=client,
-        source_url=spec.source_url,
-        presentation=Presentation(spec.uid, spec.gid, spec.umask),
-        mode=OpenMode(spec.open_mode),
-        fill=config.fill,
-        counters=counters,
-        open_table=OpenTable(Path(spec.folder) / "open-table"),
-        tier_names={str(tier.path): tier.medium.value for tier in config.tiers},
-    )
+class Handler:
+    """What both engines share."""
+
+    def __init__(self, device: int, spec_descriptor: int, slot: int, incarnation: int) -> None:
+        self.device = device
+        self.spec_descriptor = spec_descriptor
+        self.spec = spec = MountSpec.from_memory(spec_descriptor)
+        self.folder = Path(spec.folder)
+        self.counters = CounterRow(self.folder, slot)
+        self.roster = Roster(self.folder / "roster")
+        self.place: Place = self.roster.enter(slot, incarnation)
+        config = CacheConfig.from_json(spec.config)
+        switch = current_switch(self.folder, self.roster.header("generation"))
+        snapshot, catalogue = (switch.snapshot, switch.catalogue) if switch else (spec.snapshot, spec.catalogue)
+        self._client = AttachedClient(WorkerClient(config), SourceSpec(spec.source, spec.options), snapshot)
+        self._catalogue = Catalogue(Path(catalogue))
+        self._index = Index(config.index_dir)
+        self._touch = TouchMap(config.cache_dir / "touch")
+        self.file_system = FileSystem(
+            catalogue=self._catalogue,
+            content=self.content(),
+            client=self._client,
+            source_url=spec.source_url,
+            presentation=Presentation(spec.uid, spec.gid, spec.umask),
+            mode=OpenMode(spec.open_mode),
+            fill=config.fill,
+            counters=self.counters,
+            open_table=OpenTable(self.folder / "open-table", self.roster.is_live),
+            tier_names={str(tier.path): tier.medium.value for tier in config.tiers},
+        )
+
+    def content(self) -> ContentReader:
+        """A reader of cached bytes for one thread."""
+        return ContentReader(self._index, self._touch)
+
+    def show(self, switch: Switch) -> None:
+        """Serve another snapshot from now on."""
+        before, self._catalogue = self._catalogue, Catalogue(Path(switch.catalogue))
+        self._client.snapshot = switch.snapshot
+        self.file_system.show(self._catalogue)
+        before.close()
+
+    def ready(self) -> None:
+        """Tell the supervisor."""
+        print("ready", flush=True)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.close(null)
+
+    async def keep_supervised(self) -> None:
+        """Wait for the supervisor's death, and call another one."""
+        while True:
+            state = mounts.read_state(self.folder)
+            try:
+                pidfd = os.pidfd_open(state.supervisor) if state is not None else -1
+            except ProcessLookupError:
+                pidfd = -1
+            if pidfd >= 0:
+                await trio.lowlevel.wait_readable(pidfd)
+                os.close(pidfd)
+            await trio.sleep(_HEIR_PAUSE_S * sum(row.slot < self.place.slot for row in self.roster.rows()))
+            state = mounts.read_state(self.folder)
+            if state is None:
+                return  # the mount is gone
+            if mounts.start_time(state.supervisor) != state.supervisor_start:
+                log.warning("supervisor %d is gone: calling another", state.supervisor)
+                self._call_supervisor()
+                await trio.sleep(_HEIR_PAUSE_S)
+
+    def _call_supervisor(self) -> None:
+        words = [
+            sys.executable,
+            "-m",
+            "forebay.fuse.supervisor",
+            "succeed",
+            str(self.spec_descriptor),
+            str(self.device),
+        ]
+        with open(self.spec.log, "ab") as output:
+            subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=output,
+                pass_fds=[self.spec_descriptor, self.device], cwd="/", start_new_session=True,
+            )  # fmt: skip
 
 
-def _ready() -> None:
-    print("ready", flush=True)
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.close(null)
+def _serve(handler: Handler, resend: bool) -> Callable[[], Coroutine[Any, Any, None]]:
+    if handler.spec.engine == "kernel":
+        from forebay.fuse import kernel_handler
+
+        return partial(kernel_handler.serve, handler, resend)
+    from forebay.fuse import pyfuse3_engine
+
+    return partial(pyfuse3_engine.serve, handler)
 
 
-async def _serve_kernel(device: int, spec: MountSpec, file_system: FileSystem, counters: CounterRow) -> None:
-    from forebay.fuse.kernel_engine import MAX_REQUEST_BYTES, KernelBacking, KernelEngine
-
-    mode = OpenMode(spec.open_mode)
-    wish = Wish(
-        page_bytes=os.sysconf("SC_PAGE_SIZE"),
-        passthrough=mode is OpenMode.PASSTHROUGH,
-        no_open=mode is OpenMode.NO_OPEN,
-        max_stack_depth=MAX_STACK_DEPTH,
-        max_request_bytes=MAX_REQUEST_BYTES,
-    )
-    engine = KernelEngine(device, file_system, counters, Path(spec.folder) / "agreement.json", wish)
-    if mode is OpenMode.PASSTHROUGH:
-        file_system.backing = KernelBacking(device)
-    file_system.start_soon = engine.start_soon
-    file_system.entry_is_stale = engine.forget_entry
-    await engine.serve(_ready, file_system.sweep)
-
-
-async def _serve_pyfuse3(device: int, spec: MountSpec, file_system: FileSystem, counters: CounterRow) -> None:
-    from forebay.fuse.pyfuse3_engine import serve
-
-    await serve(device, file_system, counters, spec, _ready)
-
-
-def main() -> int:
-    device, spec_descriptor = int(sys.argv[1]), int(sys.argv[2])
+def main(device: int, spec_descriptor: int, slot: int, incarnation: int, resend: bool) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s handler %(process)d: %(message)s"
     )
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the supervisor, which unmounts
-    spec = MountSpec.from_memory(spec_descriptor)
-    counters = CounterRow(Path(spec.folder) / "counters", 0)
-    serve = _serve_kernel if spec.engine == "kernel" else _serve_pyfuse3
     try:
-        trio.run(partial(serve, device, spec, _file_system(spec, counters), counters))
+        handler = Handler(device, spec_descriptor, slot, incarnation)
+        trio.run(_serve(handler, resend))
     except (ForebayError, UnsupportedKernel) as error:
         logging.error("%s", error)
         print(f"error {error}", flush=True)
         return 1
-    return 0
+    # What is still in threads is waiting for the worker, and nobody waits for it any more.
+    os._exit(0)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _device, _spec, _slot, _incarnation = map(int, sys.argv[1:5])
+    sys.exit(main(_device, _spec, _slot, _incarnation, sys.argv[5] == "resend"))

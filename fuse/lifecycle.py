@@ -48,6 +48,9 @@ class MountRequest:
     gid: int
     umask: int
     allow_other: bool
+    handlers_min: int
+    handlers_max: int
+    """Bounds of how many handlers serve it."""
 
 
 def mount(request: MountRequest) -> tuple[mounts.MountState, int]:
@@ -163,6 +166,8 @@ def _spec(
         gid=request.gid,
         umask=request.umask,
         allow_other=request.allow_other,
+        handlers_min=request.handlers_min,
+        handlers_max=request.handlers_max,
         log=str(config.cache_dir / "mounts.log"),
     )
 
@@ -170,31 +175,74 @@ def _spec(
 def _start_supervisor(spec: MountSpec) -> "subprocess.Popen[str]":
     descriptor = spec.to_memory()
     try:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "forebay.fuse.supervisor", str(descriptor)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            pass_fds=[descriptor],
-            env=environment_without_secrets(),
-            text=True,
-            cwd="/",
-            start_new_session=True,
-        )
+        process, trouble = _launch_supervisor(["mount", str(descriptor)], [descriptor])
     finally:
         os.close(descriptor)
+    if trouble:
+        shutil.rmtree(spec.folder, ignore_errors=True)
+        raise MountError(f"{trouble}; see {spec.log}" if trouble == _SILENT else trouble)
+    return process
+
+
+_SILENT = "the mount's supervisor did not start"
+
+
+def _launch_supervisor(words: list[str], descriptors: list[int]) -> tuple["subprocess.Popen[str]", str]:
+    """Start a supervisor that lives on, and wait until it serves; also what went wrong, or ''."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "forebay.fuse.supervisor", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=descriptors,
+        env=environment_without_secrets(),
+        text=True,
+        cwd="/",
+        start_new_session=True,
+    )
     assert process.stdout is not None
     assert process.stderr is not None
     line = process.stdout.readline().strip()
     if line != "ready":
-        trouble = line.removeprefix("error ") or process.stderr.read().strip()[-500:] or f"see {spec.log}"
+        trouble = line.removeprefix("error ") or process.stderr.read().strip()[-500:] or _SILENT
         process.wait()
-        shutil.rmtree(spec.folder, ignore_errors=True)
-        raise MountError(trouble)
+    else:
+        trouble = ""
+        process.returncode = 0  # it lives on; init inherits it when we end
     process.stdout.close()
     process.stderr.close()
-    process.returncode = 0  # it lives on; init inherits it when we end
-    return process
+    return process, trouble
+
+
+def upgrade(directory: str | None, config: CacheConfig) -> list[mounts.MountState]:
+    """Replace the running processes of mounts, under their readers, by ones of the version that is installed now.
+
+    Args:
+        directory: of one mount; None for all of them.
+        config: whose runtime folder knows the mounts.
+
+    Returns:
+        The mounts as they are now. Workers end in order; the next miss starts the new one.
+
+    Raises:
+        MountError: one of the mounts could not be taken over; it goes on as before.
+    """
+    real = mounting.real_directory(directory) if directory is not None else None
+    chosen = [(f, s) for f, s in mounts.live(config.runtime_dir) if real in (None, s.dir)]
+    if real is not None and not chosen:
+        raise MountError(f"{directory} is not mounted; `forebay mounts` lists what is")
+    upgraded = []
+    for folder, before in chosen:
+        _, trouble = _launch_supervisor(["take-over", str(folder)], [])
+        if trouble:
+            raise MountError(f"{before.dir} goes on as before, for its new processes did not start: {trouble}")
+        upgraded.append(mounts.read_state(folder) or before)
+    for cache_dir in {state.cache_dir for state in upgraded}:
+        pid = worker_pid(replace(config, cache_dir=Path(cache_dir)))
+        if pid is not None:
+            os.kill(pid, signal.SIGTERM)
+            _wait_gone(pid, _END_WAIT_S)
+    return upgraded
 
 
 def retire(client: WorkerClient) -> None:

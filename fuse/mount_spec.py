@@ -6,7 +6,7 @@ Credentials are in it, so it is on no disk, in no argument and in no environment
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class MountSpec:
     gid: int
     umask: int
     allow_other: bool
+    handlers_min: int
+    handlers_max: int
+    """Bounds of how many handlers serve the mount; the load decides."""
     log: str
     """Path of the log file of supervisor and handlers."""
 
@@ -50,5 +53,8 @@ class MountSpec:
 
     @classmethod
     def from_memory(cls, descriptor: int) -> "MountSpec":
+        """Read one, also of another version: fields that are not known here are passed over, and a field that a
+        version adds has a default."""
         size = os.fstat(descriptor).st_size
-        return cls(**json.loads(os.pread(descriptor, size, 0)))
+        known = {field.name for field in fields(cls)}
+        return cls(**{k: v for k, v in json.loads(os.pread(descriptor, size, 0)).items() if k in known})

@@ -28,6 +28,9 @@ _MAX_WRITE_BYTES = 4096
 """The kernel's own least. The mount is read-only and sees no WRITE, but the kernel refuses every read() of
 the device into less than max(8192, headers + max_write) bytes: so small a max_write lets small buffers do."""
 
+_MAX_IOCTL_BYTES = 1 << 14
+"""What goes into an ioctl whose number tells its size: the number has 14 bits for it."""
+
 _WRITE_HEADERS_BYTES = 80
 """fuse_in_header and fuse_write_in, 40 bytes each."""
 
@@ -177,8 +180,8 @@ class Agreement:
 
     @property
     def read_buffer_bytes(self) -> int:
-        """The smallest buffer that the kernel lets read() of the device have."""
-        return max(wire.MIN_READ_BUFFER_BYTES, _WRITE_HEADERS_BYTES + self.reply.max_write)
+        """A buffer for read() of the device that holds every request; the kernel has a least size of its own."""
+        return max(wire.MIN_READ_BUFFER_BYTES, _WRITE_HEADERS_BYTES + max(self.reply.max_write, _MAX_IOCTL_BYTES))
 
     def to_json(self) -> str:
         """The agreement as one line of text for a successor."""

@@ -1,8 +1,15 @@
 """The open table: the one piece of state that the handlers of a mount change, shared and safe from crashes.
 
 Storage format: an LMDB environment in the mount's runtime folder. ``inodes``: node id (8 bytes) -> `_STATE`;
-``opens``: node id + handle (8 bytes each) -> empty, one for each open that was not released. A handle is the number
-of the OPEN request that made it, so a resent OPEN finds what a handler that died had begun, and counts once.
+``opens``: node id + handle (8 bytes each) -> number of the OPEN request that made it (8 bytes, without the bit that
+marks a resent one), one for each open that was not released; ``meta``: ``passed`` -> how many inodes are passed
+through (8 bytes). The upper half of a handle names the life of the handler (`Roster`) that made it, so no two tries at
+one request share a handle.
+
+A request may be tried twice, after a resend: by a handler that died and its successor, or by two that live. Each try
+counts under its own handle. Of two that live, the kernel takes one reply and answers the other ENOENT, upon which
+that handler takes its own count back. What a dead one had counted is taken back by whoever gets the request again.
+(A count stays too many until the mount ends when handler and reader are killed in the same instant.)
 
 Each change is one write transaction that spans the decision and the ioctl, so handlers exclude each other by inode
 (and by mount, which costs less than a finer lock would).
@@ -10,7 +17,9 @@ Each change is one write transaction that spans the decision and the ioctl, so h
 
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import lmdb
 
@@ -23,54 +32,105 @@ MAX_BACKING_IDS = 8192
 """Backing files are held by the kernel, seen by no limit of the process: beyond this, opens are cached ones."""
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at an OPEN request."""
+
+    handle: int
+    """What READ and RELEASE of this open will carry; no other try has it."""
+    unique: int
+    """Number of the request, the same for all tries at it."""
+    resent: bool
+    """Somebody may have tried before."""
+
+
+class Passthrough(Protocol):
+    """What passing one file through takes."""
+
+    def grant(self) -> int:
+        """A backing id, or 0 when there is none to be had; asked only when it matters."""
+
+    def revoke(self, backing_id: int) -> None:
+        """Close a backing id that the last open has left."""
+
+
 class OpenTable:
     """Resources: `close` unmaps it; the state stays for the mount's other handlers."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, is_live: Callable[[int], bool]) -> None:
+        """
+        Args:
+            folder: of the table.
+            is_live: whether the life of a handler with that number goes on.
+        """
+        self._is_live = is_live
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._env = lmdb.open(str(folder), max_dbs=2, map_size=_MAP_BYTES, sync=False, metasync=False)
+        self._env = lmdb.open(str(folder), max_dbs=3, map_size=_MAP_BYTES, sync=False, metasync=False)
         self._inodes = self._env.open_db(b"inodes")
         self._opens = self._env.open_db(b"opens")
+        self._meta = self._env.open_db(b"meta")
 
     def close(self) -> None:
         self._env.close()
 
-    def open(self, node: int, handle: int, eligible: Callable[[], bool], grant: Callable[[], int]) -> int:
-        """Count an OPEN and decide its mode.
-
-        Args:
-            node, handle: of the open.
-            eligible: whether passthrough may be tried; asked only when it matters.
-            grant: makes a backing id (0: could not).
-
-        Returns:
-            The backing id, 0 for a cached open.
-        """
-        key, open_key = _key(node), _key(node) + _key(handle)
+    def open(self, node: int, attempt: Attempt, passthrough: Passthrough) -> int:
+        """Count an OPEN and decide its mode; returns the backing id, 0 for a cached open."""
+        key = _key(node)
         with self._env.begin(write=True) as txn:
+            if attempt.resent:
+                self._take_back_of_dead(txn, node, attempt, passthrough)
             state = _unpack(txn.get(key, db=self._inodes))
-            if txn.get(open_key, db=self._opens) is not None:
-                return state.backing_id
-            room = txn.stat(self._inodes)["entries"] < MAX_BACKING_IDS
-            choice = decide(state, state.io is Io.NONE and room and eligible())
-            backing_id = {Grant.CACHED: lambda: 0, Grant.SHARE: lambda: state.backing_id, Grant.TRY: grant}[choice]()
+            choice = decide(state, self._passed(txn) < MAX_BACKING_IDS)
+            backing_id = state.backing_id if choice is Grant.SHARE else 0
+            if choice is Grant.TRY:
+                backing_id = passthrough.grant()
+                self._count_passed(txn, bool(backing_id))
             txn.put(key, _pack(opened(state, backing_id)), db=self._inodes)
-            txn.put(open_key, b"", db=self._opens)
+            txn.put(key + _key(attempt.handle), _key(attempt.unique), db=self._opens)
             return backing_id
+
+    def _take_back_of_dead(self, txn: Any, node: int, attempt: Attempt, passthrough: Passthrough) -> None:
+        """Earlier tries at this request by handlers that are dead: the kernel never took their replies."""
+        prefix, unique = _key(node), _key(attempt.unique)
+        with txn.cursor(db=self._opens) as cursor:
+            more, dead = cursor.set_range(prefix), []
+            while more and cursor.key().startswith(prefix):
+                handle = int.from_bytes(cursor.key()[8:], "big")
+                if cursor.value() == unique and not self._is_live(handle >> 32):
+                    dead.append(handle)
+                more = cursor.next()
+        for handle in dead:
+            self._take_back(txn, node, handle, passthrough.revoke)
 
     def release(self, node: int, handle: int, close_backing: Callable[[int], None]) -> None:
         """Take an open back; unknown ones were taken back already."""
-        key, open_key = _key(node), _key(node) + _key(handle)
         with self._env.begin(write=True) as txn:
-            if not txn.delete(open_key, db=self._opens):
-                return
-            state, unused = released(_unpack(txn.get(key, db=self._inodes)))
-            if state.io is Io.NONE:
-                txn.delete(key, db=self._inodes)
-            else:
-                txn.put(key, _pack(state), db=self._inodes)
-            if unused:
-                close_backing(unused)
+            self._take_back(txn, node, handle, close_backing)
+
+    def _take_back(self, txn: Any, node: int, handle: int, close_backing: Callable[[int], None]) -> None:
+        key = _key(node)
+        if not txn.delete(key + _key(handle), db=self._opens):
+            return
+        state, unused = released(_unpack(txn.get(key, db=self._inodes)))
+        if state.io is Io.NONE:
+            txn.delete(key, db=self._inodes)
+        else:
+            txn.put(key, _pack(state), db=self._inodes)
+        if unused:
+            self._count_passed(txn, -1)
+            close_backing(unused)
+
+    def passed_through(self) -> int:
+        """Inodes that are open in passthrough mode now: backing files that the kernel holds for us."""
+        with self._env.begin() as txn:
+            return self._passed(txn)
+
+    def _passed(self, txn: Any) -> int:
+        return int.from_bytes(txn.get(b"passed", db=self._meta) or b"", "big")
+
+    def _count_passed(self, txn: Any, by: int) -> None:
+        if by:
+            txn.put(b"passed", _key(self._passed(txn) + by), db=self._meta)
 
     def state(self, node: int) -> InodeState:
         with self._env.begin() as txn:

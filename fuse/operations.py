@@ -5,10 +5,13 @@ answered from the node's files alone raises `NotReady`, the engine waits outside
 other requests go on) and asks again. So every operation can be repeated, which a resent request needs anyway.
 """
 
+import errno
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from forebay.cacheruntime.errors import ForebayError, SourceDenied, SourceNotFound
+from forebay.fuse.open_table import Attempt
 from forebay.fuse.wire_reply import Attributes
 
 
@@ -84,8 +87,8 @@ class Operations(Protocol):
     def readlink(self, node: int) -> bytes:
         """Target of a symbolic link."""
 
-    def open(self, node: int, flags: int, unique: int) -> Opened:
-        """Open a file. `unique` identifies the request, so that asking twice counts once."""
+    def open(self, node: int, flags: int, attempt: Attempt) -> Opened:
+        """Open a file."""
 
     def release(self, node: int, handle: int) -> None:
         """The last user of a handle is gone."""
@@ -111,5 +114,22 @@ class Operations(Protocol):
     def listxattr(self, node: int) -> list[bytes]:
         """Names of the extended attributes."""
 
+    def expect(self, directory: int, names: list[bytes]) -> int:
+        """These files will be read next, in this order; how many of them were taken note of.
+
+        Args:
+            directory: node id.
+            names: paths below it.
+        """
+
     def lseek(self, node: int, offset: int, whence: int) -> int:
         """SEEK_DATA and SEEK_HOLE."""
+
+
+_OTHER_ERRNO: dict[type[ForebayError], int] = {SourceDenied: errno.EACCES, SourceNotFound: errno.ESTALE}
+"""A file that is in the catalogue and gone from the source is stale, for open() succeeded: read(2) knows no ENOENT."""
+
+
+def errno_of(error: ForebayError) -> int:
+    """The errno that a reader sees for an error of ours."""
+    return _OTHER_ERRNO.get(type(error), error.ERRNO)

@@ -5,17 +5,14 @@ and unmounts. It never looks at what it mounted.
 """
 
 import contextlib
-import fcntl
 import os
 import select
-import struct
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from forebay.fuse import mounting, wire, wire_reply
-from forebay.fuse.kernel_engine import BACKING_CLOSE, BACKING_OPEN
+from forebay.fuse import mounting, passthrough, wire, wire_reply
 from forebay.fuse.negotiate import Agreement, UnsupportedKernel, Wish, negotiate
 
 _INIT_WAIT_S = 5.0
@@ -92,10 +89,8 @@ def _converse(device: int, directory: str, folders: Iterable[Path]) -> Probe:
 def _try_backing(device: int, folder: Path) -> str:
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     try:
-        with tempfile.NamedTemporaryFile(dir=existing, prefix="forebay-probe-") as backing:
-            request = bytearray(struct.pack("=iIQ", backing.fileno(), 0, 0))
-            number = fcntl.ioctl(device, BACKING_OPEN, request, True)
-            fcntl.ioctl(device, BACKING_CLOSE, struct.pack("=I", number))
+        with tempfile.NamedTemporaryFile(dir=existing, prefix="forebay-probe-") as file:
+            passthrough.unregister(device, passthrough.register(device, file.fileno()))
     except PermissionError:
         return "it needs CAP_SYS_ADMIN (run as root)"
     except OSError as error:

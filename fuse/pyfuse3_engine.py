@@ -8,23 +8,31 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyfuse3
 import trio
 
+from forebay.cacheruntime.catalogue_changes import ChangeKind, changes_path, read_changes
 from forebay.cacheruntime.errors import ForebayError
 from forebay.fuse.counters import CounterRow
 from forebay.fuse.file_system import FileSystem
-from forebay.fuse.kernel_engine import errno_of
-from forebay.fuse.mount_spec import MountSpec
-from forebay.fuse.operations import FileEntry, NotReady, Refused
+from forebay.fuse.open_table import Attempt
+from forebay.fuse.operations import FileEntry, NotReady, Refused, errno_of
+from forebay.fuse.switch import Follower, Switch
 from forebay.fuse.wire_reply import Attributes
+
+if TYPE_CHECKING:
+    from forebay.fuse.handler import Handler
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
-_SWEEP_INTERVAL_S = 5.0
+_TICK_S = 0.1
+_SWEEP_TICKS = 50
 
 
 class Handlers(pyfuse3.Operations):  # type: ignore[misc]
@@ -77,7 +85,7 @@ class Handlers(pyfuse3.Operations):  # type: ignore[misc]
     async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
         handle = self._next_handle
         self._next_handle += 1
-        await self._settle(self._fs.open, inode, flags, handle)
+        await self._settle(self._fs.open, inode, flags, Attempt(handle, handle, False))
         self._nodes[handle] = inode
         return pyfuse3.FileInfo(fh=handle, keep_cache=True)
 
@@ -154,20 +162,14 @@ def _attributes(node: int, attributes: Attributes, entry_s: float, attr_s: float
     return shown
 
 
-async def serve(
-    device: int, file_system: FileSystem, counters: CounterRow, spec: MountSpec, ready: Callable[[], None]
-) -> None:
+async def serve(handler: "Handler") -> None:
     """Answer requests until the mount is gone."""
-    os.set_blocking(device, True)
+    os.set_blocking(handler.device, True)
     # libfuse takes a connection that is mounted already by this name (fuse(8), "mountpoint /dev/fd/N").
-    pyfuse3.init(Handlers(file_system, counters), f"/dev/fd/{device}", {"fsname=forebay", "ro"})
-    ready()
+    options = {"fsname=forebay", "ro"}
+    pyfuse3.init(Handlers(handler.file_system, handler.counters), f"/dev/fd/{handler.device}", options)
+    handler.ready()
     async with trio.open_nursery() as nursery:
-
-        async def sweep() -> None:
-            while True:
-                await trio.sleep(_SWEEP_INTERVAL_S)
-                file_system.sweep()
 
         def start_soon(work: Callable[[], Any]) -> None:
             async def quietly() -> None:
@@ -181,9 +183,28 @@ async def serve(
         def entry_is_stale(parent: int, name: bytes) -> None:
             pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
 
-        nursery.start_soon(sweep)
-        file_system.start_soon = start_soon
-        file_system.entry_is_stale = entry_is_stale
+        def announce(switch: Switch) -> None:
+            for change in read_changes(changes_path(Path(switch.catalogue), switch.previous)):
+                if change.kind is ChangeKind.DIRECTORY:
+                    with suppress(FileNotFoundError):  # the kernel does not know it
+                        pyfuse3.invalidate_inode(change.parent, attr_only=False)
+                else:
+                    entry_is_stale(change.parent, change.name)
+
+        follower = Follower(handler.folder, handler.place, handler.show, announce, start_soon, trio.to_thread.run_sync)
+
+        async def tick() -> None:
+            for number in count():
+                await trio.sleep(_TICK_S)
+                handler.place.beat()
+                follower.tick()
+                if number % _SWEEP_TICKS == 0:
+                    handler.file_system.sweep()
+
+        nursery.start_soon(tick)
+        nursery.start_soon(handler.keep_supervised)
+        handler.file_system.start_soon = start_soon
+        handler.file_system.entry_is_stale = entry_is_stale
         try:
             await pyfuse3.main()
         finally:

@@ -320,6 +320,18 @@ class Lseek(NamedTuple):
     whence: int
 
 
+class Ioctl(NamedTuple):
+    """ioctl(2) of a command whose number says how much goes in and out ("restricted", the only kind for us)."""
+
+    handle: int
+    flags: int
+    command: int
+    payload: bytes
+    """What goes in."""
+    out_size: int
+    """Bytes that may come out."""
+
+
 class Statx(NamedTuple):
     """statx() of a caller who wants a birth time. ENOSYS makes the kernel use GETATTR from then on."""
 
@@ -358,6 +370,7 @@ Request = (
     | Interrupt
     | Destroy
     | Lseek
+    | Ioctl
     | Statx
     | Unsupported
 )
@@ -384,6 +397,7 @@ _XATTR = struct.Struct("=40xI4x")
 _ACCESS = struct.Struct("=40xI4x")
 _INTERRUPT = struct.Struct("=40xQ")
 _LSEEK = struct.Struct("=40xQqI4x")
+_IOCTL = struct.Struct("=40xQII8xII")  # fh, flags, cmd, arg, in_size, out_size
 _STATX = struct.Struct("=40xI4xQII")
 _INIT_VERSION = struct.Struct("=40xII")
 _INIT = struct.Struct("=40xIIII")
@@ -505,6 +519,15 @@ def _getxattr(message: bytes) -> Getxattr:
     return Getxattr(_name(message, _XATTR.size, "GETXATTR"), size)
 
 
+def _ioctl(message: bytes) -> Ioctl:
+    handle, flags, command, in_size, out_size = _IOCTL.unpack_from(message)
+    if len(message) != _IOCTL.size + in_size:
+        raise MalformedMessage(
+            f"IOCTL: {len(message)} bytes, but with {in_size} of input it has {_IOCTL.size + in_size}"
+        )
+    return Ioctl(handle, flags, command, message[_IOCTL.size :], out_size)
+
+
 def _statx(message: bytes) -> Statx:
     getattr_flags, handle, flags, mask = _STATX.unpack(message)
     return Statx(handle if getattr_flags & _GETATTR_FH else None, flags, mask)
@@ -533,6 +556,7 @@ _PARSERS: dict[int, Callable[[bytes], Request]] = {
     Opcode.ACCESS: lambda message: Access._make(_ACCESS.unpack(message)),
     Opcode.INTERRUPT: lambda message: Interrupt._make(_INTERRUPT.unpack(message)),
     Opcode.DESTROY: lambda message: Destroy._make(_EMPTY.unpack(message)),
+    Opcode.IOCTL: _ioctl,
     Opcode.LSEEK: lambda message: Lseek._make(_LSEEK.unpack(message)),
     Opcode.STATX: _statx,
     **dict.fromkeys(_MODIFY_FIXED_BYTES, _modify),

@@ -65,6 +65,7 @@ _OPEN = struct.Struct("=IiQ QIi")
 _STATFS = struct.Struct("=IiQ QQQQQIII4x24x")
 _XATTR_SIZE = struct.Struct("=IiQ I4x")
 _LSEEK = struct.Struct("=IiQ q")
+_IOCTL = struct.Struct("=IiQ i12x")
 _INIT = struct.Struct("=IiQ IIIIHHIIHHIIH22x")
 _DIRENT = struct.Struct("=QQII")
 _INVAL_INODE = struct.Struct("=IiQ Qqq")
@@ -225,6 +226,11 @@ def reply_xattr_size(unique: int, size: int) -> bytes:
 def reply_lseek(unique: int, offset: int) -> bytes:
     """Where the data or the hole begins that LSEEK looked for."""
     return _LSEEK.pack(_LSEEK.size, 0, unique, offset)
+
+
+def reply_ioctl(unique: int, result: int) -> bytes:
+    """What ioctl(2) returns; nothing comes out."""
+    return _IOCTL.pack(_IOCTL.size, 0, unique, result)
 
 
 def reply_init(unique: int, reply: InitReply) -> bytes:

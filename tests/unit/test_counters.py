@@ -8,28 +8,30 @@ from forebay.fuse.counters import CounterRow, Counts, read_counts
 
 
 def test_rows_are_summed(tmp_path: Path) -> None:
-    rows = [CounterRow(tmp_path / "counters", n) for n in (0, 1, 63)]
+    rows = [CounterRow(tmp_path, n) for n in (0, 1, 63)]
     for number, row in enumerate(rows, 1):
         row.add("hits", number)
         row.add("hit_bytes", 1 << 40)
         row.add("misses")
-    assert read_counts(tmp_path / "counters") == Counts(hits=6, hit_bytes=3 << 40, misses=3)
+    assert read_counts(tmp_path) == Counts(hits=6, hit_bytes=3 << 40, misses=3)
     for row in rows:
         row.close()
 
 
 def test_a_successor_goes_on_with_the_row(tmp_path: Path) -> None:
     for _ in range(3):
-        row = CounterRow(tmp_path / "counters", 0)
+        row = CounterRow(tmp_path, 0)
         row.add("requests", 5)
         row.close()
-    assert read_counts(tmp_path / "counters").requests == 15
+    assert read_counts(tmp_path).requests == 15
 
 
 def test_no_mount(tmp_path: Path) -> None:
     assert read_counts(tmp_path / "none") == Counts()
-    (tmp_path / "short").write_bytes(b"123")
-    assert read_counts(tmp_path / "short") == Counts()
+    CounterRow(tmp_path, 0).close()
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(b"123")
+    assert read_counts(tmp_path) == Counts()
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def test_hit_ratio(counts: Counts, ratio: float | None) -> None:
 
 
 def test_unknown_counter(tmp_path: Path) -> None:
-    row = CounterRow(tmp_path / "counters", 0)
+    row = CounterRow(tmp_path, 0)
     with pytest.raises(KeyError):
         row.add("nonsense")
     row.close()

@@ -128,9 +128,9 @@ class TestSizes:
         assert agreement.reply.max_pages == 0
         assert agreement.max_read_bytes == 32 * 4096
 
-    def test_small_read_buffers_do(self) -> None:
+    def test_read_buffers_hold_the_largest_ioctl(self) -> None:
         assert agree().max_write == 4096
-        assert agree().read_buffer_bytes == 8192
+        assert agree().read_buffer_bytes == 16384 + 80
 
     def test_read_ahead_beyond_the_offer_is_for_the_bdi(self) -> None:
         agreement = agree(wish=Wish(page_bytes=4096, max_readahead_bytes=4 << 20))

@@ -187,6 +187,17 @@ EXACT: dict[str, tuple[Opcode, bytes, wire.Request]] = {
         b"\x00\x00\x00\x00",  # padding
         wire.Lseek(9, 4096, 3),
     ),
+    "ioctl": (
+        Opcode.IOCTL,
+        b"\x09\x00\x00\x00\x00\x00\x00\x00"  # fh
+        b"\x10\x00\x00\x00"  # flags: FUSE_IOCTL_DIR
+        b"\xb0\x46\x05\x40"  # cmd: _IOC(_IOC_WRITE, 'F', 0xB0, 5)
+        b"\x00\x10\x00\x00\x00\x00\x00\x00"  # arg: an address of the caller's
+        b"\x05\x00\x00\x00"  # in_size
+        b"\x00\x00\x00\x00"  # out_size
+        b"a\x00b\x00c",
+        wire.Ioctl(9, 16, 0x400546B0, b"a\0b\0c", 0),
+    ),
     "statx": (
         Opcode.STATX,
         b"\x00\x00\x00\x00"  # getattr_flags
@@ -253,7 +264,7 @@ class TestRequests:
         with pytest.raises(MalformedMessage, match="a header alone has 40"):
             wire.parse(message(Opcode.STATFS, b"")[:length])
 
-    @pytest.mark.parametrize("opcode", [Opcode.IOCTL, Opcode.POLL, Opcode.SETLK, Opcode.BMAP, 4096, 99])
+    @pytest.mark.parametrize("opcode", [Opcode.POLL, Opcode.SETLK, Opcode.BMAP, 4096, 99])
     def test_unsupported_whatever_follows(self, opcode: int) -> None:
         _, request = wire.parse(message(opcode, b"whatever"))
         assert type(request) is wire.Unsupported

@@ -1,0 +1,44 @@
+"""How many handlers a mount has: pure, from the CPU time that each has used."""
+
+_GROW_LOAD, _SHRINK_LOAD = 0.75, 0.35
+"""Of a core: all handlers above the first, and the mean after one less below the second."""
+
+_GROW_LOOKS, _SHRINK_LOOKS = 2, 30
+"""Looks (twice a second) that must agree: quick to help, slow to leave."""
+
+
+class Scaling:
+    """Decides, one handler at a time."""
+
+    def __init__(self, least: int, most: int) -> None:
+        self._least, self._most = least, most
+        self.wanted = least
+        """How many there are to be now."""
+        self._used: dict[int, float] = {}
+        self._at_s = 0.0
+        self._busy = self._idle = 0
+
+    def observe(self, used: dict[int, float], now_s: float) -> int:
+        """Look at the load; +1 for one more handler, -1 for one less.
+
+        Args:
+            used: process id -> CPU seconds since its start.
+            now_s: on the monotonic clock.
+        """
+        elapsed = now_s - self._at_s
+        loads = [(cpu - self._used[pid]) / elapsed for pid, cpu in used.items() if pid in self._used and elapsed > 0]
+        self._used, self._at_s = dict(used), now_s
+        if len(loads) < self.wanted:
+            self._busy = self._idle = 0
+            return 0
+        self._busy = self._busy + 1 if min(loads) >= _GROW_LOAD else 0
+        self._idle = self._idle + 1 if sum(loads) <= _SHRINK_LOAD * (len(loads) - 1) else 0
+        if self._busy >= _GROW_LOOKS and self.wanted < self._most:
+            self._busy = 0
+            self.wanted += 1
+            return 1
+        if self._idle >= _SHRINK_LOOKS and self.wanted > self._least:
+            self._idle = 0
+            self.wanted -= 1
+            return -1
+        return 0
