@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 _READY_S = 30.0
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class HandlerProcess:
@@ -64,14 +63,6 @@ class HandlerProcess:
     def how_ended(self) -> str:
         """For the log."""
         return "ended" if self._child is None else f"ended with status {self._child.returncode}"
-
-    def cpu_seconds(self) -> float:
-        """User and system time so far (proc(5), fields 14 and 15 of stat); 0 when it is gone."""
-        try:
-            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return 0.0
-        return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
 
     def state(self) -> str:
         """R, S, D, T, ... of proc(5); '' when it is gone."""

@@ -50,8 +50,8 @@ class Watch:
 
     before_batch: Callable[[], None] = staticmethod(lambda: None)
     """Called before requests are read; costs less than a microsecond."""
-    tick: Callable[[], None] = staticmethod(lambda: None)
-    """Called about every `_TICK_S`, also while the loop is busy."""
+    tick: Callable[[float], None] = staticmethod(lambda _: None)
+    """Called about every `_TICK_S`, also while the loop is busy, with the seconds that it did not wait so far."""
     record: Callable[[bytes], None] | None = None
     """Gets every message of the kernel."""
     stopping: bool = False
@@ -140,19 +140,21 @@ class KernelEngine:
         """Read and answer. False when the mount is gone, True when we are to stop."""
         watch, poller = self._watch, select.poll()
         poller.register(self._channel.device, select.POLLIN)
-        next_tick = 0.0
+        next_tick = busy_s = 0.0
+        woken = trio.current_time()
         while not watch.stopping:
             now = trio.current_time()
+            busy_s += now - woken
             if now >= next_tick:
-                watch.tick()
+                watch.tick(busy_s)
                 next_tick = now + _TICK_S
             if self._tasks:
                 with trio.move_on_after(_TICK_S):
                     await trio.lowlevel.wait_readable(self._channel.device)
             else:
                 await trio.lowlevel.checkpoint()
-                if not poller.poll(0 if self._tasks else _TURN_MS):
-                    continue
+                poller.poll(0 if self._tasks else _TURN_MS)
+            woken = trio.current_time()
             if not self._answer_batches():
                 return False
         return True

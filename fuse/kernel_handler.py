@@ -113,13 +113,13 @@ def _follower(
     return Follower(handler.folder, handler.place, handler.show, announce, start_soon, trio.to_thread.run_sync)
 
 
-def _ticker(handler: "Handler", watch: Watch, recorder: Recorder, follower: Follower) -> Callable[[], None]:
+def _ticker(handler: "Handler", watch: Watch, recorder: Recorder, follower: Follower) -> Callable[[float], None]:
     ticks = 0
 
-    def tick() -> None:
+    def tick(busy_s: float) -> None:
         nonlocal ticks
         ticks += 1
-        handler.place.beat()
+        handler.place.beat(busy_s)
         follower.tick()
         recorder.look()
         watch.record = recorder.record if recorder.active else None

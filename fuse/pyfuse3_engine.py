@@ -196,7 +196,7 @@ async def serve(handler: "Handler") -> None:
         async def tick() -> None:
             for number in count():
                 await trio.sleep(_TICK_S)
-                handler.place.beat()
+                handler.place.beat(0.0)
                 follower.tick()
                 if number % _SWEEP_TICKS == 0:
                     handler.file_system.sweep()

@@ -18,14 +18,14 @@ SLOTS = 64
 """Handlers at once, those on their way out included."""
 
 _NUMBER = struct.Struct("=Q")
-_ROW = struct.Struct("=5Q")
+_ROW = struct.Struct("=6Q")
 _HEADER_BYTES = 64
 _HEADER = {
     "incarnation": 0,  # the last one minted; by the supervisor
     "generation": 8,  # of the snapshot that is to be shown; by whoever switches the mount (switch.py)
     "announced": 16,  # the generation whose changes the kernel was told of; by the first handler
 }
-_FIELDS = ("pid", "start", "incarnation", "beat_ms", "generation")
+_FIELDS = ("pid", "start", "incarnation", "beat_ms", "busy_us", "generation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,8 @@ class Row:
     """Names this life of a handler: never used again on this mount. 32 bits."""
     beat_ms: int
     """When it last was seen to go on, on the monotonic clock."""
+    busy_us: int
+    """Time that it did not wait for requests, since its start."""
     generation: int
     """Of the snapshot that it serves."""
 
@@ -98,7 +100,7 @@ class Roster:
         """Take a slot for this process."""
         pid = os.getpid()
         start = start_time(pid) or 0
-        values = (pid, start, incarnation, now_ms(), self.header("generation"))
+        values = (pid, start, incarnation, now_ms(), 0, self.header("generation"))
         _ROW.pack_into(self._map, self._at(slot), *values)
         return Place(self, self._map, self._at(slot), slot, incarnation)
 
@@ -117,9 +119,10 @@ class Place:
         self._map = memory
         self._at = {name: at + 8 * position for position, name in enumerate(_FIELDS)}
 
-    def beat(self) -> None:
-        """Say that we go on."""
+    def beat(self, busy_s: float) -> None:
+        """Say that we go on, and how long we did not wait for requests so far."""
         _NUMBER.pack_into(self._map, self._at["beat_ms"], now_ms())
+        _NUMBER.pack_into(self._map, self._at["busy_us"], int(busy_s * 1e6))
 
     def serve(self, generation: int) -> None:
         """Say which snapshot we serve from now on."""

@@ -1,7 +1,10 @@
-"""How many handlers a mount has: pure, from the CPU time that each has used."""
+"""How many handlers a mount has: pure, from the time that each did not wait for requests.
 
-_GROW_LOAD, _SHRINK_LOAD = 0.75, 0.35
-"""Of a core: all handlers above the first, and the mean after one less below the second."""
+Not from CPU time: on a machine whose cores are all taken, a handler that never waits gets only a part of one.
+"""
+
+_GROW_LOAD, _SHRINK_LOAD = 0.6, 0.3
+"""Of the time: all handlers above the first, and the mean after one less below the second."""
 
 _GROW_LOOKS, _SHRINK_LOOKS = 2, 30
 """Looks (twice a second) that must agree: quick to help, slow to leave."""
@@ -22,11 +25,11 @@ class Scaling:
         """Look at the load; +1 for one more handler, -1 for one less.
 
         Args:
-            used: process id -> CPU seconds since its start.
+            used: life of a handler -> seconds since its start in which it did not wait.
             now_s: on the monotonic clock.
         """
         elapsed = now_s - self._at_s
-        loads = [(cpu - self._used[pid]) / elapsed for pid, cpu in used.items() if pid in self._used and elapsed > 0]
+        loads = [(s - self._used[who]) / elapsed for who, s in used.items() if who in self._used and elapsed > 0]
         self._used, self._at_s = dict(used), now_s
         if len(loads) < self.wanted:
             self._busy = self._idle = 0

@@ -170,16 +170,18 @@ class Supervisor:
 
     def _look(self) -> None:
         """Replace handlers that hang, follow the load, and keep the description of the mount true."""
-        now = now_ms()
+        now, busy = now_ms(), {}
         for handler in self._handlers:
             row = self._roster.row(handler.slot)
+            if row.incarnation == handler.incarnation and not handler.leaving:
+                busy[handler.incarnation] = row.busy_us / 1e6
             silent_ms = now - row.beat_ms if row.incarnation == handler.incarnation else 0
             state = handler.state() if silent_ms > _STOPPED_MS else ""
             # In state D it waits for a disk, and no signal would reach it.
             if self._kernel and state and (state in "tT" if silent_ms <= _STUCK_MS else state not in "DZ"):
                 _say(f"handler {handler.pid} has shown no life for {silent_ms / 1000:.0f} s: killing it")
                 handler.kill()
-        change = self._scaling.observe({h.pid: h.cpu_seconds() for h in self._handlers if not h.leaving}, now / 1000)
+        change = self._scaling.observe(busy, now / 1000)
         if change > 0:
             _say("the handlers are busy: starting one more")
             self._start_handler(resend=False)

@@ -162,23 +162,12 @@ def test_mount_again_after_all_processes_were_killed(forebay: Forebay, folder: A
     assert forebay.leftovers() == []
 
 
-@pytest.mark.sides("kernel", soak="engines")
-def test_killed_supervisor(forebay: Forebay, folder: Any, side: Any) -> None:
-    """Its handler goes on alone, and the mount can be taken off."""
-    folder.put("file", DATA)
-    mount = forebay.mount(folder.source, *side.args)
-    _kill(forebay.pids(mount)["supervisor"])
-    (result,) = forebay.read([{"jobs": [["read", str(mount / "file")]]}])
-    assert result.get("sha256") == SHA
-    forebay.umount(mount)
-    assert forebay.leftovers() == []
-
-
 @pytest.mark.soak
 def test_umount_of_a_mount_that_hangs(forebay: Forebay, folder: Any) -> None:
-    """A handler that is stopped answers nothing; umount ends it all the same."""
+    """Supervisor and handler are stopped: nobody answers or mends it; umount ends it all the same."""
     mount = forebay.mount(folder.source)
     pids = forebay.pids(mount)
+    os.kill(pids["supervisor"], signal.SIGSTOP)
     os.kill(pids["handlers"][0], signal.SIGSTOP)
     try:
         (row,) = forebay.run("mounts", "--json").json()
@@ -187,8 +176,9 @@ def test_umount_of_a_mount_that_hangs(forebay: Forebay, folder: Any) -> None:
         forebay.umount(mount)
         assert forebay.leftovers() == []
     finally:
-        if alive(pids["handlers"][0]):
-            os.kill(pids["handlers"][0], signal.SIGKILL)
+        for pid in (pids["supervisor"], pids["handlers"][0]):
+            if alive(pid):
+                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.sides("kernel", soak="engines")

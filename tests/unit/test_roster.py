@@ -33,8 +33,9 @@ def test_a_row_is_seen_by_others(tmp_path: Path, roster: Roster) -> None:
     place.serve(5)
     assert roster.row(3).generation == 5
     before = roster.row(3).beat_ms
-    place.beat()
+    place.beat(1.5)
     assert roster.row(3).beat_ms >= before
+    assert roster.row(3).busy_us == 1_500_000
     assert roster.free_slot() == 0
 
 
@@ -54,7 +55,7 @@ def test_the_dead_leave_their_slots(roster: Roster, tmp_path: Path) -> None:
 def test_another_process_with_the_same_id(roster: Roster) -> None:
     roster.enter(0, 1)
     row = roster.row(0)
-    assert not type(row)(row.slot, row.pid, row.start + 1, 1, row.beat_ms, 0).alive
+    assert not type(row)(row.slot, row.pid, row.start + 1, 1, row.beat_ms, 0, 0).alive
 
 
 def test_all_slots(roster: Roster) -> None:
