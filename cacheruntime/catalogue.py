@@ -24,12 +24,13 @@ A name that is absent is known to be absent when the listing is complete, or whe
 `_LISTED` (it was listed ahead of the rest).
 """
 
+import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lmdb
 
@@ -48,7 +49,17 @@ _CARRIED_SHIFT = 4
 _NO_MODE = 0xFFFF
 _KINDS = (Kind.FILE, Kind.DIRECTORY, Kind.SYMLINK)
 _KIND_CODE = {kind: code for code, kind in enumerate(_KINDS)}
-_FILE, _LINK = _KIND_CODE[Kind.FILE], _KIND_CODE[Kind.SYMLINK]
+_FILE, _DIRECTORY, _LINK = (_KIND_CODE[kind] for kind in _KINDS)
+_TYPE_BITS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
+_FROM_KEY = struct.Struct(">Q").unpack
+
+UNKNOWN_MODE = _NO_MODE
+"""Permission bits in `Catalogue.listing` of what has none in its source."""
+
+Listed = tuple[int, bytes, int, int, int, int, int, int]
+"""Node id, name, type bits of st_mode, permission bits or `UNKNOWN_MODE`, size in bytes (of a link: of its target),
+mtime_ns, inode number, link count."""
+
 NO_CONTENT = ContentId(bytes(16))
 
 CARRIED_SYNCS_MAX = 8
@@ -64,9 +75,8 @@ SMALL_FILE_BYTES = MIB
 """Files below this count as small when a mount picks its open mode."""
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
-    """One file, directory or link as the catalogue knows it."""
+class Node(NamedTuple):
+    """One file, directory or link as the catalogue knows it. A tuple: one is made for each name that is looked up."""
 
     node: NodeId
     kind: Kind
@@ -192,6 +202,17 @@ class Catalogue:
 
         The iterator holds a read transaction: use it up or drop it before waiting for anything.
         """
+        return (unpack_record(NodeId(int.from_bytes(key, "big")), raw) for key, raw in self._records(directory, after))
+
+    def listing(self, directory: NodeId, after: NodeId | None = None) -> Iterator[Listed]:
+        """The same as `children`, in the form of plain numbers, at half the cost."""
+        for key, raw in self._records(directory, after):
+            kind, _, mode, size, mtime_ns, inode, _, _, subdirectories, n, _, t = _NODE.unpack_from(raw)
+            name = raw[_NODE.size : _NODE.size + n]
+            links, length = (2 + subdirectories, size) if kind == _DIRECTORY else (1, t if kind == _LINK else size)
+            yield _FROM_KEY(key)[0], name, _TYPE_BITS[kind], mode, length, mtime_ns, inode, links
+
+    def _records(self, directory: NodeId, after: NodeId | None) -> Iterator[tuple[bytes, bytes]]:
         prefix = node_key(directory)
         start = prefix
         skip = b""
@@ -201,17 +222,16 @@ class Catalogue:
                 return
             start = skip = prefix + last.name
         with self._env.begin() as txn, txn.cursor(db=self._names) as cursor:
-            more = cursor.set_range(start)
-            while more:
-                key = cursor.key()
+            nodes = self._nodes
+            if not cursor.set_range(start):
+                return
+            for key, number in cursor.iternext():
                 if not key.startswith(prefix):
                     return
                 if key != skip:
-                    number = cursor.value()
-                    raw = txn.get(number, db=self._nodes)
+                    raw = txn.get(number, db=nodes)
                     assert raw is not None  # the format: a name always has its node
-                    yield unpack_record(NodeId(int.from_bytes(number, "big")), raw)
-                more = cursor.next()
+                    yield number, raw
 
     def path_of(self, number: NodeId) -> bytes:
         """The path below the dataset's root, without slashes at the ends ('' for the root)."""

@@ -19,7 +19,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
@@ -132,7 +132,7 @@ def compare(old: CatalogueView, new: CatalogueView, carry: Callable[[Node], None
         was = unpack_record(number, before) if before is not None else None
         now = unpack_record(number, after) if after is not None else None
         if was is not None and (now is None or now.carried > was.carried + 1) and was.carried < CARRIED_SYNCS_MAX:
-            carry(replace(was, carried=was.carried + 1, subdirectories=0))
+            carry(was._replace(carried=was.carried + 1, subdirectories=0))
         if was is None or now is None:
             continue
         if now.kind is Kind.DIRECTORY:

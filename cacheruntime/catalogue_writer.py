@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -285,15 +284,15 @@ class _Page:
             self._txn.put(name_key, node_key(number), db=self._names)
             above = self._get(parent)
             if above is not None:
-                self._put(replace(above, subdirectories=above.subdirectories + 1))
+                self._put(above._replace(subdirectories=above.subdirectories + 1))
         elif (mtime_ns, mode) != (found.mtime_ns, found.mode) and (mtime_ns or mode is not None):
-            self._put(replace(found, mtime_ns=max(mtime_ns, found.mtime_ns), mode=mode))
+            self._put(found._replace(mtime_ns=max(mtime_ns, found.mtime_ns), mode=mode))
         self._known.add(path)
 
     def mark_listed(self, path: bytes) -> None:
         found = self._get(node_id(path, b""))
         if found is not None:
-            self._put(replace(found, listed=True))
+            self._put(found._replace(listed=True))
 
     def hide(self, path: bytes) -> None:
         directory, _, name = path.rpartition(b"/")
@@ -314,7 +313,7 @@ class _Page:
         for path, newest in self._newest.items():
             found = self._get(node_id(path, b""))
             if found is not None and found.mode is None and found.mtime_ns < newest:
-                self._put(replace(found, mtime_ns=newest))
+                self._put(found._replace(mtime_ns=newest))
 
     def _count_file(self, node: Node | None, sign: int) -> None:
         if node is None or node.kind is not Kind.FILE:

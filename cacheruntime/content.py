@@ -5,8 +5,8 @@ Used by FUSE handlers and the fsspec client alike.
 
 import os
 from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from forebay.cacheruntime.index import Cached, Index, PackNumber, TierNumber
 from forebay.cacheruntime.keys import ContentId
@@ -17,8 +17,7 @@ _OPEN_FILES = 1024
 """Descriptors kept open; far below the usual limit of a process."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where bytes of a file can be read: `descriptor` is good until the reader's next call."""
 
     descriptor: int

@@ -15,12 +15,12 @@ from typing import Any
 
 import trio
 
-from forebay.cacheruntime.catalogue import NAME_MAX_BYTES, SMALL_FILE_BYTES, Catalogue, Node
+from forebay.cacheruntime.catalogue import NAME_MAX_BYTES, SMALL_FILE_BYTES, UNKNOWN_MODE, Catalogue, Node
 from forebay.cacheruntime.client import AttachedClient
 from forebay.cacheruntime.config import FillConfig
 from forebay.cacheruntime.content import ContentReader
 from forebay.cacheruntime.errors import SourceStale
-from forebay.cacheruntime.keys import InodeNumber, NodeId
+from forebay.cacheruntime.keys import NodeId
 from forebay.cacheruntime.readahead import Advice, Readahead
 from forebay.cacheruntime.understore.base import Kind
 from forebay.fuse.counters import CounterRow
@@ -44,6 +44,9 @@ _LISTING_DEADLINE_S = 600.0
 
 _PAUSES_S = (0.001, 0.001, 0.002, 0.002, 0.004, 0.004, 0.008, 0.008, 0.016, 0.016)
 """Between looks for bytes on their way: 62 ms in all, the time of a few blocks from a slow store."""
+
+_DOT, _DOT_DOT = 1, 2
+"""Cookies of the first two entries of a listing; those of the others are their node ids."""
 
 _NODES = 8192
 _READERS = 1024
@@ -142,16 +145,21 @@ class FileSystem:
         self._need_listing(node)
         return self._catalogue.complete
 
-    def readdir(self, node: int, after: int) -> Iterator[tuple[int, FileEntry]]:
+    def readdir(self, node: int, after: int) -> Iterator[FileEntry]:
         self._need_listing(node)
         found = self._node(node)
-        if after < 1:
-            yield 1, self._entry(found, b".")
-        if after < 2:
-            yield 2, self._entry(self._node(found.parent), b"..")
-        last = NodeId(after) if after > 2 else None
-        for child in self._catalogue.children(NodeId(node), last):
-            yield child.node, self._entry(child)
+        if after < _DOT:
+            yield self._entry(found, b".", _DOT)
+        if after < _DOT_DOT:
+            yield self._entry(self._node(found.parent), b"..", _DOT_DOT)
+        uid, gid, keep = self._show.uid, self._show.gid, ~self._show.umask & 0o7777
+        directory_valid_s = VALID_S if self._catalogue.complete else _LISTING_VALID_S
+        for number, name, kind, mode, size, mtime_ns, inode, links in self._catalogue.listing(
+            NodeId(node), NodeId(after) if after > _DOT_DOT else None
+        ):
+            shown = Attributes(inode, size, mtime_ns, kind | _mode(kind, mode, keep), links, uid, gid)
+            valid_s = directory_valid_s if kind == stat.S_IFDIR else VALID_S
+            yield FileEntry(number, shown, name, VALID_S, valid_s, number)
 
     def statfs(self) -> Capacity:
         totals = self._catalogue.totals()
@@ -373,9 +381,9 @@ class FileSystem:
                 self._nodes.popitem(last=False)
         return found
 
-    def _entry(self, node: Node, name: bytes | None = None) -> FileEntry:
+    def _entry(self, node: Node, name: bytes | None = None, cookie: int = 0) -> FileEntry:
         shown = node.name if name is None else name
-        return FileEntry(node.node, self._attributes(node), shown, VALID_S, self._attr_valid_s(node))
+        return FileEntry(node.node, self._attributes(node), shown, VALID_S, self._attr_valid_s(node), cookie)
 
     def _attr_valid_s(self, node: Node) -> float:
         if node.kind is Kind.DIRECTORY and not self._catalogue.complete:
@@ -383,16 +391,19 @@ class FileSystem:
         return VALID_S
 
     def _attributes(self, node: Node) -> Attributes:
-        keep = ~self._show.umask & 0o7777
-        size, links = node.size, 1
+        kind, size, links = stat.S_IFREG, node.size, 1
         if node.kind is Kind.DIRECTORY:
-            mode = stat.S_IFDIR | ((0o777 if node.mode is None else node.mode) & keep)
-            links = 2 + node.subdirectories
+            kind, links = stat.S_IFDIR, 2 + node.subdirectories
         elif node.kind is Kind.SYMLINK:
-            mode, size = stat.S_IFLNK | 0o777, len(node.target)
-        else:
-            mode = stat.S_IFREG | ((0o666 if node.mode is None else node.mode) & keep)
-        inode: InodeNumber = node.inode
-        return Attributes(
-            ino=inode, size=size, mtime_ns=node.mtime_ns, mode=mode, nlink=links, uid=self._show.uid, gid=self._show.gid
-        )
+            kind, size = stat.S_IFLNK, len(node.target)
+        mode = _mode(kind, UNKNOWN_MODE if node.mode is None else node.mode, ~self._show.umask & 0o7777)
+        return Attributes(node.inode, size, node.mtime_ns, kind | mode, links, self._show.uid, self._show.gid)
+
+
+def _mode(kind: int, mode: int, keep: int) -> int:
+    """Permission bits to be shown, of the source's (or UNKNOWN_MODE) and those that the umask leaves."""
+    if kind == stat.S_IFLNK:
+        return 0o777
+    if mode == UNKNOWN_MODE:
+        mode = 0o777 if kind == stat.S_IFDIR else 0o666
+    return mode & keep

@@ -180,17 +180,16 @@ class Requests:
         """No reply, and nothing to forget: node ids are not minted by lookups."""
 
 
-def _pack_entries(entries: Iterable[tuple[int, FileEntry]], size: int, plus: bool) -> bytes:
-    packed = bytearray()
-    for cookie, entry in entries:
+def _pack_entries(entries: Iterable[FileEntry], size: int, plus: bool) -> bytes:
+    packed: list[bytes] = []
+    room = size
+    for node, attributes, name, entry_valid_s, attr_valid_s, cookie in entries:
         if plus:
-            one = wire_reply.pack_direntplus(
-                entry.node, entry.attributes, entry.entry_valid_s, entry.attr_valid_s, cookie, entry.name
-            )
+            one = wire_reply.pack_direntplus(node, attributes, entry_valid_s, attr_valid_s, cookie, name)
         else:
-            attributes = entry.attributes
-            one = wire_reply.pack_dirent(attributes.ino, cookie, attributes.directory_entry_type, entry.name)
-        if len(packed) + len(one) > size:
+            one = wire_reply.pack_dirent(attributes.ino, cookie, attributes.directory_entry_type, name)
+        room -= len(one)
+        if room < 0:
             break
-        packed += one
-    return bytes(packed)
+        packed.append(one)
+    return b"".join(packed)

@@ -8,7 +8,7 @@ other requests go on) and asks again. So every operation can be repeated, which 
 import errno
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from forebay.cacheruntime.errors import ForebayError, SourceDenied, SourceNotFound
 from forebay.fuse.open_table import Attempt
@@ -35,8 +35,7 @@ class Refused(Exception):
         self.errno = number
 
 
-@dataclass(frozen=True, slots=True)
-class FileEntry:
+class FileEntry(NamedTuple):
     """A name and what it stands for, as LOOKUP and READDIRPLUS give it."""
 
     node: int
@@ -44,10 +43,11 @@ class FileEntry:
     name: bytes
     entry_valid_s: float
     attr_valid_s: float
+    cookie: int = 0
+    """In a listing: where to go on behind it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(NamedTuple):
     """The answer to OPEN."""
 
     handle: int
@@ -55,8 +55,7 @@ class Opened:
     """Not 0: the kernel reads that file itself (passthrough)."""
 
 
-@dataclass(frozen=True, slots=True)
-class FileSlice:
+class FileSlice(NamedTuple):
     """Bytes for a READ, still in a file: the engine hands them to the kernel."""
 
     descriptor: int
@@ -99,8 +98,8 @@ class Operations(Protocol):
     def opendir(self, node: int) -> bool:
         """Whether the kernel may keep the directory's listing. NotReady while it is not listed."""
 
-    def readdir(self, node: int, after: int) -> Iterator[tuple[int, FileEntry]]:
-        """Entries with the cookies from which a later call goes on; `after` is 0 or such a cookie.
+    def readdir(self, node: int, after: int) -> Iterator[FileEntry]:
+        """Entries; `after` is 0, or the cookie of the one behind which to go on.
 
         NotReady while the directory is not listed. The iterator must be used up or dropped at once.
         """

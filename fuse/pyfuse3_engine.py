@@ -120,10 +120,10 @@ class Handlers(pyfuse3.Operations):  # type: ignore[misc]
 
     async def readdir(self, fh: int, start_id: int, token: Any) -> None:
         await self._settle(self._fs.opendir, self._nodes[fh])
-        for cookie, entry in self._fs.readdir(self._nodes[fh], start_id):
+        for entry in self._fs.readdir(self._nodes[fh], start_id):
             if entry.name in (b".", b".."):
                 continue  # libfuse has readdirplus count a lookup for each entry; these two must not be
-            if not pyfuse3.readdir_reply(token, entry.name, _entry(entry), cookie):
+            if not pyfuse3.readdir_reply(token, entry.name, _entry(entry), entry.cookie):
                 break
 
     async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:

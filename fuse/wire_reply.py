@@ -11,6 +11,8 @@ This module is pure: it never touches a file descriptor or a clock.
 import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from functools import cache
+from typing import NamedTuple
 
 from forebay.fuse.wire import PROTOCOL_MAJOR, PROTOCOL_MINOR, Capability
 
@@ -68,6 +70,7 @@ _LSEEK = struct.Struct("=IiQ q")
 _IOCTL = struct.Struct("=IiQ i12x")
 _INIT = struct.Struct("=IiQ IIIIHHIIHHIIH22x")
 _DIRENT = struct.Struct("=QQII")
+_DIRENTPLUS = struct.Struct("=QQQQII" + _ATTR + "QQII")
 _INVAL_INODE = struct.Struct("=IiQ Qqq")
 _INVAL_ENTRY = struct.Struct("=IiQ QII")
 _DELETE = struct.Struct("=IiQ QQI4x")
@@ -78,8 +81,7 @@ _DIRENT_PADDING = tuple(bytes(-length % 8) for length in range(8))
 DATA_HEADER_BYTES = _HEADER.size
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """What stat() shows of an inode. There is one time: a snapshot's files have no history of their own."""
 
     ino: int
@@ -276,9 +278,22 @@ def pack_direntplus(
     The kernel takes one reference to `node`, except for "." and ".." and for a `node` of 0, which says
     nothing about the entry beyond its name, inode number and type.
     """
-    return _ENTRY_OUT.pack(*_entry(node, attributes, entry_valid_s, attr_valid_s, 0)) + pack_dirent(
-        attributes.ino, offset, attributes.directory_entry_type, name
-    )
+    length = len(name)
+    entry_s, entry_ns = _validity(entry_valid_s)
+    attr_s, attr_ns = _validity(attr_valid_s)
+    ino, size, mtime_ns, mode, nlink, uid, gid, blksize = attributes
+    seconds, ns = divmod(mtime_ns, _NS_PER_S)
+    seconds &= _U64
+    # `_entry` and `pack_dirent` written out: of all there is this is made most often, for each name that is listed.
+    return (
+        _DIRENTPLUS.pack(
+            node, 0, entry_s, attr_s, entry_ns, attr_ns,
+            ino, size, (size + 511) >> 9, seconds, seconds, seconds, ns, ns, ns, mode, nlink, uid, gid, 0, blksize, 0,
+            ino, offset, length, mode >> 12 & 15,
+        )
+        + name
+        + _DIRENT_PADDING[length & 7]
+    )  # fmt: skip
 
 
 def dirent_bytes(name: bytes) -> int:
@@ -343,6 +358,7 @@ def notify_inc_epoch() -> bytes:
     return _HEADER.pack(_HEADER.size, Notification.INC_EPOCH, 0)
 
 
+@cache
 def _validity(valid_s: float) -> tuple[int, int]:
     """Whole seconds and nanoseconds; a negative validity is none."""
     return divmod(int(min(max(valid_s, 0), _VALID_MAX_S) * _NS_PER_S), _NS_PER_S)
@@ -350,27 +366,13 @@ def _validity(valid_s: float) -> tuple[int, int]:
 
 def _attr(attributes: Attributes) -> tuple[int, ...]:
     """The fields of `struct fuse_attr`."""
-    seconds, nanoseconds = divmod(attributes.mtime_ns, _NS_PER_S)
+    ino, size, mtime_ns, mode, nlink, uid, gid, blksize = attributes
+    seconds, nanoseconds = divmod(mtime_ns, _NS_PER_S)
     seconds &= _U64  # before 1970: the kernel reads the field as signed
-    size = attributes.size
-    return (
-        attributes.ino,
-        size,
-        -(-size // _SECTOR_BYTES),
-        seconds,  # atime
-        seconds,  # mtime
-        seconds,  # ctime
-        nanoseconds,
-        nanoseconds,
-        nanoseconds,
-        attributes.mode,
-        attributes.nlink,
-        attributes.uid,
-        attributes.gid,
-        0,  # rdev: no device files
-        attributes.blksize,
-        0,  # flags: neither a submount nor DAX
-    )
+    blocks = -(-size // _SECTOR_BYTES)
+    times = (seconds, seconds, seconds, nanoseconds, nanoseconds, nanoseconds)  # atime, mtime, ctime
+    # Behind blksize: neither a submount nor DAX. Before it: no device files.
+    return (ino, size, blocks, *times, mode, nlink, uid, gid, 0, blksize, 0)
 
 
 def _entry(

@@ -105,5 +105,5 @@ def test_directories_are_apart_and_bounded() -> None:
     directory = Directory()
     for n in range(10, 500):
         node = _file(n)
-        other = Node(*(getattr(node, f) if f != "parent" else NodeId(10_000 + n) for f in Node.__slots__))
+        other = node._replace(parent=NodeId(10_000 + n))
         assert directory.runs.observe(other) == []
