@@ -93,12 +93,19 @@ class KernelEngine:
             ready: called once INIT is answered.
             resend: another handler died: ask the kernel for what it left unanswered.
         """
-        if self._requests.agreement is None:
-            self._requests.agreed = ready
-        else:
-            if resend and self._requests.agreement.resend:
+
+        def begin() -> None:
+            assert self._requests.agreement is not None
+            if not self._requests.agreement.resend:
+                self._channel.use_clone()
+            elif resend:
                 self._channel.notify(wire_reply.notify_resend())
             ready()
+
+        if self._requests.agreement is None:
+            self._requests.agreed = begin
+        else:
+            begin()
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             connected = await self._loop()
@@ -138,8 +145,7 @@ class KernelEngine:
 
     async def _loop(self) -> bool:
         """Read and answer. False when the mount is gone, True when we are to stop."""
-        watch, poller = self._watch, select.poll()
-        poller.register(self._channel.device, select.POLLIN)
+        watch, poller, polled = self._watch, select.poll(), -1
         next_tick = busy_s = 0.0
         woken = trio.current_time()
         while not watch.stopping:
@@ -148,6 +154,9 @@ class KernelEngine:
             if now >= next_tick:
                 watch.tick(busy_s)
                 next_tick = now + _TICK_S
+            if polled != self._channel.device:  # at first, and after the step to a clone
+                poller, polled = select.poll(), self._channel.device
+                poller.register(polled, select.POLLIN)
             if self._tasks:
                 with trio.move_on_after(_TICK_S):
                     await trio.lowlevel.wait_readable(self._channel.device)

@@ -51,6 +51,7 @@ async def serve(handler: "Handler", resend: bool) -> None:
         page_bytes=os.sysconf("SC_PAGE_SIZE"),
         passthrough=mode is OpenMode.PASSTHROUGH,
         no_open=mode is OpenMode.NO_OPEN,
+        resend=handler.spec.resend,
         max_stack_depth=MAX_STACK_DEPTH,
         max_request_bytes=largest_request_bytes(pipe_bytes_allowed()),
     )

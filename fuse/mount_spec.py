@@ -43,6 +43,8 @@ class MountSpec:
     """Bounds of how many handlers serve the mount; the load decides."""
     log: str
     """Path of the log file of supervisor and handlers."""
+    resend: bool = True
+    """False: do without NOTIFY_RESEND, as on Linux before 6.9."""
 
     def to_memory(self) -> int:
         """A descriptor of a memory file with this text, to be inherited."""

@@ -165,6 +165,41 @@ while time.monotonic() < end:
 """
 
 
+_WITHOUT_RESEND = """
+import sys
+from dataclasses import replace
+from forebay.fuse import lifecycle
+from forebay.cli.main import app
+
+spec_of = lifecycle._spec
+lifecycle._spec = lambda *args: replace(spec_of(*args), resend=False)
+app(sys.argv[1:])
+"""
+
+
+@pytest.mark.semantics("D11")
+def test_without_resend_what_was_taken_ends_with_an_error(forebay: Forebay, bucket: Any) -> None:
+    """As on Linux before 6.9: the reads that a dying handler has taken fail, none hangs, and the mount goes on."""
+    bucket.put("file", payload("file", 8 * MIB))
+    mount = forebay.mount_point()
+    command = [sys.executable, "-c", _WITHOUT_RESEND, "mount", bucket.source, str(mount), *bucket.args]
+    done = subprocess.run(
+        [*command, "--handlers", "1"], env=forebay.environ, check=False, timeout=60, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    bucket.link.hold_after(0)
+    reading = forebay.start_reading([{"jobs": [["direct", str(mount / "file")]]}])
+    bucket.link.wait_held()
+    (handler,) = _pids(forebay, mount)["handlers"]
+    os.kill(handler, signal.SIGKILL)
+    (result,) = reading.results(20)
+    assert result.get("errno") == "ECONNABORTED", result
+    bucket.link.release()
+    (result,) = forebay.read([{"jobs": [["read", str(mount / "file")]]}])
+    assert result.get("sha256") == hashlib.sha256(payload("file", 8 * MIB)).hexdigest()
+    forebay.umount(mount)
+
+
 def test_handlers_come_with_load(forebay: Forebay, folder: Any) -> None:
     """One at first; under load as many as are allowed."""
     folder.put("file", payload("d", 20_000))

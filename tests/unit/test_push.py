@@ -100,6 +100,7 @@ def test_empty_files_and_unknown_nodes(kernel: Kernel) -> None:
     assert kernel.settle() == [3, 2], "looked up meanwhile"
 
 
+@pytest.mark.semantics("P3")
 def test_the_budget(kernel: Kernel) -> None:
     size = BUDGET_BYTES // 10
     assert kernel.post(*range(100, 120), size=size) == 10
@@ -121,6 +122,7 @@ def test_a_file_that_cannot_be_fetched_is_left_out(kernel: Kernel) -> None:
     assert kernel.fetched == [1]
 
 
+@pytest.mark.semantics("P3")
 def test_nothing_while_memory_is_short(kernel: Kernel) -> None:
     kernel.available = BUDGET_BYTES
     kernel.post(1, 2)
@@ -134,6 +136,7 @@ def test_nothing_while_memory_is_short(kernel: Kernel) -> None:
     assert read_counts(kernel.folder).push_pauses == 1
 
 
+@pytest.mark.semantics("P3")
 def test_what_is_pushed_out_again_ends_it_for_a_while(kernel: Kernel) -> None:
     kernel.post(*range(100, 180))
     kernel.settle()
