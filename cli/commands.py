@@ -189,6 +189,7 @@ def mounts(json: bool) -> None:
             "healthy": health.healthy,
             "trouble": health.trouble,
             "note": health.state.note,
+            "passed_through": health.passed_through,
             "pids": {
                 "supervisor": health.state.supervisor,
                 "handlers": list(health.state.handlers),

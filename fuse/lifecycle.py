@@ -23,6 +23,7 @@ from forebay.cacheruntime.understore.factory import canonical_source
 from forebay.fuse import mounting
 from forebay.fuse.mount_spec import MountSpec
 from forebay.fuse.open_mode import OpenMode, choose
+from forebay.fuse.open_table import OpenTable
 from forebay.fuse.probe import Probe, probe
 from forebay.proto import worker_pb2 as pb
 
@@ -365,15 +366,18 @@ class MountHealth:
     healthy: bool
     trouble: str
     worker: int | None
+    passed_through: int
+    """Files that the kernel reads by itself now."""
 
 
 def survey(config: CacheConfig) -> list[MountHealth]:
     """All mounts on record, each tried out."""
     found = []
-    for _, state in mounts.registered(config.runtime_dir):
+    for folder, state in mounts.registered(config.runtime_dir):
         worker = worker_pid(replace(config, cache_dir=Path(state.cache_dir)))
         trouble = _trouble(state)
-        found.append(MountHealth(state, not trouble, trouble, worker))
+        passed_through = OpenTable.gauge(folder / "open-table")
+        found.append(MountHealth(state, not trouble, trouble, worker, passed_through))
     return found
 
 

