@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from forebay.fuse import recorder
+from forebay.fuse import recorder, wire
 from forebay.fuse.recorder import Recorder, messages, replay
 
 STATFS = struct.pack("=IIQQIII4x", 40, 17, 6, 1, 0, 0, 5)
@@ -75,3 +75,24 @@ def test_a_folder_that_is_gone_ends_it(made: Recorder, tmp_path: Path, caplog: p
     assert "nothing is recorded" in caplog.text
     made.look()
     assert caplog.text.count("nothing is recorded") == 1
+
+
+def test_what_a_kernel_said() -> None:
+    """A recorded session of Linux 6.18: every kind of request that a reader of a small tree caused."""
+    found = replay([Path(__file__).parent / "recordings" / "every-operation.fuse"])
+    assert found.malformed == []
+    assert found.requests == {
+        "Readdirplus": 4, "Opendir": 3, "Releasedir": 3, "Lookup": 2, "Open": 2, "Read": 2, "Fsync": 2, "Lseek": 2,
+        "Ioctl": 2, "Release": 2, "Getxattr": 2, "Getattr": 1, "Readlink": 1, "Statfs": 1, "Listxattr": 1,
+    }  # fmt: skip
+
+
+def test_a_recorded_message_cut_short_or_long_is_refused() -> None:
+    """Each of them; but what ends in a name may be a byte longer, if that is none of its NULs."""
+    for _, message in messages(Path(__file__).parent / "recordings" / "every-operation.fuse"):
+        for damaged in (message[:-1], message + b"\0"):
+            sized = struct.pack("=I", len(damaged)) + damaged[4:]
+            with pytest.raises(wire.MalformedMessage):
+                wire.parse(sized)
+            with pytest.raises(wire.MalformedMessage, match="but the header says"):
+                wire.parse(damaged)
