@@ -88,11 +88,10 @@ def test_what_a_kernel_said() -> None:
 
 
 def test_a_recorded_message_cut_short_or_long_is_refused() -> None:
-    """Each of them; but what ends in a name may be a byte longer, if that is none of its NULs."""
     for _, message in messages(Path(__file__).parent / "recordings" / "every-operation.fuse"):
         for damaged in (message[:-1], message + b"\0"):
             sized = struct.pack("=I", len(damaged)) + damaged[4:]
             with pytest.raises(wire.MalformedMessage):
                 wire.parse(sized)
-            with pytest.raises(wire.MalformedMessage, match="but the header says"):
+            with pytest.raises(wire.MalformedMessage, match="header"):
                 wire.parse(damaged)
