@@ -267,6 +267,19 @@ class KernelEngine:
         elif not self._alone():
             self.start_soon(lambda: self._requeue(header.unique))
 
+    def end_interrupted(self) -> None:
+        """End waits of readers that are to stop and of whom no INTERRUPT tells: those who wait for read-ahead.
+
+        The kernel waits for a page of its read-ahead with fatal signals alone in mind. When that READ fails it asks
+        again for the page, on the reader's behalf, and that wait the reader's signals do end.
+        """
+        wanted = {pid: False for pid, _ in self._waiting.values() if pid}
+        for pid in wanted:
+            wanted[pid] = wants_to_stop(pid)
+        for pid, scope in self._waiting.values():
+            if wanted.get(pid):
+                scope.cancel()
+
     async def _requeue(self, unique: int) -> None:
         """Another handler has that request, or had it: the kernel knows which (EAGAIN queues the INTERRUPT again)."""
         await trio.sleep(_REQUEUE_S)

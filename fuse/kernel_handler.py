@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _REQUEST_BYTES = 1 << 20
+_SIGNAL_TICKS = 5
+"""Ticks between looks at the signals of readers that wait: half a second."""
 _SWEEP_TICKS = 50
 """Ticks between looks for evicted files that we still hold open: five seconds."""
 
@@ -67,7 +69,7 @@ async def serve(handler: "Handler", resend: bool) -> None:
     recorder = Recorder(handler.folder, handler.place.incarnation)
     follower = _follower(handler, channel, engine.start_soon)
     watch.before_batch = follower.follow
-    watch.tick = _ticker(handler, watch, recorder, follower)
+    watch.tick = _ticker(handler, engine, watch, recorder, follower)
 
     def stop(*_: object) -> None:
         watch.stopping = True
@@ -114,7 +116,9 @@ def _follower(
     return Follower(handler.folder, handler.place, handler.show, announce, start_soon, trio.to_thread.run_sync)
 
 
-def _ticker(handler: "Handler", watch: Watch, recorder: Recorder, follower: Follower) -> Callable[[float], None]:
+def _ticker(
+    handler: "Handler", engine: KernelEngine, watch: Watch, recorder: Recorder, follower: Follower
+) -> Callable[[float], None]:
     ticks = 0
 
     def tick(busy_s: float) -> None:
@@ -124,6 +128,8 @@ def _ticker(handler: "Handler", watch: Watch, recorder: Recorder, follower: Foll
         follower.tick()
         recorder.look()
         watch.record = recorder.record if recorder.active else None
+        if ticks % _SIGNAL_TICKS == 0:
+            engine.end_interrupted()
         if ticks % _SWEEP_TICKS == 0:
             handler.file_system.sweep()
 

@@ -61,16 +61,17 @@ print(os.preadv(file, [buffer], 0))
 @pytest.mark.semantics("E6")
 @pytest.mark.parametrize("how", ["buffered", "direct"])
 def test_signals_to_a_reader_that_waits(forebay: Forebay, bucket: Any, how: str) -> None:
-    """SIGCHLD and the like do not break its read; what ends a process does.
-
-    Of handled signals (Python's SIGINT) the daemon hears in direct reads alone: in buffered ones the application waits
-    for the kernel's read-ahead, which only a fatal signal breaks off.
-    """
-    bucket.put("file", payload("signals", 3 * MIB))
+    """SIGCHLD and the like do not break its read; what ends a process does, and so does Ctrl-C."""
+    names = ("shared", "shared", "own")
+    for name in names:
+        bucket.put(name, payload("signals", 3 * MIB))
     mount = forebay.mount(bucket.source, *bucket.args)
     bucket.link.hold_after(0)
-    command = [sys.executable, "-S", "-E", "-c", _WAITS, str(mount / "file"), how]
-    readers = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    command = [sys.executable, "-S", "-E", "-c", _WAITS]
+    readers = [
+        subprocess.Popen([*command, str(mount / name), how], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for name in names
+    ]
     patient, ended, interrupted = readers
     try:
         for reader in readers:
@@ -81,15 +82,14 @@ def test_signals_to_a_reader_that_waits(forebay: Forebay, bucket: Any, how: str)
             patient.send_signal(number)
         ended.send_signal(signal.SIGTERM)
         assert ended.wait(10) == -signal.SIGTERM
-        if how == "direct":
-            interrupted.send_signal(signal.SIGINT)
-            interrupted.wait(10)
+        interrupted.send_signal(signal.SIGINT)
+        interrupted.wait(10)
         assert patient.poll() is None
     finally:
         bucket.link.release()
         outcome = {reader.pid: reader.communicate(timeout=20) for reader in readers}
     assert outcome[patient.pid] == (f"{MIB}\n", "")
-    assert ("KeyboardInterrupt" in outcome[interrupted.pid][1]) == (how == "direct"), outcome[interrupted.pid]
+    assert "KeyboardInterrupt" in outcome[interrupted.pid][1], outcome[interrupted.pid]
 
 
 @pytest.mark.semantics("E4")
