@@ -15,7 +15,8 @@ from forebay.cacheruntime.errors import ForebayError, SourceStale, SourceUnavail
 from forebay.cacheruntime.keys import DatasetId
 from forebay.cacheruntime.understore.base import Entry
 from forebay.cacheruntime.worker.datasets import Datasets
-from forebay.cacheruntime.worker.fill import Filler, SourceFile
+from forebay.cacheruntime.worker.fetch import SourceFile
+from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.storage import Storage
 from forebay.cacheruntime.worker.sync import Syncs
 from forebay.cacheruntime.worker.warmup import Warmup, jobs_or_default

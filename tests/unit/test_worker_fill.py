@@ -11,16 +11,21 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from cache_box import Box, bytes_of
+from cache_box import RUN_S, Box, bytes_of
 from fake_store import HELD_S, FakeStore, Gate, Read
 
 from forebay.cacheruntime.config import KIB, MIB, FillConfig
 from forebay.cacheruntime.errors import ForebayError, SourceStale, SourceTimeout, SourceUnavailable
 from forebay.cacheruntime.tiers import file_path
+from forebay.cacheruntime.worker import fetch as fetch_module
 from forebay.cacheruntime.worker import fill as fill_module
-from forebay.cacheruntime.worker.fill import Filler, SourceFile
+from forebay.cacheruntime.worker.fetch import SourceFile
+from forebay.cacheruntime.worker.fill import Filler
 
 MakeBox = Callable[..., Box]
+
+_ONE_GET = FillConfig(parallel_gets=1, deadline_s=RUN_S)
+"""A window is spread over the GETs that may run at once; with one it comes in parts of 8 MiB."""
 
 
 async def _all(count: int, one: Callable[[], Any]) -> list[Any]:
@@ -61,7 +66,8 @@ def test_many_waiters_of_a_small_file_cost_one_read(box: Box) -> None:
     assert box.read(file, 0, 1000) == data
 
 
-def test_overlapping_requests_fetch_each_block_once(box: Box) -> None:
+def test_overlapping_requests_fetch_each_block_once(make_box: MakeBox) -> None:
+    box = make_box(fill=_ONE_GET)
     file = box.source("a", bytes_of(8 * MIB))
     gate = Gate()
     box.store.before_piece = gate
@@ -106,7 +112,8 @@ def test_nothing_to_fill(box: Box) -> None:
 # Streaming and windows
 
 
-def test_first_block_is_answered_before_the_last_has_come(box: Box) -> None:
+def test_first_block_is_answered_before_the_last_has_come(make_box: MakeBox) -> None:
+    box = make_box(fill=_ONE_GET)
     data = bytes_of(8 * MIB)
     file = box.source("a", data)
     gate = Gate(lambda path, position: position >= 7 * MIB)
@@ -302,7 +309,7 @@ def test_second_tier_takes_what_the_first_has_no_room_for(make_box: MakeBox) -> 
 def _full_disk(after: int) -> Callable[..., None]:
     """write_all of a file system that is full after so many writes."""
     calls = [0]
-    real = fill_module.write_all
+    real = fetch_module.write_all
 
     def write(descriptor: int, data: memoryview, offset: int) -> None:
         calls[0] += 1
@@ -315,11 +322,12 @@ def _full_disk(after: int) -> Callable[..., None]:
 
 @pytest.mark.parametrize("writes", [0, 1, 2])
 def test_full_disk_reads_through(
-    box: Box, writes: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make_box: MakeBox, writes: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    box = make_box(fill=_ONE_GET)
     data = bytes_of(4 * MIB)
     file = box.source("a", data)
-    monkeypatch.setattr(fill_module, "write_all", _full_disk(writes))
+    monkeypatch.setattr(fetch_module, "write_all", _full_disk(writes))
 
     async def test(filler: Filler) -> None:
         got = await filler.fill(file, 0, 4 * MIB, 0)
@@ -400,7 +408,8 @@ def test_regression_whole_tier_file_removed_from_outside_is_fetched_again(box: B
 
 @pytest.mark.parametrize("size", [1000, 3 * MIB])
 @pytest.mark.parametrize("error", [SourceStale("changed"), SourceUnavailable("refused")])
-def test_error_reaches_all_waiters_once(box: Box, size: int, error: ForebayError) -> None:
+def test_error_reaches_all_waiters_once(make_box: MakeBox, size: int, error: ForebayError) -> None:
+    box = make_box(fill=_ONE_GET)
     file = box.source("a", bytes_of(size))
     box.store.faults = [error]
     results = box.run(lambda filler: _all(10, lambda: filler.fill(file, 0, size, 0)))
@@ -409,7 +418,8 @@ def test_error_reaches_all_waiters_once(box: Box, size: int, error: ForebayError
     assert box.storage.tiers[0].used_bytes == 0
 
 
-def test_blocks_before_the_break_stay(box: Box) -> None:
+def test_blocks_before_the_break_stay(make_box: MakeBox) -> None:
+    box = make_box(fill=_ONE_GET)
     data = bytes_of(3 * MIB)
     file = box.source("a", data)
     box.store.breaks = [(2 * MIB + 100, SourceUnavailable("broke off"))]
@@ -447,7 +457,7 @@ def test_replaced_while_reading(box: Box) -> None:
 @pytest.mark.parametrize("size", [1000, 3 * MIB])
 @pytest.mark.parametrize("quota", [1 << 30, 500])
 def test_stale_at_the_end_of_a_store_without_pins_keeps_nothing(make_box: MakeBox, size: int, quota: int) -> None:
-    box = make_box(quota)
+    box = make_box(quota, fill=_ONE_GET)
     box.store = FakeStore(pins_version=False)
     file = box.source("a", bytes_of(size))
 
