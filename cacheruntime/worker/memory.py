@@ -148,6 +148,11 @@ class Lease:
         self._held = 0
         self._released = False
 
+    @property
+    def is_held(self) -> bool:
+        """Whether there is something to release; may be asked from any thread."""
+        return self._held > 0
+
     async def hold(self, size: int) -> None:
         """Wait for that many bytes, unless something is held already."""
         if self._held or self._released:
