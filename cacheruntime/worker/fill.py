@@ -151,7 +151,8 @@ class Filler:
             last = min(max(end, offset + window) - 1, file.size - 1) // BLOCK_BYTES
         content = file.content
         if background:
-            self._start(file, content, wanted, last, self._memory_ahead < self._through_most // 2, demand=False)
+            # With readers queueing for memory, what is read ahead into it would be pushed out before it is read.
+            self._start(file, content, wanted, last, not self._replies.is_short, demand=False)
             return None
         held = lease or self.lease()
         try:
@@ -324,6 +325,7 @@ class Filler:
         self, file: SourceFile, content: ContentId, run: list[int], target: Cached | None, demand: bool
     ) -> None:
         part = Part(file, content, run, target, demand)
+        self._memory_ahead += part.memory_ahead_bytes
         flights = self._flights.setdefault(content, {})
         for number in run:
             flights[number] = _Block(part)

@@ -125,6 +125,11 @@ class MemoryBudget:
         self._turn = trio.StrictFIFOLock()
         self._given_back = trio.Event()
 
+    @property
+    def is_short(self) -> bool:
+        """Somebody waits."""
+        return self._turn.locked()
+
     async def take(self, size: int) -> int:
         """Wait until there is room; returns what was taken: `size`, or all there is when it is more than that."""
         size = min(size, self._total)
