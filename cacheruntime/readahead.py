@@ -5,7 +5,8 @@ there), at the scale of object stores, with three additions:
 
 * two windows, for a reader that goes back and forth between two regions (a merge, a table with two columns);
 * places that were read once are remembered, but get no window before the reader goes on from there;
-* what was fetched ahead and left unread is a debt: until as much was read straight on, nothing is fetched ahead.
+* what was fetched ahead and left unread is a debt: until four times as much was read straight on, no further scan gets
+  a window.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ this many of its own size off is part of the same scan. For small random reads t
 
 _BLOCK_BYTES = 1 << 20
 """What one byte costs: the unit of fetching (index.BLOCK_BYTES)."""
+
+_DEBT_RATE = 4
+"""A reader of 1 MiB here and 1 MiB there would at rate 1 earn with each piece the right to the next mistake."""
 
 _DEBT_MAX_BYTES = 8 << 20
 """However wrong read-ahead went, reading that much straight on brings it back."""
@@ -158,7 +162,7 @@ class Readahead:
         self._places.remove(scan)
         self._scans.append(scan)
         if len(self._scans) > WINDOWS:
-            self._debt = min(self._debt + self._scans.pop(0).unread(), _DEBT_MAX_BYTES)
+            self._debt = min(self._debt + _DEBT_RATE * self._scans.pop(0).unread(), _DEBT_MAX_BYTES)
 
     def _merge(self, scan: _Scan) -> None:
         """What lies in a scan's window is the same scan: its requests came out of order."""

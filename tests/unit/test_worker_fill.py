@@ -649,3 +649,101 @@ def test_traffic_counts_what_came_from_the_source(box: Box) -> None:
         assert (traffic.gets, traffic.bytes) == (2, 2 * MIB + 10)
 
     box.run(test)
+
+
+# Who goes first, and how windows are spread
+
+
+def test_a_window_is_spread_over_the_gets_that_are_free(box: Box) -> None:
+    file = box.source("a", bytes_of(40 * MIB))
+    box.run(lambda filler: filler.fill(file, 0, 32 * MIB, 0))
+    assert sorted(r.start for r in box.store.reads) == [n * 2 * MIB for n in range(16)]
+
+
+def test_regression_read_ahead_that_a_reader_waits_for_goes_first(make_box: MakeBox) -> None:
+    """It kept its place behind the other read-ahead, and its few slots."""
+    box = make_box(fill=FillConfig(parallel_gets=5, deadline_s=RUN_S))
+    busy, file = box.source("busy", bytes_of(64 * MIB)), box.source("a", bytes_of(64 * MIB, 1))
+    gate = Gate(lambda path, position: path == "busy" and position < 8 * MIB)
+    box.store.before_piece = gate
+
+    async def test(filler: Filler) -> None:
+        await filler.fill(busy, 0, 64 * MIB, 0, background=True)
+        await filler.fill(file, 0, 64 * MIB, 0, background=True)
+        await trio.to_thread.run_sync(gate.reached.wait, HELD_S)
+        assert await filler.fill(file, 40 * MIB, MIB, 0) is None
+        assert [r for r in box.store.reads if r.path == "a"] == [Read("a", 40 * MIB, 8 * MIB)]
+        gate.let_go()
+
+    box.run(test)
+    assert box.has(busy)
+    assert box.has(file)
+
+
+def test_regression_a_reader_that_leaves_is_not_waited_for(box: Box) -> None:
+    file = box.source("a", bytes_of(2 * MIB))
+    gate = Gate()
+    box.store.before_piece = gate
+
+    async def test(filler: Filler) -> None:
+        with trio.move_on_after(0.05) as left:
+            await filler.fill(file, 0, MIB, 0)
+        assert left.cancelled_caught
+        gate.let_go()
+        assert await filler.fill(file, 0, MIB, 0) is None
+
+    box.run(test)
+    assert len(box.store.reads) == 1, "the fetch went on"
+
+
+# Memory
+
+
+def test_replies_past_the_tiers_wait_for_memory(make_box: MakeBox) -> None:
+    """16 MiB of budget: 4 MiB for replies, one block at a time with its copies; 4 MiB for what is kept."""
+    box = make_box(MIB // 2, fill=FillConfig(memory_bytes=16 * MIB, deadline_s=RUN_S))
+    files = [box.source(str(n), bytes_of(3 * MIB, n)) for n in range(6)]
+    most = [0]
+
+    def before(path: str, position: int) -> None:
+        most[0] = max(most[0], box.filler._replies.used_bytes)
+
+    box.store.before_piece = before
+
+    async def reads(filler: Filler, file: SourceFile) -> None:
+        data = box.store.files[file.path][0]
+        for start in range(0, file.size, MIB):
+            assert await filler.fill(file, start, MIB, 3 * MIB) == data[start : start + MIB]
+            await filler.fill(file, start + MIB, 2 * MIB, 0, background=True)
+            assert filler._through_bytes <= 4 * MIB
+
+    async def test(filler: Filler) -> None:
+        async with trio.open_nursery() as nursery:
+            for file in files:
+                nursery.start_soon(reads, filler, file)
+
+    box.run(test)
+    assert most[0] == 4 * MIB
+    assert box.filler._replies.used_bytes == 0
+    assert box.filler._memory_ahead == 0
+
+
+def test_a_lease_outlives_the_fill(make_box: MakeBox) -> None:
+    box = make_box(MIB // 2)
+    file = box.source("a", bytes_of(2 * MIB))
+
+    async def test(filler: Filler) -> None:
+        lease = filler.lease()
+        assert await filler.fill(file, 0, 10, 0, lease=lease) is not None
+        assert filler._replies.used_bytes == 4 * MIB
+        lease.release()
+        assert filler._replies.used_bytes == 0
+
+    box.run(test)
+
+
+def test_a_reply_past_the_tiers_carries_8_blocks_at_most(make_box: MakeBox) -> None:
+    box = make_box(MIB // 2)
+    data = bytes_of(20 * MIB)
+    file = box.source("a", data)
+    assert box.run(lambda filler: filler.fill(file, 5, 20 * MIB, 0)) == data[5 : 8 * MIB]
