@@ -1,14 +1,16 @@
 """Filling the cache from under-stores: single flight per block, parallel ranged GETs, blocks usable as they arrive.
 
 All state lives in the worker's event loop; threads fetch and write (`fetch.py`), and report each finished block to the
-loop. What is fetched next is `fetch_queue.py`'s to say, how much memory it may take is `memory.py`'s.
+loop. What is fetched next is `fetch_queue.py`'s to say, how much memory it may take is `memory.py`'s. What is left here
+is one state machine over blocks on their way; it is longer than most modules because each way out of a fetch (in the
+tier, past it, failed, evicted under it) changes the same few maps.
 """
 
 import logging
 import os
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -23,6 +25,7 @@ from forebay.cacheruntime.worker.fetch import Fetched, SourceFile, WriteLocks, b
 from forebay.cacheruntime.worker.fetch_queue import FetchQueue, Part
 from forebay.cacheruntime.worker.memory import REPLY_COPIES, Lease, MemoryBudget, machine_budget, shares
 from forebay.cacheruntime.worker.storage import PackPlace, Storage, write_all
+from forebay.cacheruntime.worker.through import KeptBlocks
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +51,31 @@ class _Block:
     waiters: int = 0
     data: bytes | None = None
     error: ForebayError | None = None
+
+
+@dataclass(frozen=True)
+class _Want:
+    """What one request asks for."""
+
+    file: SourceFile
+    content: ContentId
+    offset: int
+    end: int
+    blocks: range
+    """Of [offset, end); for a small file its only one."""
+    last: int
+    """Block up to which it is worth fetching."""
+
+    @property
+    def base(self) -> int:
+        """Offset of the first block."""
+        return self.blocks[0] * BLOCK_BYTES
+
+    def cut(self, most: int) -> "_Want":
+        """Only the first blocks, and nothing beyond them."""
+        blocks = self.blocks[:most]
+        end = min(self.end, (blocks[-1] + 1) * BLOCK_BYTES)
+        return replace(self, end=end, blocks=blocks, last=blocks[-1])
 
 
 class _Landed(NamedTuple):
@@ -93,13 +121,10 @@ class Filler:
         self._idle = idle
         self._flights: dict[ContentId, dict[int, _Block]] = {}
         share = shares(config.memory_bytes or machine_budget(), config)
-        self._through: OrderedDict[tuple[ContentId, int], bytes] = OrderedDict()
-        self._through_bytes = 0
-        self._through_most = share.through_bytes
+        self._kept = KeptBlocks(share.through_bytes)
         self._replies = MemoryBudget(share.reply_bytes)
         self._queue = FetchQueue(share.gets, _DEMAND_SLOTS)
         self._threads = trio.CapacityLimiter(share.gets)
-        self._memory_ahead = 0
         self._locks = WriteLocks()
         self._landed: deque[_Landed] = deque()
         self.traffic: dict[DatasetId, Traffic] = {}
@@ -144,60 +169,51 @@ class Filler:
         end = min(offset + length, file.size)
         if offset >= end:
             return None
-        if file.size < self._config.small_file_bytes:
-            wanted, last = range(1), 0
-        else:
-            wanted = range(offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1)
-            last = min(max(end, offset + window) - 1, file.size - 1) // BLOCK_BYTES
-        content = file.content
+        want = self._want(file, offset, end, window)
         if background:
             # With readers queueing for memory, what is read ahead into it would be pushed out before it is read.
-            self._start(file, content, wanted, last, not self._replies.is_short, demand=False)
+            self._start(want, into_memory=not self._replies.is_short, demand=False)
             return None
         held = lease or self.lease()
         try:
             with trio.move_on_after(self._config.deadline_s) as deadline:
-                return await self._wait(file, content, offset, end, wanted, last, through, held)
+                if through:
+                    return await self._bring(want, held)
+                flights = self._start(want, into_memory=False, demand=False)
+                await self._wait_landed([flights.get(number) for number in want.blocks])
+                return None
         finally:
             if lease is None:
                 held.release()
         assert deadline.cancelled_caught
         raise SourceTimeout(f"{file.store.url}: {file.path!r} did not arrive within {self._config.deadline_s:g} s")
 
-    async def _wait(
-        self,
-        file: SourceFile,
-        content: ContentId,
-        offset: int,
-        end: int,
-        wanted: range,
-        last: int,
-        through: bool,
-        lease: Lease,
-    ) -> bytes | None:
-        """The rest of `fill` for one who waits."""
-        flights = self._start(file, content, wanted, last, False, demand=through)
-        if through and not all(self._is_coming(file, content, number, flights) for number in wanted):
+    def _want(self, file: SourceFile, offset: int, end: int, window: int) -> _Want:
+        if self._is_small(file):
+            return _Want(file, file.content, offset, end, range(1), 0)
+        blocks = range(offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1)
+        last = min(max(end, offset + window) - 1, file.size - 1) // BLOCK_BYTES
+        return _Want(file, file.content, offset, end, blocks, last)
+
+    async def _bring(self, want: _Want, lease: Lease) -> bytes | None:
+        """The rest of `fill` for a reader who waits."""
+        flights = self._start(want, into_memory=False, demand=True)
+        if not all(self._is_coming(want, number, flights) for number in want.blocks):
             # Bytes that go through the reply take memory: first that, then the GETs.
-            wanted = wanted[:_THROUGH_BLOCKS]
-            end = min(end, (wanted[-1] + 1) * BLOCK_BYTES)
-            await lease.hold(REPLY_COPIES * sum(block_bytes(file.size, number) for number in wanted))
-            flights = self._start(file, content, wanted, wanted[-1], True, demand=True)
-        blocks = [flights.get(number) for number in wanted]
+            want = want.cut(_THROUGH_BLOCKS)
+            await lease.hold(REPLY_COPIES * sum(block_bytes(want.file.size, number) for number in want.blocks))
+            flights = self._start(want, into_memory=True, demand=True)
+        blocks = [flights.get(number) for number in want.blocks]
+        kept = [self._kept.get(want.content, number) for number in want.blocks]  # now: others may push them out
         await self._wait_landed(blocks)
-        if not through:
-            return None
-        pieces = []
-        for number, block in zip(wanted, blocks, strict=True):
-            pieces.append((block.data if block is not None else self._through.get((content, number))) or b"")
+        pieces = [(block.data if block else known) or b"" for block, known in zip(blocks, kept, strict=True)]
         if not any(pieces):
             return None
         await lease.hold(REPLY_COPIES * sum(map(len, pieces)))
         if not all(pieces):
-            return await self._mixed(file, content, offset, end, wanted, pieces, lease)
-        base = wanted[0] * BLOCK_BYTES
+            return await self._mixed(want, pieces, lease)
         whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        return whole[offset - base : end - base]
+        return whole[want.offset - want.base : want.end - want.base]
 
     async def _wait_landed(self, blocks: list[_Block | None]) -> None:
         """Raises: ForebayError, of the first block that has one."""
@@ -213,102 +229,78 @@ class Filler:
             for block in waited:
                 block.waiters -= 1
 
-    def _is_coming(self, file: SourceFile, content: ContentId, number: int, flights: dict[int, _Block]) -> bool:
+    def _is_coming(self, want: _Want, number: int, flights: dict[int, _Block]) -> bool:
         """Whether a block is in the index or on its way to it, after `_start`."""
         block = flights.get(number)
         if block is not None:
-            return block.part.target is not None or self._is_small(file)
-        return _has_block(self._storage.index.reader.find(content), file.size, number)
+            return block.part.target is not None or self._is_small(want.file)
+        return _has_block(self._storage.index.reader.find(want.content), want.file.size, number)
 
     def _is_small(self, file: SourceFile) -> bool:
         return file.size < self._config.small_file_bytes
 
-    async def _mixed(
-        self,
-        file: SourceFile,
-        content: ContentId,
-        offset: int,
-        end: int,
-        wanted: range,
-        pieces: list[bytes],
-        lease: Lease,
-    ) -> bytes | None:
+    async def _mixed(self, want: _Want, pieces: list[bytes], lease: Lease) -> bytes | None:
         """Some blocks of the range are cached and some had no room: put them together."""
-        for position, number in enumerate(wanted):
+        for position, number in enumerate(want.blocks):
             if pieces[position]:
                 continue
-            start = number * BLOCK_BYTES
+            start, size = number * BLOCK_BYTES, block_bytes(want.file.size, number)
             # Record and descriptor in one step: later the record may speak of another file of the same name.
-            descriptor = self._storage.open_block(content, start, block_bytes(file.size, number))
+            descriptor = self._storage.open_block(want.content, start, size)
             if descriptor is None:
-                return await self.fill(file, offset, end - offset, 0, lease=lease)  # evicted meanwhile
+                return await self.fill(want.file, want.offset, want.end - want.offset, 0, lease=lease)  # evicted
             try:
-                size = block_bytes(file.size, number)
                 pieces[position] = await trio.to_thread.run_sync(os.pread, descriptor, size, start)
             finally:
                 os.close(descriptor)
-        base = wanted[0] * BLOCK_BYTES
-        return b"".join(pieces)[offset - base : end - base]
+        return b"".join(pieces)[want.offset - want.base : want.end - want.base]
 
-    def _start(
-        self, file: SourceFile, content: ContentId, wanted: range, last: int, into_memory: bool, *, demand: bool
-    ) -> dict[int, _Block]:
+    def _start(self, want: _Want, *, into_memory: bool, demand: bool) -> dict[int, _Block]:
         """Start fetching what is neither cached nor on its way; returns the flights of this file. No checkpoint.
 
         Args:
-            file, content: which.
-            wanted: blocks that were asked for.
-            last: block up to which it is worth fetching.
-            into_memory: wanted blocks that no tier has room for, too.
-            demand: somebody waits for `wanted`.
+            want: what is wanted.
+            into_memory: also wanted blocks that no tier has room for.
+            demand: a reader waits.
         """
-        flights = self._flights.setdefault(content, {})
+        content, size = want.content, want.file.size
         cached = self._storage.find(content)
+        flights = self._flights.get(content, {})
         missing = []
-        for number in range(wanted[0], last + 1):
+        for number in range(want.blocks[0], want.last + 1):
             block = flights.get(number)
             if block is not None:
-                if demand and number in wanted and not block.part.demand:
+                if demand and number in want.blocks and not block.part.demand:
                     self._queue.promote(block.part)
-            elif not _has_block(cached, file.size, number) and (content, number) not in self._through:
+            elif not _has_block(cached, size, number) and (content, number) not in self._kept:
                 missing.append(number)
-        if missing and self._is_small(file):
-            if into_memory or self._has_room(file.size):
-                self._launch(file, content, [0], None, demand)
+        if missing and self._is_small(want.file):
+            if into_memory or self._has_room(size):
+                self._launch(want, [0], None, demand)
         elif missing:
-            self._start_blocks(file, content, cached, missing, wanted, into_memory, demand)
-        found = dict(flights)
-        if not flights:
-            del self._flights[content]
+            self._start_blocks(want, cached, missing, into_memory, demand)
         self._pump()
-        return found
+        return dict(self._flights.get(content, {}))
 
     def _start_blocks(
-        self,
-        file: SourceFile,
-        content: ContentId,
-        cached: Cached | None,
-        missing: list[int],
-        wanted: range,
-        into_memory: bool,
-        demand: bool,
+        self, want: _Want, cached: Cached | None, missing: list[int], into_memory: bool, demand: bool
     ) -> None:
+        file = want.file
         if cached is None:
-            cached = self._storage.place_file(content, file.size, file.dataset)
+            cached = self._storage.place_file(want.content, file.size, file.dataset)
             if cached is None:
                 self._storage.make_room(min(file.size, self._config.window_max_bytes), self._idle)
-                cached = self._storage.place_file(content, file.size, file.dataset)
+                cached = self._storage.place_file(want.content, file.size, file.dataset)
         longest = self._part_blocks(len(missing))
         for run in _runs(missing, longest):
             fitting = self._reserve(file, cached, run)
             # More than was asked for would only push out of memory what is about to be read.
-            rest = [number for number in run[fitting:] if into_memory and number in wanted]
+            rest = [number for number in run[fitting:] if into_memory and number in want.blocks]
             if not demand:
-                rest = rest[: max(0, self._through_most // 2 - self._memory_ahead) // BLOCK_BYTES]
+                rest = rest[: self._kept.room_ahead_blocks()]
             for part, target in ((run[:fitting], cached), (rest, None)):
                 for piece in _runs(part, len(part)):
-                    is_demand = demand and any(number in wanted for number in piece)
-                    self._launch(file, content, piece, target, is_demand)
+                    self._launch(want, piece, target, demand and any(number in want.blocks for number in piece))
 
     def _has_room(self, size: int) -> bool:
         if not self._storage.has_room(size):
@@ -321,12 +313,10 @@ class Filler:
         spread = -(-blocks // max(1, self._queue.free))
         return min(max(_PART_MIN_BLOCKS, spread), self._config.part_bytes // BLOCK_BYTES)
 
-    def _launch(
-        self, file: SourceFile, content: ContentId, run: list[int], target: Cached | None, demand: bool
-    ) -> None:
-        part = Part(file, content, run, target, demand)
-        self._memory_ahead += part.memory_ahead_bytes
-        flights = self._flights.setdefault(content, {})
+    def _launch(self, want: _Want, run: list[int], target: Cached | None, demand: bool) -> None:
+        part = Part(want.file, want.content, run, target, demand)
+        self._kept.begins(part)
+        flights = self._flights.setdefault(want.content, {})
         for number in run:
             flights[number] = _Block(part)
         self._queue.push(part)
@@ -366,7 +356,7 @@ class Filler:
             error = failure
         finally:
             self._queue.ended(part)
-            self._memory_ahead -= part.memory_ahead_bytes
+            self._kept.ended(part)
         self._collect()  # what the thread reported last
         size = part.file.size
         self._count(part.file, sum(block_bytes(size, number) for number in part.run if number not in part.left))
@@ -434,7 +424,7 @@ class Filler:
     def _finish_block(self, content: ContentId, number: int, data: bytes | None) -> None:
         block = self._land(content, number)
         if data is not None:
-            self._keep_through(content, number, data)
+            self._kept.keep(content, number, data)
         if block is not None:
             block.data = data
             block.done.set()
@@ -497,13 +487,6 @@ class Filler:
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=True)
-
-    def _keep_through(self, content: ContentId, number: int, data: bytes) -> None:
-        self._through[content, number] = data
-        self._through_bytes += len(data)
-        while self._through and self._through_bytes + self._memory_ahead > self._through_most:
-            _, dropped = self._through.popitem(last=False)
-            self._through_bytes -= len(dropped)
 
     def _count(self, file: SourceFile, size: int) -> None:
         traffic = self.traffic.setdefault(file.dataset, Traffic())

@@ -124,7 +124,8 @@ class _Trial:
         except (SourceStale, SourceUnavailable):
             return
         data = file.store.files[file.path][0][start : start + length]  # type: ignore[attr-defined]
-        assert got is None or got == data
+        # Past the tiers the first 8 blocks are enough.
+        assert got is None or got == data[: max(8 * _BLOCK - start % _BLOCK, 0)]
         self._check(file)
 
     def _disturb(self, name: str, file: SourceFile, number: int) -> None:

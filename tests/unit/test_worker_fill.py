@@ -715,7 +715,7 @@ def test_replies_past_the_tiers_wait_for_memory(make_box: MakeBox) -> None:
         for start in range(0, file.size, MIB):
             assert await filler.fill(file, start, MIB, 3 * MIB) == data[start : start + MIB]
             await filler.fill(file, start + MIB, 2 * MIB, 0, background=True)
-            assert filler._through_bytes <= 4 * MIB
+            assert filler._kept.kept_bytes <= 4 * MIB
 
     async def test(filler: Filler) -> None:
         async with trio.open_nursery() as nursery:
@@ -725,7 +725,7 @@ def test_replies_past_the_tiers_wait_for_memory(make_box: MakeBox) -> None:
     box.run(test)
     assert most[0] == 4 * MIB
     assert box.filler._replies.used_bytes == 0
-    assert box.filler._memory_ahead == 0
+    assert box.filler._kept.coming_bytes == 0
 
 
 def test_a_lease_outlives_the_fill(make_box: MakeBox) -> None:
