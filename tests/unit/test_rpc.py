@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from forebay.cacheruntime import rpc
-from forebay.cacheruntime.errors import SourceStale, WorkerUnavailable
+from forebay.cacheruntime.errors import SourceStale
 
 RUN_S = 20.0
 
@@ -87,16 +87,21 @@ def test_regression_a_client_that_goes_away_ends_its_call(tmp_path: Path) -> Non
 def test_a_call_that_others_depend_on_goes_on(tmp_path: Path) -> None:
     began, go_on, ended = trio.Event(), trio.Event(), trio.Event()
 
-    async def method(_: bytes) -> bytes:
+    async def method(request: bytes) -> bytes:
+        if request:
+            return request
         began.set()
         await go_on.wait()
         ended.set()
         return b""
 
     async def test(call: Any) -> None:
-        with pytest.raises(WorkerUnavailable):
-            await rpc.call(call, b"", 0.05)
-        await began.wait()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(rpc.call, call, b"", 2 * RUN_S))
+            await began.wait()
+            nursery.cancel_scope.cancel()
+        assert await rpc.call(call, b"other", RUN_S) == b"other", "the server has seen the first call's end by now"
+        assert not ended.is_set()
         go_on.set()
         await ended.wait()
 
