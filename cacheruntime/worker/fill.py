@@ -209,7 +209,8 @@ class Filler:
         pieces = [(block.data if block else known) or b"" for block, known in zip(blocks, kept, strict=True)]
         if not any(pieces):
             return None
-        await lease.hold(REPLY_COPIES * sum(map(len, pieces)))
+        want, pieces = want.cut(_THROUGH_BLOCKS), pieces[:_THROUGH_BLOCKS]  # a tier may have failed meanwhile
+        await lease.hold(REPLY_COPIES * sum(block_bytes(want.file.size, number) for number in want.blocks))
         if not all(pieces):
             return await self._mixed(want, pieces, lease)
         whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)

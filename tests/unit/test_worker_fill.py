@@ -435,7 +435,8 @@ def test_blocks_before_the_break_stay(make_box: MakeBox) -> None:
     assert box.read(file, 0, 3 * MIB) == data
 
 
-def test_replaced_while_reading(box: Box) -> None:
+def test_replaced_while_reading(make_box: MakeBox) -> None:
+    box = make_box(fill=_ONE_GET)
     data = bytes_of(4 * MIB)
     file = box.source("a", data)
 
@@ -747,3 +748,15 @@ def test_a_reply_past_the_tiers_carries_8_blocks_at_most(make_box: MakeBox) -> N
     data = bytes_of(20 * MIB)
     file = box.source("a", data)
     assert box.run(lambda filler: filler.fill(file, 5, 20 * MIB, 0)) == data[5 : 8 * MIB]
+
+
+def test_regression_a_tier_that_fails_midway_keeps_to_8_blocks_too(
+    make_box: MakeBox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Found by test_fill_model: what was to go into the tier came through the reply, all of it."""
+    box = make_box(fill=_ONE_GET)
+    data = bytes_of(20 * MIB)
+    file = box.source("a", data)
+    monkeypatch.setattr(fetch_module, "write_all", _full_disk(10))
+    assert box.run(lambda filler: filler.fill(file, 5, 20 * MIB, 0)) == data[5 : 8 * MIB]
+    assert "takes no data now" in caplog.text
