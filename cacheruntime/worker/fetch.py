@@ -44,7 +44,8 @@ class WriteLocks:
     """One writer to a file at a time.
 
     The kernel lets only one write to a file go on at once, and makes the others spin: with 16 threads on one tier file
-    that was up to a sixth of the worker's time. A lock here lets them sleep. Files share locks; a clash costs a short wait.
+    that was up to a sixth of the worker's time. A lock here lets them sleep. Files share locks: a clash costs a short
+    wait.
     """
 
     def __init__(self) -> None:
