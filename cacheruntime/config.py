@@ -82,13 +82,17 @@ class FillConfig:
     small_file_bytes: int = MIB
     """Source files below this size are fetched whole and live in packs."""
     part_bytes: int = 8 * MIB
-    """One GET asks for at most this much; within AWS's advice of 8-16 MiB ranges."""
+    """One GET asks for at most this much; within AWS's advice of 8-16 MiB ranges. A window is spread over the GETs that
+    may run at once, so parts are this large only when all are taken."""
     window_min_bytes: int = MIB
     """First sequential window after a miss."""
     window_max_bytes: int = 64 * MIB
     """Window doubles up to this."""
     parallel_gets: int = 16
     """GETs under way at once, over all readers; also the bound of the worker's fetch threads."""
+    memory_bytes: int = 0
+    """What the worker may use for bytes on their way; 0: a quarter of the smaller of RAM and the control group's limit,
+    at most 512 MiB. Sixteen GETs take 128 MiB of it; with less, fewer run at once."""
     deadline_s: float = 60.0
     """A reader waits at most this long for one miss, retries included."""
 

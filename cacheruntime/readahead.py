@@ -1,13 +1,34 @@
-"""Read-ahead of one reader of one file: a pure window that doubles while the reader goes straight on.
+"""Read-ahead of one reader of one file: pure windows that double while the reader goes straight on.
 
 The scheme is the kernel's own (mm/readahead.c: a window that doubles, its next part asked for before the reader gets
-there), at the scale of object stores.
+there), at the scale of object stores, with three additions:
+
+* two windows, for a reader that goes back and forth between two regions (a merge, a table with two columns);
+* places that were read once are remembered, but get no window before the reader goes on from there;
+* what was fetched ahead and left unread is a debt: until four times as much was read straight on, no further scan gets
+  a window.
 """
 
 from dataclasses import dataclass
 
-_SLACK_BYTES = 2 << 20
-"""The kernel sends the parts of its own read-ahead a little out of order; this far off still counts as straight on."""
+WINDOWS = 2
+"""Scans of one reader that have a window."""
+
+_PLACES = 4
+"""Places read once that are remembered: two scans that begin together, and a stray read or two between them."""
+
+_OUT_OF_ORDER = 8
+"""The kernel splits its read-ahead (4 MiB) into requests (512 KiB) and may send them in any order. A request that is
+this many of its own size off is part of the same scan. For small random reads that is near nothing."""
+
+_BLOCK_BYTES = 1 << 20
+"""What one byte costs: the unit of fetching (index.BLOCK_BYTES)."""
+
+_DEBT_RATE = 4
+"""A reader of 1 MiB here and 1 MiB there would at rate 1 earn with each piece the right to the next mistake."""
+
+_DEBT_MAX_BYTES = 8 << 20
+"""However wrong read-ahead went, reading that much straight on brings it back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +45,58 @@ class Advice:
     """The bytes asked for lie in what was advised before: they are probably on their way."""
 
 
+class _Scan:
+    """A place in the file from which a reader may go straight on."""
+
+    __slots__ = ("ahead_end", "end", "run", "window")
+
+    def __init__(self, end: int, run: int) -> None:
+        self.end = end
+        """Behind the furthest byte that was asked for."""
+        self.run = run
+        """Bytes asked for since it began."""
+        self.window = 0
+        """0 until the reader has gone on from here."""
+        self.ahead_end = end
+        """Behind the last byte advised."""
+
+    def is_near(self, offset: int, size: int) -> bool:
+        slack = _OUT_OF_ORDER * size
+        return self.end - max(slack, self.window) <= offset <= self.end + slack
+
+    def distance(self, offset: int) -> int:
+        return abs(offset - self.end)
+
+    def unread(self) -> int:
+        """Bytes advised ahead that were not asked for."""
+        return max(0, self.ahead_end - self.end)
+
+
 class Readahead:
     """State of one reader. Losing it costs a small window, nothing else."""
 
-    __slots__ = ("_ahead_end", "_end", "_max", "_min", "_window")
+    __slots__ = ("_debt", "_max", "_min", "_places", "_scans", "asked_bytes", "fetched_bytes")
 
     def __init__(self, min_bytes: int, max_bytes: int) -> None:
+        """
+        Args:
+            min_bytes: of the first window.
+            max_bytes: windows double up to this.
+        """
         self._min = min_bytes
         self._max = max_bytes
-        self._end = 0
-        self._window = 0
-        self._ahead_end = 0
+        self._scans: list[_Scan] = []  # with a window, the one used last at the end
+        self._places = [_Scan(0, 0)]  # the begin of a file is where scans begin
+        self._debt = 0
+        self.asked_bytes = 0
+        """What the reader asked for so far."""
+        self.fetched_bytes = 0
+        """What that made us fetch, at most: whole blocks of what was asked for and of what was advised ahead."""
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Sizes of the windows, in bytes, the one used last at the end."""
+        return tuple(scan.window for scan in self._scans)
 
     def observe(self, offset: int, size: int, file_size: int) -> Advice:
         """Note a request and advise.
@@ -43,24 +105,79 @@ class Readahead:
             offset, size: of the request, bytes.
             file_size: bytes.
         """
-        straight = self._end - _SLACK_BYTES - self._window <= offset <= self._end + _SLACK_BYTES
         end = min(offset + size, file_size)
-        if not straight:
+        self.asked_bytes += end - offset
+        scan = self._nearest(offset, size)
+        if scan is None:
             # One small read far away may be an index or a footer; only its own blocks are fetched.
-            self._end, self._window, self._ahead_end = end, 0, end
+            self._places = [*self._places, _Scan(end, size)][-_PLACES:]
+            self._count(offset - offset % _BLOCK_BYTES, end)
             return Advice(size)
-        expected = bool(self._window) and end <= self._ahead_end
-        self._end = max(self._end, end)
-        if not self._window:
+        expected = bool(scan.window) and end <= scan.ahead_end
+        # Blocks up to there are counted; a gap was not fetched.
+        counted = _whole_blocks(scan.ahead_end)
+        if offset > counted or not counted:
+            counted = offset - offset % _BLOCK_BYTES
+        scan.end = max(scan.end, end)
+        scan.run += size
+        self._debt = max(0, self._debt - size)
+        advice = self._advance(scan, offset, size, end, file_size, expected)
+        self._merge(scan)
+        self._count(counted, scan.ahead_end)
+        return advice
+
+    def _nearest(self, offset: int, size: int) -> _Scan | None:
+        """The scan that a request goes on with, now the one used last; None when it is none's."""
+        for kind in (self._scans, self._places):
+            near = [scan for scan in kind if scan.is_near(offset, size)]
+            if near:
+                scan = min(near, key=lambda each: each.distance(offset))
+                kind.remove(scan)
+                kind.append(scan)
+                return scan
+        return None
+
+    def _advance(self, scan: _Scan, offset: int, size: int, end: int, file_size: int, expected: bool) -> Advice:
+        if not scan.window:
+            if self._debt:
+                scan.ahead_end = max(scan.ahead_end, end)
+                return Advice(size)
+            self._begin(scan)
             # From the start of the block, so that a small read which looks straight by chance costs one block, not two.
-            self._window = self._min
             stop = min(max(end, offset - offset % self._min + self._min), file_size)
-            self._ahead_end = max(self._ahead_end, stop)
+            scan.ahead_end = max(scan.ahead_end, stop)
             return Advice(max(size, stop - offset))
-        if self._ahead_end >= file_size or self._ahead_end - self._end > self._window // 2:
-            return Advice(max(size, min(self._window, self._ahead_end - offset)), expected=expected)
-        self._window = min(2 * max(self._window, size), self._max)
-        start = max(self._ahead_end, self._end)
-        stop = min(self._end + self._window, file_size)
-        self._ahead_end = max(self._ahead_end, stop)
+        if scan.ahead_end >= file_size or scan.ahead_end - scan.end > scan.window * 3 // 4:
+            return Advice(max(size, min(scan.window, scan.ahead_end - offset)), expected=expected)
+        if scan.window <= 2 * scan.run:
+            scan.window = min(2 * max(scan.window, size), self._max)
+        start = max(scan.ahead_end, scan.end)
+        stop = min(scan.end + scan.window, file_size)
+        scan.ahead_end = max(scan.ahead_end, stop)
         return Advice(max(size, stop - offset), start, max(0, stop - start), expected)
+
+    def _begin(self, scan: _Scan) -> None:
+        """Give a place a window; the scan that was not used for longest gives its own up."""
+        scan.window = self._min
+        self._places.remove(scan)
+        self._scans.append(scan)
+        if len(self._scans) > WINDOWS:
+            self._debt = min(self._debt + _DEBT_RATE * self._scans.pop(0).unread(), _DEBT_MAX_BYTES)
+
+    def _merge(self, scan: _Scan) -> None:
+        """What lies in a scan's window is the same scan: its requests came out of order."""
+        if not scan.window:
+            return
+        low = scan.end - scan.window
+        for other in self._scans[:]:
+            if other is not scan and low <= other.end <= scan.ahead_end:
+                self._scans.remove(other)
+                scan.ahead_end = max(scan.ahead_end, other.ahead_end)
+        self._places = [place for place in self._places if not low <= place.end <= scan.ahead_end]
+
+    def _count(self, start: int, end: int) -> None:
+        self.fetched_bytes += max(0, _whole_blocks(end) - start)
+
+
+def _whole_blocks(size: int) -> int:
+    return -(-size // _BLOCK_BYTES) * _BLOCK_BYTES

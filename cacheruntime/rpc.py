@@ -27,11 +27,41 @@ OPTIONS = (
 
 
 def enter(
-    token: trio.lowlevel.TrioToken, method: Callable[..., Awaitable[_T]], context: grpc.ServicerContext, *args: Any
+    token: trio.lowlevel.TrioToken,
+    method: Callable[..., Awaitable[_T]],
+    context: grpc.ServicerContext,
+    *args: Any,
+    abandon: bool = False,
 ) -> _T:
-    """Run a coroutine function in the trio loop from a grpc thread, and map its errors to a status."""
+    """Run a coroutine function in the trio loop from a grpc thread, and map its errors to a status.
+
+    Args:
+        token: of the loop.
+        method: with its `args`.
+        context: of the call.
+        abandon: cancel the coroutine when the client has gone away or its deadline is over; for one that others do
+            not depend on.
+    """
+    scope = trio.CancelScope()
+
+    async def within_scope() -> _T:
+        with scope:
+            return await method(*args)
+        raise WorkerUnavailable("the client went away")
+
+    ended = False
+
+    def gone() -> None:
+        if not ended:
+            in_loop(token, scope.cancel)
+
     try:
-        return trio.from_thread.run(method, *args, trio_token=token)
+        if abandon and not context.add_callback(gone):
+            scope.cancel()
+        try:
+            return trio.from_thread.run(within_scope, trio_token=token)
+        finally:
+            ended = True
     except ForebayError as error:
         context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{type(error).__name__}: {error}")
     except trio.RunFinishedError:
@@ -39,6 +69,12 @@ def enter(
     except trio.Cancelled:
         context.abort(grpc.StatusCode.UNAVAILABLE, "the worker is stopping")
     raise AssertionError("abort() raises")
+
+
+def in_loop(token: trio.lowlevel.TrioToken, call: Callable[[], object]) -> None:
+    """Call a function in the trio loop, from any thread, unless that has ended."""
+    with suppress(trio.RunFinishedError):
+        token.run_sync_soon(call)
 
 
 def to_error(error: grpc.RpcError) -> ForebayError:
@@ -71,8 +107,7 @@ async def call(method: Any, request: Any, timeout_s: float) -> Any:
     future = method.future(request, timeout=timeout_s)
 
     def wake(_: object) -> None:
-        with suppress(trio.RunFinishedError):  # the loop ended while the call was under way: nobody waits any more
-            token.run_sync_soon(done.set)
+        in_loop(token, done.set)
 
     future.add_done_callback(wake)
     try:

@@ -41,12 +41,21 @@ class Counts:
     """All FUSE requests."""
     errors: int = 0
     """Requests answered with EIO, ETIMEDOUT or ESTALE."""
+    cold_bytes: int = 0
+    """Asked for by READ of files that were not wholly cached."""
+    cold_fetched_bytes: int = 0
+    """Whole blocks that these reads asked the worker for, read-ahead included; what was cached already counts too."""
 
     @property
     def hit_ratio(self) -> float | None:
         """Share of reads and passthrough opens that needed no under-store; None before the first."""
         good = self.hits + self.passthrough_opens
         return good / (good + self.misses) if good + self.misses else None
+
+    @property
+    def amplification(self) -> float | None:
+        """Bytes fetched for each byte that was asked for, at most; None before the first cold read."""
+        return self.cold_fetched_bytes / self.cold_bytes if self.cold_bytes else None
 
 
 _FIELDS = tuple(field.name for field in fields(Counts))

@@ -23,6 +23,7 @@ from forebay.cacheruntime.errors import SourceStale
 from forebay.cacheruntime.keys import NodeId
 from forebay.cacheruntime.readahead import Advice, Readahead
 from forebay.cacheruntime.understore.base import Kind
+from forebay.fuse.arrivals import Arrivals
 from forebay.fuse.counters import CounterRow
 from forebay.fuse.directory_runs import DirectoryRuns
 from forebay.fuse.open_mode import PASSTHROUGH_MIN_BYTES, OpenMode
@@ -42,8 +43,12 @@ _LISTING_VALID_S = 1.0
 _LISTING_DEADLINE_S = 600.0
 """A directory of a million keys takes minutes to list; who waits for it may interrupt."""
 
-_PAUSES_S = (0.001, 0.001, 0.002, 0.002, 0.004, 0.004, 0.008, 0.008, 0.016, 0.016)
-"""Between looks for bytes on their way: 62 ms in all, the time of a few blocks from a slow store."""
+_PATIENCE_S = 0.06
+"""Bytes on their way are waited for this long, the time of a few blocks from a slow store; then the worker is told that
+a reader waits, and what it fetches for him goes before read-ahead."""
+
+_SHARED_PATIENCE_S = 1.0
+"""While one request of a file has the worker's attention, those behind it wait up to this long without asking."""
 
 _DOT, _DOT_DOT = 1, 2
 """Cookies of the first two entries of a listing; those of the others are their node ids."""
@@ -106,6 +111,9 @@ class FileSystem:
         self._runs = DirectoryRuns(self._next_files)
         self.pusher: Pusher | None = None
         """Set by an engine that can put files into the page cache."""
+        self._arrivals = Arrivals(content.cached)
+        self._asking: dict[int, int] = {}  # node -> requests that wait for the worker's answer
+        self._past_tiers: set[int] = set()  # nodes whose bytes came through a reply, as no tier had room
         self.backing: Backing | None = None
         """Set by an engine that can pass files through."""
         self.start_soon: Callable[[Callable[[], Coroutine[Any, Any, object]]], None] = lambda _: None
@@ -226,7 +234,7 @@ class FileSystem:
             if not again:
                 self._counters.add("misses")
                 self._counters.add("miss_bytes", end - offset)
-            advice = self._reader(node, handle).observe(offset, end - offset, found.size)
+            advice = self._observe(found, handle, offset, end - offset)
             raise NotReady(lambda: self._wait_filled(found, offset, end - offset, advice))
         if not offset and found.size < SMALL_FILE_BYTES and self.pusher is not None:
             self.pusher.was_read(found)
@@ -301,12 +309,20 @@ class FileSystem:
     # Behind the scenes
 
     def _read_ahead(self, node: Node, handle: int, offset: int, size: int) -> None:
-        advice = self._reader(node.node, handle).observe(offset, size, node.size)
+        advice = self._observe(node, handle, offset, size)
         if not advice.ahead_bytes:
             return
         start, length = advice.ahead_start, advice.ahead_bytes
         if self._content.find(node.content, start, start + length) is None:
             self.start_soon(lambda: self._fill(node, start, length, length, background=True))
+
+    def _observe(self, node: Node, handle: int, offset: int, size: int) -> Advice:
+        reader = self._reader(node.node, handle)
+        fetched = reader.fetched_bytes
+        advice = reader.observe(offset, size, node.size)
+        self._counters.add("cold_bytes", size)
+        self._counters.add("cold_fetched_bytes", reader.fetched_bytes - fetched)
+        return advice
 
     def _reader(self, node: int, handle: int) -> Readahead:
         key = (node, handle)
@@ -323,19 +339,31 @@ class FileSystem:
             self.start_soon(lambda: self._fill(node, advice.ahead_start, advice.ahead_bytes, 0, background=True))
         if advice.expected and await self._arrives_soon(node, offset, offset + length):
             return None
+        self._asking[node.node] = self._asking.get(node.node, 0) + 1
         try:
-            return await self._fill(node, offset, length, advice.window_bytes, background=False)
+            data = await self._fill(node, offset, length, advice.window_bytes, background=False)
         except SourceStale:
             self.entry_is_stale(node.parent, node.name)
             raise
+        finally:
+            self._asking[node.node] -= 1
+            if not self._asking[node.node]:
+                del self._asking[node.node]
+        if data is None:
+            self._past_tiers.discard(node.node)
+        elif len(self._past_tiers) < _READERS:
+            self._past_tiers.add(node.node)
+        return data
 
     async def _arrives_soon(self, node: Node, start: int, end: int) -> bool:
-        """Look for bytes that are on their way; a look at the index costs a hundredth of a call to the worker."""
-        for pause_s in _PAUSES_S:
-            await trio.sleep(pause_s)
-            if self._content.find(node.content, start, end) is not None:
-                return True
-        return False
+        """Look for bytes that are on their way, while that is likely to be enough."""
+        if node.node in self._past_tiers:
+            return False
+        latest = trio.current_time() + _SHARED_PATIENCE_S
+        while not await self._arrivals.wait(node.content, start, end, _PATIENCE_S):
+            if node.node not in self._asking or trio.current_time() > latest:
+                return False
+        return True
 
     async def _fill(self, node: Node, offset: int, length: int, window: int, *, background: bool) -> bytes | None:
         ref = pb.FileRef(path=self._catalogue.path_of(node.node), size=node.size, version=node.version)

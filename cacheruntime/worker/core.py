@@ -15,7 +15,9 @@ from forebay.cacheruntime.errors import ForebayError, SourceStale, SourceUnavail
 from forebay.cacheruntime.keys import DatasetId
 from forebay.cacheruntime.understore.base import Entry
 from forebay.cacheruntime.worker.datasets import Datasets
-from forebay.cacheruntime.worker.fill import Filler, SourceFile
+from forebay.cacheruntime.worker.fetch import SourceFile
+from forebay.cacheruntime.worker.fill import Filler
+from forebay.cacheruntime.worker.memory import Lease
 from forebay.cacheruntime.worker.storage import Storage
 from forebay.cacheruntime.worker.sync import Syncs
 from forebay.cacheruntime.worker.warmup import Warmup, jobs_or_default
@@ -62,14 +64,14 @@ class Core:
                 reply.catalogue = str(snapshot.writer.folder)
             return reply
 
-    async def fill(self, request: pb.FillRequest) -> pb.FillReply:
+    async def fill(self, request: pb.FillRequest, lease: Lease | None = None) -> pb.FillReply:
         with self._busy():
             dataset = self.datasets.get(request.dataset_id)
             ref = request.file
             file = SourceFile(dataset.id, dataset.store, os.fsdecode(ref.path), ref.size, ref.version)
             try:
                 data = await self.filler.fill(
-                    file, request.offset, request.length, request.window, background=request.background
+                    file, request.offset, request.length, request.window, background=request.background, lease=lease
                 )
             except SourceStale:
                 await self.datasets.refresh_file(dataset, file.path)

@@ -1,25 +1,31 @@
 """Filling the cache from under-stores: single flight per block, parallel ranged GETs, blocks usable as they arrive.
 
-All state lives in the worker's event loop; threads fetch and write, and report each finished block to the loop.
+All state lives in the worker's event loop; threads fetch and write (`fetch.py`), and report each finished block to the
+loop. What is fetched next is `fetch_queue.py`'s to say, how much memory it may take is `memory.py`'s. What is left here
+is one state machine over blocks on their way; it is longer than most modules because each way out of a fetch (in the
+tier, past it, failed, evicted under it) changes the same few maps.
 """
 
 import logging
 import os
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple, TypeVar
 
 import trio
 import xxhash
 
-from forebay.cacheruntime.config import MIB, FillConfig
-from forebay.cacheruntime.errors import ForebayError, SourceStale, SourceTimeout, SourceUnavailable
-from forebay.cacheruntime.index import BLOCK_BYTES, Cached, block_count
-from forebay.cacheruntime.keys import ContentId, DatasetId, content_id
-from forebay.cacheruntime.understore.base import UnderStore
+from forebay.cacheruntime.config import FillConfig
+from forebay.cacheruntime.errors import ForebayError, SourceTimeout, SourceUnavailable
+from forebay.cacheruntime.index import BLOCK_BYTES, Cached
+from forebay.cacheruntime.keys import ContentId, DatasetId
+from forebay.cacheruntime.worker.fetch import Fetched, SourceFile, WriteLocks, block_bytes, fetch_blocks, fetch_whole
+from forebay.cacheruntime.worker.fetch_queue import FetchQueue, Part
+from forebay.cacheruntime.worker.memory import REPLY_COPIES, Lease, MemoryBudget, machine_budget, shares
 from forebay.cacheruntime.worker.storage import PackPlace, Storage, write_all
+from forebay.cacheruntime.worker.through import KeptBlocks
 
 log = logging.getLogger(__name__)
 
@@ -28,45 +34,57 @@ _T = TypeVar("_T")
 _DEMAND_SLOTS = 4
 """GETs that read-ahead leaves free for readers who wait now."""
 
-_THROUGH_BYTES = 64 * MIB
-"""Bytes that had no room in any tier stay in memory for a while: the reader's next request is next to this one."""
+_PART_MIN_BLOCKS = 2
+"""Of a window that is spread over several GETs: below this the requests cost more than they bring."""
 
-
-@dataclass(frozen=True)
-class SourceFile:
-    """One version of one file of an under-store."""
-
-    dataset: DatasetId
-    store: UnderStore
-    path: str
-    size: int
-    version: str
-
-    @property
-    def content(self) -> ContentId:
-        return content_id(self.store.url, self.path, self.size, self.version)
-
-
-_AHEAD_COMMIT_BLOCKS = 4
-"""Blocks that nobody waits for yet are recorded together: a wake-up of the loop and a transaction cost more than
-hashing the block."""
-
-
-class _Fetched(NamedTuple):
-    """A whole block: in the tier file, or in `data` when it goes past the tiers."""
-
-    number: int
-    checksum: int
-    data: bytes | None
+_THROUGH_BLOCKS = 8
+"""Blocks that one reply carries at most when no tier has room for them; who asked for more asks again."""
 
 
 @dataclass
 class _Block:
     """A block on its way. One of `data` (no tier had room), `error` or neither (in the cache) is set with `done`."""
 
+    part: Part
+    """What brings it."""
     done: trio.Event = field(default_factory=trio.Event)
+    waiters: int = 0
     data: bytes | None = None
     error: ForebayError | None = None
+
+
+@dataclass(frozen=True)
+class _Want:
+    """What one request asks for."""
+
+    file: SourceFile
+    content: ContentId
+    offset: int
+    end: int
+    blocks: range
+    """Of [offset, end); for a small file its only one."""
+    last: int
+    """Block up to which it is worth fetching."""
+
+    @property
+    def base(self) -> int:
+        """Offset of the first block."""
+        return self.blocks[0] * BLOCK_BYTES
+
+    def cut(self, most: int) -> "_Want":
+        """Only the first blocks, and nothing beyond them."""
+        blocks = self.blocks[:most]
+        end = min(self.end, (blocks[-1] + 1) * BLOCK_BYTES)
+        return replace(self, end=end, blocks=blocks, last=blocks[-1])
+
+
+class _Landed(NamedTuple):
+    """What a fetch thread reports: a block, or its end with the descriptor to close."""
+
+    part: Part
+    inode: int
+    block: Fetched | None
+    descriptor: int | None
 
 
 @dataclass
@@ -102,16 +120,23 @@ class Filler:
         self._nursery = nursery
         self._idle = idle
         self._flights: dict[ContentId, dict[int, _Block]] = {}
-        self._through: OrderedDict[tuple[ContentId, int], bytes] = OrderedDict()
-        self._through_bytes = 0
-        self._threads = trio.CapacityLimiter(config.parallel_gets)
-        self._ahead = trio.CapacityLimiter(max(1, config.parallel_gets - _DEMAND_SLOTS))
+        share = shares(config.memory_bytes or machine_budget(), config)
+        self._kept = KeptBlocks(share.through_bytes)
+        self._replies = MemoryBudget(share.reply_bytes)
+        self._queue = FetchQueue(share.gets, _DEMAND_SLOTS)
+        self._threads = trio.CapacityLimiter(share.gets)
+        self._locks = WriteLocks()
+        self._landed: deque[_Landed] = deque()
         self.traffic: dict[DatasetId, Traffic] = {}
 
     @property
     def window_bytes(self) -> int:
         """The widest window, in bytes."""
         return self._config.window_max_bytes
+
+    def lease(self) -> Lease:
+        """For one `fill` whose reply outlives it; the caller releases it when the reply is sent."""
+        return Lease(self._replies)
 
     async def fill(
         self,
@@ -122,6 +147,7 @@ class Filler:
         *,
         background: bool = False,
         through: bool = True,
+        lease: Lease | None = None,
     ) -> bytes | None:
         """Have [offset, offset + length) of a file in the cache.
 
@@ -131,9 +157,11 @@ class Filler:
             window: bytes from `offset` that are worth fetching along with it.
             background: do not wait.
             through: fetch also what no tier has room for, as a reader waits for the bytes.
+            lease: holds memory for the reply as long as the caller says; without it, until this returns.
 
         Returns:
-            None when the bytes are in the index now; the bytes themselves when no tier had room (with `through`).
+            None when the bytes are in the index now; the bytes themselves when no tier had room (with `through`), or
+            the first 8 blocks of them when they are more.
 
         Raises:
             SourceError: why they could not be had; SourceTimeout after the configured deadline.
@@ -141,118 +169,175 @@ class Filler:
         end = min(offset + length, file.size)
         if offset >= end:
             return None
-        if file.size < self._config.small_file_bytes:
-            wanted, last = range(1), 0
-        else:
-            wanted = range(offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1)
-            last = min(max(end, offset + window) - 1, file.size - 1) // BLOCK_BYTES
-        content = file.content
-        flights = self._start(file, content, wanted, last, through)
+        want = self._want(file, offset, end, window)
         if background:
+            # With readers queueing for memory, what is read ahead into it would be pushed out before it is read.
+            self._start(want, into_memory=not self._replies.is_short, demand=False)
             return None
-        pieces: list[bytes] = []
-        with trio.move_on_after(self._config.deadline_s) as deadline:
-            for number in wanted:
-                block = flights.get(number)
-                if block is None:
-                    continue
+        held = lease or self.lease()
+        try:
+            with trio.move_on_after(self._config.deadline_s) as deadline:
+                if through:
+                    return await self._bring(want, held)
+                flights = self._start(want, into_memory=False, demand=False)
+                await self._wait_landed([flights.get(number) for number in want.blocks])
+                return None
+        finally:
+            if lease is None:
+                held.release()
+        assert deadline.cancelled_caught
+        raise SourceTimeout(f"{file.store.url}: {file.path!r} did not arrive within {self._config.deadline_s:g} s")
+
+    def _want(self, file: SourceFile, offset: int, end: int, window: int) -> _Want:
+        if self._is_small(file):
+            return _Want(file, file.content, offset, end, range(1), 0)
+        blocks = range(offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1)
+        last = min(max(end, offset + window) - 1, file.size - 1) // BLOCK_BYTES
+        return _Want(file, file.content, offset, end, blocks, last)
+
+    async def _bring(self, want: _Want, lease: Lease) -> bytes | None:
+        """The rest of `fill` for a reader who waits."""
+        flights = self._start(want, into_memory=False, demand=True)
+        if not all(self._is_coming(want, number, flights) for number in want.blocks):
+            # Bytes that go through the reply take memory: first that, then the GETs.
+            want = want.cut(_THROUGH_BLOCKS)
+            await lease.hold(REPLY_COPIES * sum(block_bytes(want.file.size, number) for number in want.blocks))
+            flights = self._start(want, into_memory=True, demand=True)
+        blocks = [flights.get(number) for number in want.blocks]
+        kept = [self._kept.get(want.content, number) for number in want.blocks]  # now: others may push them out
+        await self._wait_landed(blocks)
+        pieces = [(block.data if block else known) or b"" for block, known in zip(blocks, kept, strict=True)]
+        if not any(pieces):
+            return None
+        want, pieces = want.cut(_THROUGH_BLOCKS), pieces[:_THROUGH_BLOCKS]  # a tier may have failed meanwhile
+        await lease.hold(REPLY_COPIES * sum(block_bytes(want.file.size, number) for number in want.blocks))
+        if not all(pieces):
+            return await self._mixed(want, pieces, lease)
+        whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return whole[want.offset - want.base : want.end - want.base]
+
+    async def _wait_landed(self, blocks: list[_Block | None]) -> None:
+        """Raises: ForebayError, of the first block that has one."""
+        waited = [block for block in blocks if block is not None]
+        for block in waited:
+            block.waiters += 1
+        try:
+            for block in waited:
                 await block.done.wait()
                 if block.error is not None:
                     raise block.error
-        if deadline.cancelled_caught:
-            raise SourceTimeout(f"{file.store.url}: {file.path!r} did not arrive within {self._config.deadline_s:g} s")
-        for number in wanted:
-            block = flights.get(number)
-            piece = block.data if block is not None else self._through.get((content, number))
-            if piece is None:
-                piece = b""
-            pieces.append(piece)
-        if not through or not any(pieces):
-            return None
-        if not all(pieces):
-            return await self._mixed(file, content, offset, end, wanted, pieces)
-        return b"".join(pieces)[offset - wanted[0] * BLOCK_BYTES : end - wanted[0] * BLOCK_BYTES]
+        finally:
+            for block in waited:
+                block.waiters -= 1
 
-    async def _mixed(
-        self, file: SourceFile, content: ContentId, offset: int, end: int, wanted: range, pieces: list[bytes]
-    ) -> bytes | None:
+    def _is_coming(self, want: _Want, number: int, flights: dict[int, _Block]) -> bool:
+        """Whether a block is in the index or on its way to it, after `_start`."""
+        block = flights.get(number)
+        if block is not None:
+            return block.part.target is not None or self._is_small(want.file)
+        return _has_block(self._storage.index.reader.find(want.content), want.file.size, number)
+
+    def _is_small(self, file: SourceFile) -> bool:
+        return file.size < self._config.small_file_bytes
+
+    async def _mixed(self, want: _Want, pieces: list[bytes], lease: Lease) -> bytes | None:
         """Some blocks of the range are cached and some had no room: put them together."""
-        for position, number in enumerate(wanted):
+        for position, number in enumerate(want.blocks):
             if pieces[position]:
                 continue
-            start = number * BLOCK_BYTES
+            start, size = number * BLOCK_BYTES, block_bytes(want.file.size, number)
             # Record and descriptor in one step: later the record may speak of another file of the same name.
-            descriptor = self._storage.open_block(content, start, _block_bytes(file.size, number))
+            descriptor = self._storage.open_block(want.content, start, size)
             if descriptor is None:
-                return await self.fill(file, offset, end - offset, 0)  # evicted meanwhile
+                return await self.fill(want.file, want.offset, want.end - want.offset, 0, lease=lease)  # evicted
             try:
-                size = _block_bytes(file.size, number)
                 pieces[position] = await trio.to_thread.run_sync(os.pread, descriptor, size, start)
             finally:
                 os.close(descriptor)
-        base = wanted[0] * BLOCK_BYTES
-        return b"".join(pieces)[offset - base : end - base]
+        return b"".join(pieces)[want.offset - want.base : want.end - want.base]
 
-    def _start(
-        self, file: SourceFile, content: ContentId, wanted: range, last: int, through: bool
-    ) -> dict[int, _Block]:
-        """Start fetching what is neither cached nor on its way; returns the flights of this file. No checkpoint."""
-        flights = self._flights.setdefault(content, {})
+    def _start(self, want: _Want, *, into_memory: bool, demand: bool) -> dict[int, _Block]:
+        """Start fetching what is neither cached nor on its way; returns the flights of this file. No checkpoint.
+
+        Args:
+            want: what is wanted.
+            into_memory: also wanted blocks that no tier has room for.
+            demand: a reader waits.
+        """
+        content, size = want.content, want.file.size
         cached = self._storage.find(content)
-        missing = [
-            number
-            for number in range(wanted[0], last + 1)
-            if number not in flights
-            and not _has_block(cached, file.size, number)
-            and (content, number) not in self._through
-        ]
-        if not missing:
-            found = dict(flights)
-            if not flights:
-                del self._flights[content]
-            return found
-        if file.size < self._config.small_file_bytes:
-            if not through and not self._storage.has_room(file.size):
-                self._storage.make_room(self._config.window_max_bytes, self._idle)
-                if not self._storage.has_room(file.size):
-                    del self._flights[content]
-                    return {}
-            flights[0] = _Block()
-            self._nursery.start_soon(self._fetch_small, file, content)
-            return dict(flights)
+        flights = self._flights.get(content, {})
+        missing = []
+        for number in range(want.blocks[0], want.last + 1):
+            block = flights.get(number)
+            if block is not None:
+                if demand and number in want.blocks and not block.part.demand:
+                    self._queue.promote(block.part)
+            elif not _has_block(cached, size, number) and (content, number) not in self._kept:
+                missing.append(number)
+        if missing and self._is_small(want.file):
+            if into_memory or self._has_room(size):
+                self._launch(want, [0], None, demand)
+        elif missing:
+            self._start_blocks(want, cached, missing, into_memory, demand)
+        self._pump()
+        return dict(self._flights.get(content, {}))
+
+    def _start_blocks(
+        self, want: _Want, cached: Cached | None, missing: list[int], into_memory: bool, demand: bool
+    ) -> None:
+        file = want.file
         if cached is None:
-            cached = self._storage.place_file(content, file.size, file.dataset)
+            cached = self._storage.place_file(want.content, file.size, file.dataset)
             if cached is None:
                 self._storage.make_room(min(file.size, self._config.window_max_bytes), self._idle)
-                cached = self._storage.place_file(content, file.size, file.dataset)
-        demanded = set(wanted)
-        for run in _runs(missing, self._config.part_bytes // BLOCK_BYTES):
+                cached = self._storage.place_file(want.content, file.size, file.dataset)
+        longest = self._part_blocks(len(missing))
+        for run in _runs(missing, longest):
             fitting = self._reserve(file, cached, run)
-            # Reading ahead into memory would only push out what is about to be read.
-            rest = [number for number in run[fitting:] if through and number in demanded]
+            # More than was asked for would only push out of memory what is about to be read.
+            rest = [number for number in run[fitting:] if into_memory and number in want.blocks]
+            if not demand:
+                rest = rest[: self._kept.room_ahead_blocks()]
             for part, target in ((run[:fitting], cached), (rest, None)):
                 for piece in _runs(part, len(part)):
-                    for number in piece:
-                        flights[number] = _Block()
-                    is_demand = not demanded.isdisjoint(piece)
-                    self._nursery.start_soon(self._fetch_part, file, content, piece, target, is_demand)
-        found = dict(flights)
-        if not flights:
-            del self._flights[content]
-        return found
+                    self._launch(want, piece, target, demand and any(number in want.blocks for number in piece))
+
+    def _has_room(self, size: int) -> bool:
+        if not self._storage.has_room(size):
+            self._storage.make_room(self._config.window_max_bytes, self._idle)
+        return self._storage.has_room(size)
+
+    def _part_blocks(self, blocks: int) -> int:
+        """Blocks to a GET: few while there are free slots, as round trips are what costs then; many when all are
+        taken, as requests cost too."""
+        spread = -(-blocks // max(1, self._queue.free))
+        return min(max(_PART_MIN_BLOCKS, spread), self._config.part_bytes // BLOCK_BYTES)
+
+    def _launch(self, want: _Want, run: list[int], target: Cached | None, demand: bool) -> None:
+        part = Part(want.file, want.content, run, target, demand)
+        self._kept.begins(part)
+        flights = self._flights.setdefault(want.content, {})
+        for number in run:
+            flights[number] = _Block(part)
+        self._queue.push(part)
+
+    def _pump(self) -> None:
+        while (part := self._queue.start_next()) is not None:
+            self._nursery.start_soon(self._fetch_small if self._is_small(part.file) else self._fetch_part, part)
 
     def _reserve(self, file: SourceFile, cached: Cached | None, run: list[int]) -> int:
         """Take room for as many blocks of a run, from its first, as there is room for; returns how many."""
         if cached is None:
             return 0
         tier = self._storage.tier(cached.tier)
-        need = sum(_block_bytes(file.size, number) for number in run)
+        need = sum(block_bytes(file.size, number) for number in run)
         if tier.room_bytes() < need:
             self._storage.make_room(need, self._idle, tier)
         room = tier.room_bytes()
         fitting = taken = 0
         for number in run:
-            size = _block_bytes(file.size, number)
+            size = block_bytes(file.size, number)
             if taken + size > room:
                 break
             taken += size
@@ -260,63 +345,87 @@ class Filler:
         tier.take(taken)
         return fitting
 
-    async def _fetch_part(
-        self, file: SourceFile, content: ContentId, run: list[int], cached: Cached | None, is_demand: bool
-    ) -> None:
-        """Fetch one run of blocks into the tier file of `cached`, or into memory when that is None."""
-        token = trio.lowlevel.current_trio_token()
-        left = set(run)
+    async def _fetch_part(self, part: Part) -> None:
+        """Fetch one run of blocks into its tier file, or into memory."""
         error: ForebayError | None = None
         disk: OSError | None = None
-
-        def blocks_done(inode: int, done: list[_Fetched]) -> None:
-            checksums = {block.number: block.checksum for block in done}
-            if cached is None or self._storage.commit_blocks(content, cached, inode, checksums):
-                for block in done:
-                    left.discard(block.number)
-                    self._finish_block(content, block.number, block.data)
-
-        def work() -> None:
-            descriptor = self._storage.open_file(content, cached) if cached is not None else None
-            inode = os.fstat(descriptor).st_ino if descriptor is not None else 0
-            done: list[_Fetched] = []
-            try:
-                for block in _fetch_blocks(file, run, descriptor):
-                    done.append(block)
-                    if len(done) >= (1 if is_demand else _AHEAD_COMMIT_BLOCKS):
-                        token.run_sync_soon(blocks_done, inode, done)
-                        done = []
-            finally:
-                token.run_sync_soon(blocks_done, inode, done)  # also what came before a fault
-                if descriptor is not None:
-                    # In the loop, behind blocks_done: while it is open no other file can have its inode number.
-                    token.run_sync_soon(os.close, descriptor)
-
         try:
-            await self._in_thread(work, is_demand)
+            await self._in_thread(partial(self._fetch, part, trio.lowlevel.current_trio_token()))
         except OSError as failure:
             disk = failure
         except ForebayError as failure:
             error = failure
-        # The thread's end was queued behind its blocks_done calls, so all of them have run.
-        self._count(file, sum(_block_bytes(file.size, number) for number in run if number not in left))
-        if cached is not None:
-            unused = sum(_block_bytes(file.size, number) for number in left)
-            self._storage.tier(cached.tier).give_back(unused)
-        if left and error is None and cached is not None:
+        finally:
+            self._queue.ended(part)
+            self._kept.ended(part)
+        self._collect()  # what the thread reported last
+        size = part.file.size
+        self._count(part.file, sum(block_bytes(size, number) for number in part.run if number not in part.left))
+        if part.target is not None:
+            self._storage.tier(part.target.tier).give_back(sum(block_bytes(size, number) for number in part.left))
+        if part.left and error is None and part.target is not None:
             if isinstance(disk, FileNotFoundError) or disk is None:
-                self._storage.drop_file(content)  # its tier file was removed under us
+                self._storage.drop_file(part.content)  # its tier file was removed under us
             else:
-                self._storage.write_failed(self._storage.tier(cached.tier), disk)
-            for rest in _runs(sorted(left), len(left)):
-                await self._fetch_part(file, content, rest, None, is_demand)
-            return
-        self._give_up(content, left, error)
+                self._storage.write_failed(self._storage.tier(part.target.tier), disk)
+            self._fetch_past_tier(part)
+        else:
+            self._give_up(part.content, part.left, error)
+        self._pump()
+
+    def _fetch(self, part: Part, token: trio.lowlevel.TrioToken) -> None:
+        """In a thread. What is done goes to the loop by way of `_landed`; one wake-up collects all there is."""
+        descriptor = self._storage.open_file(part.content, part.target) if part.target is not None else None
+        inode = os.fstat(descriptor).st_ino if descriptor is not None else 0
+        try:
+            for block in fetch_blocks(part.file, part.run, descriptor, self._locks.of(part.content)):
+                self._landed.append(_Landed(part, inode, block, None))
+                token.run_sync_soon(self._collect, idempotent=True)
+        finally:
+            if descriptor is not None:
+                # The loop closes it, behind the blocks: while it is open no other file can have its inode number.
+                self._landed.append(_Landed(part, inode, None, descriptor))
+                token.run_sync_soon(self._collect, idempotent=True)
+
+    def _collect(self) -> None:
+        """Record the blocks that threads have reported, one transaction for each file."""
+        groups: dict[tuple[ContentId, int], list[_Landed]] = {}
+        finished: list[int] = []
+        while self._landed:
+            landed = self._landed.popleft()
+            if landed.descriptor is not None:
+                finished.append(landed.descriptor)
+            else:
+                groups.setdefault((landed.part.content, landed.inode), []).append(landed)
+        for (content, inode), group in groups.items():
+            target = group[0].part.target
+            checksums = {landed.block.number: landed.block.checksum for landed in group if landed.block is not None}
+            if target is None or self._storage.commit_blocks(content, target, inode, checksums):
+                for landed in group:
+                    if landed.block is not None:
+                        landed.part.left.discard(landed.block.number)
+                        self._finish_block(content, landed.block.number, landed.block.data)
+        for descriptor in finished:
+            os.close(descriptor)
+
+    def _fetch_past_tier(self, part: Part) -> None:
+        """The tier did not take a part: who waits for a block of it gets it through memory, the rest is left."""
+        flights = self._flights.get(part.content, {})
+        waited = [number for number in sorted(part.left) if number in flights and flights[number].waiters]
+        for number in part.left.difference(waited):
+            block = self._land(part.content, number)
+            if block is not None:
+                block.done.set()
+        for run in _runs(waited, len(waited)):
+            again = Part(part.file, part.content, run, None, True)
+            for number in run:
+                flights[number].part = again
+            self._queue.push(again)
 
     def _finish_block(self, content: ContentId, number: int, data: bytes | None) -> None:
         block = self._land(content, number)
         if data is not None:
-            self._keep_through(content, number, data)
+            self._kept.keep(content, number, data)
         if block is not None:
             block.data = data
             block.done.set()
@@ -337,25 +446,23 @@ class Filler:
             del self._flights[content]
         return block
 
-    async def _fetch_small(self, file: SourceFile, content: ContentId) -> None:
+    async def _fetch_small(self, part: Part) -> None:
         """Fetch a small file whole and append it to its dataset's pack."""
+        file, content = part.file, part.content
         error: ForebayError | None = None
         data = b""
         try:
-            data = await self._in_thread(partial(_fetch_whole, file), True)
+            data = await self._in_thread(partial(fetch_whole, file))
         except ForebayError as failure:
             error = failure
+        finally:
+            self._queue.ended(part)
         if error is not None:
             self._give_up(content, {0}, error)
-            return
-        self._count(file, len(data))
-        stored = self._append(file, content, data)
-        block = self._land(content, 0)
-        if not stored:
-            self._keep_through(content, 0, data)
-        if block is not None:
-            block.data = None if stored else data
-            block.done.set()
+        else:
+            self._count(file, len(data))
+            self._finish_block(content, 0, None if self._append(file, content, data) else data)
+        self._pump()
 
     def _append(self, file: SourceFile, content: ContentId, data: bytes) -> bool:
         place = self._storage.place_packed(file.dataset, len(data))
@@ -379,18 +486,8 @@ class Filler:
         self._storage.index.add_packed(content, place.size, place.pack, place.offset, xxhash.xxh3_64_intdigest(data))
         return True
 
-    async def _in_thread(self, work: Callable[[], _T], is_demand: bool) -> _T:
-        if is_demand:
-            return await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=True)
-        async with self._ahead:
-            return await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=True)
-
-    def _keep_through(self, content: ContentId, number: int, data: bytes) -> None:
-        self._through[content, number] = data
-        self._through_bytes += len(data)
-        while self._through_bytes > _THROUGH_BYTES:
-            _, dropped = self._through.popitem(last=False)
-            self._through_bytes -= len(dropped)
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        return await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=True)
 
     def _count(self, file: SourceFile, size: int) -> None:
         traffic = self.traffic.setdefault(file.dataset, Traffic())
@@ -403,10 +500,6 @@ def _has_block(cached: Cached | None, size: int, number: int) -> bool:
     return cached is not None and cached.has(start, min(start + BLOCK_BYTES, size))
 
 
-def _block_bytes(size: int, number: int) -> int:
-    return min(BLOCK_BYTES, size - number * BLOCK_BYTES)
-
-
 def _runs(numbers: list[int], longest: int) -> Iterator[list[int]]:
     """Consecutive runs of at most `longest` numbers."""
     run: list[int] = []
@@ -417,52 +510,3 @@ def _runs(numbers: list[int], longest: int) -> Iterator[list[int]]:
         run.append(number)
     if run:
         yield run
-
-
-def _fetch_whole(file: SourceFile) -> bytes:
-    pieces = [bytes(piece) for piece in file.store.read_range(file.path, 0, file.size, file.version)]
-    data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    if len(data) != file.size:
-        raise SourceStale(f"{file.store.url}: {file.path!r} has {len(data)} bytes, listed were {file.size}")
-    return data
-
-
-def _fetch_blocks(file: SourceFile, run: list[int], descriptor: int | None) -> Iterator[_Fetched]:
-    """Stream a run of blocks to a descriptor, or to memory without one; runs in a thread.
-
-    Yields:
-        Each block when it is whole. From a store that cannot pin a version, nothing before the read has ended well.
-
-    Raises:
-        ForebayError: from the store. OSError: from writing.
-    """
-    start = run[0] * BLOCK_BYTES
-    length = min((run[-1] + 1) * BLOCK_BYTES, file.size) - start
-    assert run[-1] < block_count(file.size)
-    held: list[_Fetched] = []
-    number, filled = run[0], 0
-    # Whole aligned blocks make large folios in the page cache, where the pieces of a store would make small ones: these
-    # cost a reader of 4 KiB a quarter of its rate. It is also one write and one hash instead of two or three.
-    block = memoryview(bytearray(BLOCK_BYTES))
-    for piece in file.store.read_range(file.path, start, length, file.version):
-        view = memoryview(piece)
-        while view and number <= run[-1]:
-            size = _block_bytes(file.size, number)
-            part = view[: size - filled]
-            view = view[len(part) :]
-            block[filled : filled + len(part)] = part
-            filled += len(part)
-            if filled == size:
-                whole = block[:size]
-                if descriptor is not None:
-                    write_all(descriptor, whole, number * BLOCK_BYTES)
-                data = bytes(whole) if descriptor is None else None
-                done = _Fetched(number, xxhash.xxh3_64_intdigest(whole), data)
-                if file.store.pins_version:
-                    yield done
-                else:
-                    held.append(done)
-                number, filled = number + 1, 0
-    if number <= run[-1]:
-        raise SourceStale(f"{file.store.url}: {file.path!r} is shorter than listed ({file.size} bytes)")
-    yield from held

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,17 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         self._core = core
         self._token = token
 
+    def Fill(self, request: pb.FillRequest, context: grpc.ServicerContext) -> pb.FillReply:
+        """The memory of a reply that carries bytes is given back when the reply is sent, or nobody wants it."""
+        lease = self._core.filler.lease()
+        release = partial(rpc.in_loop, self._token, lease.release)
+        context.add_callback(lambda: release() if lease.is_held else None)
+        try:
+            return rpc.enter(self._token, self._core.fill, context, request, lease, abandon=True)
+        finally:
+            if not context.is_active():  # the callback may have come before there was anything to release
+                release()
+
     def Warmup(self, request: pb.WarmupRequest, context: grpc.ServicerContext) -> Iterator[pb.WarmupProgress]:
         """A stream, so not among the unary methods below."""
         job = rpc.enter(self._token, self._core.start_warmup, context, request)
@@ -37,8 +48,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             if job.failed is not None:
                 context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{type(job.failed).__name__}: {job.failed}")
         finally:
-            with suppress(trio.RunFinishedError):  # the worker ended, and its jobs with it
-                self._token.run_sync_soon(job.scope.cancel)
+            rpc.in_loop(self._token, job.scope.cancel)
 
 
 def _unary(name: str) -> Callable[[WorkerService, Any, grpc.ServicerContext], Any]:
@@ -51,7 +61,7 @@ def _unary(name: str) -> Callable[[WorkerService, Any, grpc.ServicerContext], An
     return method
 
 
-for _name in ("Attach", "Fill", "ListDirectory", "Sync", "Stat", "Status", "Retire"):
+for _name in ("Attach", "ListDirectory", "Sync", "Stat", "Status", "Retire"):
     setattr(WorkerService, _name, _unary(_name))
 
 

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, settings
 from forebay.cacheruntime.config import CacheConfig, FillConfig, Medium, TierConfig
 from forebay.cacheruntime.keys import ContentId, DatasetId, dataset_id
 from forebay.cacheruntime.tiers import file_path, pack_path
-from forebay.cacheruntime.worker.fill import Filler, SourceFile
+from forebay.cacheruntime.worker.fetch import SourceFile
+from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.storage import Storage
 
 BOOT = "5a7dbb1c-boot"

@@ -13,7 +13,8 @@ from forebay.cacheruntime.content import ContentReader
 from forebay.cacheruntime.index import Cached, Index
 from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.touch import slot_of
-from forebay.cacheruntime.worker.fill import Filler, SourceFile
+from forebay.cacheruntime.worker.fetch import SourceFile
+from forebay.cacheruntime.worker.fill import Filler
 
 
 class Hooked(Index):

@@ -11,16 +11,21 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from cache_box import Box, bytes_of
+from cache_box import RUN_S, Box, bytes_of
 from fake_store import HELD_S, FakeStore, Gate, Read
 
 from forebay.cacheruntime.config import KIB, MIB, FillConfig
 from forebay.cacheruntime.errors import ForebayError, SourceStale, SourceTimeout, SourceUnavailable
 from forebay.cacheruntime.tiers import file_path
+from forebay.cacheruntime.worker import fetch as fetch_module
 from forebay.cacheruntime.worker import fill as fill_module
-from forebay.cacheruntime.worker.fill import Filler, SourceFile
+from forebay.cacheruntime.worker.fetch import SourceFile
+from forebay.cacheruntime.worker.fill import Filler
 
 MakeBox = Callable[..., Box]
+
+_ONE_GET = FillConfig(parallel_gets=1, deadline_s=RUN_S)
+"""A window is spread over the GETs that may run at once; with one it comes in parts of 8 MiB."""
 
 
 async def _all(count: int, one: Callable[[], Any]) -> list[Any]:
@@ -61,7 +66,8 @@ def test_many_waiters_of_a_small_file_cost_one_read(box: Box) -> None:
     assert box.read(file, 0, 1000) == data
 
 
-def test_overlapping_requests_fetch_each_block_once(box: Box) -> None:
+def test_overlapping_requests_fetch_each_block_once(make_box: MakeBox) -> None:
+    box = make_box(fill=_ONE_GET)
     file = box.source("a", bytes_of(8 * MIB))
     gate = Gate()
     box.store.before_piece = gate
@@ -106,7 +112,8 @@ def test_nothing_to_fill(box: Box) -> None:
 # Streaming and windows
 
 
-def test_first_block_is_answered_before_the_last_has_come(box: Box) -> None:
+def test_first_block_is_answered_before_the_last_has_come(make_box: MakeBox) -> None:
+    box = make_box(fill=_ONE_GET)
     data = bytes_of(8 * MIB)
     file = box.source("a", data)
     gate = Gate(lambda path, position: position >= 7 * MIB)
@@ -302,7 +309,7 @@ def test_second_tier_takes_what_the_first_has_no_room_for(make_box: MakeBox) -> 
 def _full_disk(after: int) -> Callable[..., None]:
     """write_all of a file system that is full after so many writes."""
     calls = [0]
-    real = fill_module.write_all
+    real = fetch_module.write_all
 
     def write(descriptor: int, data: memoryview, offset: int) -> None:
         calls[0] += 1
@@ -315,11 +322,12 @@ def _full_disk(after: int) -> Callable[..., None]:
 
 @pytest.mark.parametrize("writes", [0, 1, 2])
 def test_full_disk_reads_through(
-    box: Box, writes: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    make_box: MakeBox, writes: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    box = make_box(fill=_ONE_GET)
     data = bytes_of(4 * MIB)
     file = box.source("a", data)
-    monkeypatch.setattr(fill_module, "write_all", _full_disk(writes))
+    monkeypatch.setattr(fetch_module, "write_all", _full_disk(writes))
 
     async def test(filler: Filler) -> None:
         got = await filler.fill(file, 0, 4 * MIB, 0)
@@ -400,7 +408,8 @@ def test_regression_whole_tier_file_removed_from_outside_is_fetched_again(box: B
 
 @pytest.mark.parametrize("size", [1000, 3 * MIB])
 @pytest.mark.parametrize("error", [SourceStale("changed"), SourceUnavailable("refused")])
-def test_error_reaches_all_waiters_once(box: Box, size: int, error: ForebayError) -> None:
+def test_error_reaches_all_waiters_once(make_box: MakeBox, size: int, error: ForebayError) -> None:
+    box = make_box(fill=_ONE_GET)
     file = box.source("a", bytes_of(size))
     box.store.faults = [error]
     results = box.run(lambda filler: _all(10, lambda: filler.fill(file, 0, size, 0)))
@@ -409,7 +418,8 @@ def test_error_reaches_all_waiters_once(box: Box, size: int, error: ForebayError
     assert box.storage.tiers[0].used_bytes == 0
 
 
-def test_blocks_before_the_break_stay(box: Box) -> None:
+def test_blocks_before_the_break_stay(make_box: MakeBox) -> None:
+    box = make_box(fill=_ONE_GET)
     data = bytes_of(3 * MIB)
     file = box.source("a", data)
     box.store.breaks = [(2 * MIB + 100, SourceUnavailable("broke off"))]
@@ -425,7 +435,8 @@ def test_blocks_before_the_break_stay(box: Box) -> None:
     assert box.read(file, 0, 3 * MIB) == data
 
 
-def test_replaced_while_reading(box: Box) -> None:
+def test_replaced_while_reading(make_box: MakeBox) -> None:
+    box = make_box(fill=_ONE_GET)
     data = bytes_of(4 * MIB)
     file = box.source("a", data)
 
@@ -447,7 +458,7 @@ def test_replaced_while_reading(box: Box) -> None:
 @pytest.mark.parametrize("size", [1000, 3 * MIB])
 @pytest.mark.parametrize("quota", [1 << 30, 500])
 def test_stale_at_the_end_of_a_store_without_pins_keeps_nothing(make_box: MakeBox, size: int, quota: int) -> None:
-    box = make_box(quota)
+    box = make_box(quota, fill=_ONE_GET)
     box.store = FakeStore(pins_version=False)
     file = box.source("a", bytes_of(size))
 
@@ -639,3 +650,113 @@ def test_traffic_counts_what_came_from_the_source(box: Box) -> None:
         assert (traffic.gets, traffic.bytes) == (2, 2 * MIB + 10)
 
     box.run(test)
+
+
+# Who goes first, and how windows are spread
+
+
+def test_a_window_is_spread_over_the_gets_that_are_free(box: Box) -> None:
+    file = box.source("a", bytes_of(40 * MIB))
+    box.run(lambda filler: filler.fill(file, 0, 32 * MIB, 0))
+    assert sorted(r.start for r in box.store.reads) == [n * 2 * MIB for n in range(16)]
+
+
+def test_regression_read_ahead_that_a_reader_waits_for_goes_first(make_box: MakeBox) -> None:
+    """It kept its place behind the other read-ahead, and its few slots."""
+    box = make_box(fill=FillConfig(parallel_gets=5, deadline_s=RUN_S))
+    busy, file = box.source("busy", bytes_of(64 * MIB)), box.source("a", bytes_of(64 * MIB, 1))
+    gate = Gate(lambda path, position: path == "busy" and position < 8 * MIB)
+    box.store.before_piece = gate
+
+    async def test(filler: Filler) -> None:
+        await filler.fill(busy, 0, 64 * MIB, 0, background=True)
+        await filler.fill(file, 0, 64 * MIB, 0, background=True)
+        await trio.to_thread.run_sync(gate.reached.wait, HELD_S)
+        assert await filler.fill(file, 40 * MIB, MIB, 0) is None
+        assert [r for r in box.store.reads if r.path == "a"] == [Read("a", 40 * MIB, 8 * MIB)]
+        gate.let_go()
+
+    box.run(test)
+    assert box.has(busy)
+    assert box.has(file)
+
+
+def test_regression_a_reader_that_leaves_is_not_waited_for(box: Box) -> None:
+    file = box.source("a", bytes_of(2 * MIB))
+    gate = Gate()
+    box.store.before_piece = gate
+
+    async def test(filler: Filler) -> None:
+        with trio.move_on_after(0.05) as left:
+            await filler.fill(file, 0, MIB, 0)
+        assert left.cancelled_caught
+        gate.let_go()
+        assert await filler.fill(file, 0, MIB, 0) is None
+
+    box.run(test)
+    assert len(box.store.reads) == 1, "the fetch went on"
+
+
+# Memory
+
+
+def test_replies_past_the_tiers_wait_for_memory(make_box: MakeBox) -> None:
+    """16 MiB of budget: 4 MiB for replies, one block at a time with its copies; 4 MiB for what is kept."""
+    box = make_box(MIB // 2, fill=FillConfig(memory_bytes=16 * MIB, deadline_s=RUN_S))
+    files = [box.source(str(n), bytes_of(3 * MIB, n)) for n in range(6)]
+    most = [0]
+
+    def before(path: str, position: int) -> None:
+        most[0] = max(most[0], box.filler._replies.used_bytes)
+
+    box.store.before_piece = before
+
+    async def reads(filler: Filler, file: SourceFile) -> None:
+        data = box.store.files[file.path][0]
+        for start in range(0, file.size, MIB):
+            assert await filler.fill(file, start, MIB, 3 * MIB) == data[start : start + MIB]
+            await filler.fill(file, start + MIB, 2 * MIB, 0, background=True)
+            assert filler._kept.kept_bytes <= 4 * MIB
+
+    async def test(filler: Filler) -> None:
+        async with trio.open_nursery() as nursery:
+            for file in files:
+                nursery.start_soon(reads, filler, file)
+
+    box.run(test)
+    assert most[0] == 4 * MIB
+    assert box.filler._replies.used_bytes == 0
+    assert box.filler._kept.coming_bytes == 0
+
+
+def test_a_lease_outlives_the_fill(make_box: MakeBox) -> None:
+    box = make_box(MIB // 2)
+    file = box.source("a", bytes_of(2 * MIB))
+
+    async def test(filler: Filler) -> None:
+        lease = filler.lease()
+        assert await filler.fill(file, 0, 10, 0, lease=lease) is not None
+        assert filler._replies.used_bytes == 4 * MIB
+        lease.release()
+        assert filler._replies.used_bytes == 0
+
+    box.run(test)
+
+
+def test_a_reply_past_the_tiers_carries_8_blocks_at_most(make_box: MakeBox) -> None:
+    box = make_box(MIB // 2)
+    data = bytes_of(20 * MIB)
+    file = box.source("a", data)
+    assert box.run(lambda filler: filler.fill(file, 5, 20 * MIB, 0)) == data[5 : 8 * MIB]
+
+
+def test_regression_a_tier_that_fails_midway_keeps_to_8_blocks_too(
+    make_box: MakeBox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Found by test_fill_model: what was to go into the tier came through the reply, all of it."""
+    box = make_box(fill=_ONE_GET)
+    data = bytes_of(20 * MIB)
+    file = box.source("a", data)
+    monkeypatch.setattr(fetch_module, "write_all", _full_disk(10))
+    assert box.run(lambda filler: filler.fill(file, 5, 20 * MIB, 0)) == data[5 : 8 * MIB]
+    assert "takes no data now" in caplog.text

@@ -14,7 +14,8 @@ from forebay.cacheruntime.index import Pack
 from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.tiers import file_path, pack_path
 from forebay.cacheruntime.worker import storage as storage_module
-from forebay.cacheruntime.worker.fill import Filler, SourceFile
+from forebay.cacheruntime.worker.fetch import SourceFile
+from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.storage import Storage, write_all
 
 MakeBox = Callable[..., Box]

@@ -1,0 +1,175 @@
+"""How much memory the worker may use for bytes on their way, and who has it.
+
+The budget is one number (`FillConfig.memory_bytes`) with three shares:
+
+* half for GETs under way: each holds a piece of the store's, a block, and what the HTTP client has read ahead;
+* a quarter for bytes that no tier had room for and that the next request may want;
+* a quarter for replies that carry such bytes, with their copies on the way into the message.
+"""
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from forebay.cacheruntime.config import MIB, FillConfig
+
+MOST_BYTES = 512 * MIB
+"""Of the default budget: more does not make fetching faster."""
+
+GET_BYTES = 4 * MIB
+"""One GET under way: obstore's piece and the one before it (1 MiB and a little each), the block, and what the HTTP
+client holds. Measured: docs/decisions/0022."""
+
+REPLY_COPIES = 4
+"""A block that goes through a reply: itself, the cut, the message, the message on the wire."""
+
+_UNLIMITED = 1 << 60
+"""cgroup v1 says "no limit" by a number near 2**63."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What a budget comes to."""
+
+    gets: int
+    """GETs under way at once."""
+    through_bytes: int
+    reply_bytes: int
+
+
+def shares(budget_bytes: int, fill: FillConfig) -> Shares:
+    """Split a budget.
+
+    Args:
+        budget_bytes: the whole.
+        fill: with the bounds that hold however large the budget is.
+    """
+    gets = max(1, min(fill.parallel_gets, budget_bytes // 2 // GET_BYTES))
+    return Shares(gets, min(fill.window_max_bytes, budget_bytes // 4), budget_bytes // 4)
+
+
+def default_budget(ram_bytes: int, limit_bytes: int | None) -> int:
+    """A quarter of what there is, at most `MOST_BYTES`.
+
+    Args:
+        ram_bytes: of the machine.
+        limit_bytes: of the control group; None without one.
+    """
+    return min(ram_bytes if limit_bytes is None else min(ram_bytes, limit_bytes), 4 * MOST_BYTES) // 4
+
+
+def machine_budget() -> int:
+    """`default_budget` of this process where it runs."""
+    ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        groups, mounts = Path("/proc/self/cgroup").read_text(), Path("/proc/self/mountinfo").read_text()
+    except OSError:
+        return default_budget(ram, None)
+    found = [limit for path in limit_files(groups, mounts) if (limit := _read_limit(path)) is not None]
+    return default_budget(ram, min(found, default=None))
+
+
+def limit_files(groups: str, mounts: str) -> list[Path]:
+    """The files that may hold a memory limit for a process: of its control group and of those above it.
+
+    Args:
+        groups: /proc/PID/cgroup (cgroups(7)): lines HIERARCHY:CONTROLLERS:PATH.
+        mounts: /proc/PID/mountinfo (proc(5)).
+    """
+    files: list[Path] = []
+    for line in groups.splitlines():
+        number, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if number == "0":
+            kind, name = "cgroup2", "memory.max"
+        elif "memory" in controllers.split(","):
+            kind, name = "cgroup", "memory.limit_in_bytes"
+        else:
+            continue
+        for root, folder in _hierarchies(mounts, kind):
+            # In a container the mount may show only what is below the container's own group.
+            below = Path(group).relative_to(root) if Path(group).is_relative_to(root) else Path()
+            files += [folder / part / name for part in (below, *below.parents)]
+    return files
+
+
+def _hierarchies(mounts: str, kind: str) -> list[tuple[str, Path]]:
+    """(root, folder) of each mounted hierarchy that may hold memory limits."""
+    found = []
+    for line in mounts.splitlines():
+        left, _, right = line.partition(" - ")
+        fields, (what, *more) = left.split(), right.split()
+        if what == kind and (kind == "cgroup2" or "memory" in more[-1].split(",")):
+            folder = re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), fields[4])
+            found.append((fields[3], Path(folder)))
+    return found
+
+
+def _read_limit(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() and int(text) < _UNLIMITED else None
+
+
+class MemoryBudget:
+    """Bytes that tasks take and give back, first come first served. One event loop."""
+
+    def __init__(self, total_bytes: int) -> None:
+        self._total = total_bytes
+        self.used_bytes = 0
+        self._turn = trio.StrictFIFOLock()
+        self._given_back = trio.Event()
+
+    @property
+    def is_short(self) -> bool:
+        """Somebody waits."""
+        return self._turn.locked()
+
+    async def take(self, size: int) -> int:
+        """Wait until there is room; returns what was taken: `size`, or all there is when it is more than that."""
+        size = min(size, self._total)
+        async with self._turn:
+            while self.used_bytes + size > self._total:
+                self._given_back = trio.Event()
+                await self._given_back.wait()
+            self.used_bytes += size
+        return size
+
+    def give_back(self, size: int) -> None:
+        self.used_bytes -= size
+        self._given_back.set()
+
+
+class Lease:
+    """What one reply has of a budget, until it is sent. `release` may come before, while or after it is taken."""
+
+    def __init__(self, budget: MemoryBudget) -> None:
+        self._budget = budget
+        self._held = 0
+        self._released = False
+
+    @property
+    def is_held(self) -> bool:
+        """Whether there is something to release; may be asked from any thread."""
+        return self._held > 0
+
+    async def hold(self, size: int) -> None:
+        """Wait for that many bytes, unless something is held already."""
+        if self._held or self._released:
+            return
+        taken = await self._budget.take(size)
+        if self._released:
+            self._budget.give_back(taken)
+        else:
+            self._held = taken
+
+    def release(self) -> None:
+        self._released = True
+        if self._held:
+            self._budget.give_back(self._held)
+            self._held = 0
