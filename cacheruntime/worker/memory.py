@@ -21,7 +21,7 @@ MOST_BYTES = 512 * MIB
 
 GET_BYTES = 4 * MIB
 """One GET under way: obstore's piece and the one before it (1 MiB and a little each), the block, and what the HTTP
-client holds. Measured: docs/decisions/0022."""
+client holds. Measured: docs/decisions/0013."""
 
 REPLY_COPIES = 4
 """A block that goes through a reply: itself, the cut, the message, the message on the wire."""
