@@ -1,10 +1,8 @@
 """The table of operations in docs/SEMANTICS.md, row by row, on each engine and in each open mode."""
 
 import json
-import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,32 +10,11 @@ import operations
 import pytest
 import tasks
 from forebay_command import Forebay
+from operation_table import ROWS, Row
 
 pytestmark = [pytest.mark.slow, pytest.mark.sides("modes")]
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "SEMANTICS.md"
-_ROW = re.compile(r"^\| (O\d+) \| (.+) \| (\w+) \| (.*) ?\|$", re.MULTILINE)
 _TRY_S = 40.0
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    name: str
-    answer: str
-    elsewhere: dict[str, str]
-    """Engine or open mode -> what it answers instead."""
-
-    def expected(self, side: Any) -> str:
-        here = self.elsewhere.get(side.engine) or self.elsewhere.get(side.open_mode) or self.answer
-        return here.replace("EOPNOTSUPP", "ENOTSUP")  # two names of one number on Linux; Python has this one
-
-
-ROWS = [
-    Row(name, answer, dict(re.findall(r"([\w-]+): (\w+)", elsewhere)))
-    for name, _, answer, elsewhere in _ROW.findall(DOCUMENT.read_text())
-]
 
 
 def test_document_and_program_have_the_same_rows() -> None:
