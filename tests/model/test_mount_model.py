@@ -11,12 +11,13 @@ from contextlib import suppress
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tasks
 from forebay_command import Forebay, wait_until
 from fuse_mounts import Guard
-from hypothesis import Phase, settings
+from hypothesis import Phase, event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -111,6 +112,12 @@ class MountMachine(RuleBasedStateMachine):
         os.replace(fresh, self.root / "source" / path)
         return version
 
+    def _ask(self, what: str, *arguments: object) -> Any:
+        """Have the agent do it; `--hypothesis-show-statistics` tells how often what was answered."""
+        answer = self.agent.ask(what, *arguments)
+        event(f"{what}: {answer if isinstance(answer, str) else 'works'}")
+        return answer
+
     # The source and the cache
 
     @rule(path=_path, size=st.sampled_from(SIZES))
@@ -165,21 +172,21 @@ class MountMachine(RuleBasedStateMachine):
 
     @rule(path=_path)
     def stat(self, path: str) -> None:
-        self.tree.check_stat(path, self.agent.ask("stat", path))
+        self.tree.check_stat(path, self._ask("stat", path))
 
     @rule(folder=st.sampled_from(FOLDERS))
     def stat_folder(self, folder: str) -> None:
-        assert self.agent.ask("stat", folder) == ["folder", 0]
+        assert self._ask("stat", folder) == ["folder", 0]
 
     @rule()
     def stat_others(self) -> None:
-        assert self.agent.ask("stat", "link") == ["link", "d/c"]
-        assert self.agent.ask("stat", "d/nothing") == "ENOENT"
-        assert self.agent.ask("stat", "link/x") in ("ENOTDIR", "ENOENT")
+        assert self._ask("stat", "link") == ["link", "d/c"]
+        assert self._ask("stat", "d/nothing") == "ENOENT"
+        assert self._ask("stat", "link/x") in ("ENOTDIR", "ENOENT")
 
     @rule(folder=st.sampled_from(FOLDERS))
     def list_folder(self, folder: str) -> None:
-        listed = dict(self.agent.ask("listed", folder))
+        listed = dict(self._ask("listed", folder))
         self._check_names(*self.tree.names(folder), folder, [name for name in listed if name not in _fixed(folder)])
         assert {name: is_folder for name, is_folder in listed.items() if name in _fixed(folder)} == _fixed(folder)
 
@@ -194,14 +201,14 @@ class MountMachine(RuleBasedStateMachine):
     @rule(folder=st.sampled_from((*FOLDERS, "many", "many")))
     def open_stream(self, folder: str) -> None:
         key = next(self.keys)
-        assert self.agent.ask("opendir", key, folder) is None
+        assert self._ask("opendir", key, folder) is None
         self.streams[key] = Stream(folder, *self.tree.names(folder))
 
     @precondition(lambda self: self.streams)
     @rule(pick=_pick, number=st.sampled_from((1, 7, 50, 1000)))
     def read_stream(self, pick: int, number: int) -> None:
         key, stream = self._picked(self.streams, pick)
-        entries = self.agent.ask("readdir", key, number)
+        entries = self._ask("readdir", key, number)
         stream.names += [name for name, _ in entries]
         stream.places += [place for _, place in entries]
         if len(entries) < number:
@@ -221,10 +228,10 @@ class MountMachine(RuleBasedStateMachine):
         """To a place where it has been: the same names follow."""
         key, stream = self._picked({k: s for k, s in self.streams.items() if s.places}, pick)
         at = round(share * (len(stream.places) - 1))
-        assert self.agent.ask("seekdir", key, stream.places[at]) is None
+        assert self._ask("seekdir", key, stream.places[at]) is None
         if not stream.changed and self.tree.is_settled(stream.folder):
             wanted = stream.names[at + 1 :]
-            assert [name for name, _ in self.agent.ask("readdir", key, len(wanted))] == wanted if wanted else True
+            assert [name for name, _ in self._ask("readdir", key, len(wanted))] == wanted if wanted else True
         else:
             del stream.names[at + 1 :], stream.places[at + 1 :]
             stream.ended = False
@@ -234,14 +241,14 @@ class MountMachine(RuleBasedStateMachine):
     def rewind_stream(self, pick: int) -> None:
         """It then shows the directory as it is (rewinddir(3))."""
         key, stream = self._picked(self.streams, pick)
-        assert self.agent.ask("rewinddir", key) is None
+        assert self._ask("rewinddir", key) is None
         self.streams[key] = Stream(stream.folder, *self.tree.names(stream.folder))
 
     @precondition(lambda self: self.streams)
     @rule(pick=_pick)
     def close_stream(self, pick: int) -> None:
         key, _ = self._picked(self.streams, pick)
-        assert self.agent.ask("closedir", key) is None
+        assert self._ask("closedir", key) is None
         del self.streams[key]
 
     # Files
@@ -250,7 +257,7 @@ class MountMachine(RuleBasedStateMachine):
     @rule(path=_path, flags=st.sampled_from(_FLAGS))
     def open_file(self, path: str, flags: int) -> None:
         key = next(self.keys)
-        answer = self.agent.ask("open", key, path, flags)
+        answer = self._ask("open", key, path, flags)
         if isinstance(answer, int):
             self.files[key] = self.tree.opened(path, answer)
             self.positions[key] = 0
@@ -264,7 +271,7 @@ class MountMachine(RuleBasedStateMachine):
     @rule(pick=_pick)
     def close_file(self, pick: int) -> None:
         key, _ = self._picked(self.files, pick)
-        assert self.agent.ask("close", key) is None
+        assert self._ask("close", key) is None
         del self.files[key]
 
     @precondition(lambda self: self.files)
@@ -274,13 +281,13 @@ class MountMachine(RuleBasedStateMachine):
         offset = round(share * file.size * 1.1)
         if key in self.direct:
             offset, size = offset - offset % _BLOCK, -(-size // _BLOCK) * _BLOCK
-        file.check(self.agent.ask("pread", key, offset, size), offset, size)
+        file.check(self._ask("pread", key, offset, size), offset, size)
 
     @precondition(lambda self: self._buffered())
     @rule(pick=_pick, size=_size)
     def read(self, pick: int, size: int) -> None:
         key, file = self._picked(self._buffered(), pick)
-        answer = self.agent.ask("read", key, size)
+        answer = self._ask("read", key, size)
         file.check(answer, self.positions[key], size)
         if isinstance(answer, list):
             self.positions[key] += answer[0]
@@ -290,7 +297,7 @@ class MountMachine(RuleBasedStateMachine):
     def sendfile(self, pick: int, share: float, size: int) -> None:
         key, file = self._picked(self._buffered(), pick)
         offset = round(share * file.size)
-        file.check(self.agent.ask("sendfile", key, offset, size), offset, size, short=True)
+        file.check(self._ask("sendfile", key, offset, size), offset, size, short=True)
 
     @precondition(lambda self: self.files)
     @rule(pick=_pick, share=_share, whence=st.sampled_from((os.SEEK_SET, os.SEEK_END, os.SEEK_DATA, os.SEEK_HOLE)))
@@ -299,7 +306,7 @@ class MountMachine(RuleBasedStateMachine):
         offset = round(share * file.size * 1.1)
         if key in self.direct:
             offset -= offset % _BLOCK
-        answer = self.agent.ask("seek", key, offset - file.size if whence == os.SEEK_END else offset, whence)
+        answer = self._ask("seek", key, offset - file.size if whence == os.SEEK_END else offset, whence)
         if answer == "ESTALE" and file.is_forgotten:
             return
         if whence in (os.SEEK_DATA, os.SEEK_HOLE) and offset >= file.size:
@@ -313,7 +320,7 @@ class MountMachine(RuleBasedStateMachine):
     def map_file(self, pick: int) -> None:
         key, file = self._picked({k: f for k, f in self.files.items() if f.size}, pick)
         mapping = next(self.keys)
-        assert self.agent.ask("map", mapping, key) is None
+        assert self._ask("map", mapping, key) is None
         self.mappings[mapping] = file  # a mapping is of the same version, also when the handle is closed
 
     @precondition(lambda self: self.mappings)
@@ -321,13 +328,13 @@ class MountMachine(RuleBasedStateMachine):
     def read_mapped(self, pick: int, share: float, size: int) -> None:
         key, file = self._picked(self.mappings, pick)
         offset = round(share * (file.size - 1))
-        file.check(self.agent.ask("mapped", key, offset, size), offset, size, mapped=True)
+        file.check(self._ask("mapped", key, offset, size), offset, size, mapped=True)
 
     @precondition(lambda self: self.mappings)
     @rule(pick=_pick)
     def unmap(self, pick: int) -> None:
         key, _ = self._picked(self.mappings, pick)
-        assert self.agent.ask("unmap", key) is None
+        assert self._ask("unmap", key) is None
         del self.mappings[key]
 
     @invariant()
