@@ -3,6 +3,7 @@
 Only the agent (support/tree_agent.py) touches the mount. See mounted_tree.py for what a mount may show.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -433,7 +434,7 @@ def test_a_mounted_tree_is_what_the_model_says(
     forebay: Forebay, engine: str, open_mode: str, number: int, syncs: bool
 ) -> None:
     """`number` makes each side take other steps; a soak takes others each time."""
-    for expected in (_STALE, r"handler \d+ ended with status"):
+    for expected in (_STALE, "was removed from outside: fetching it again", r"handler \d+ ended with status"):
         forebay.expect_log(expected)
 
     def machine() -> MountMachine:
@@ -443,3 +444,22 @@ def test_a_mounted_tree_is_what_the_model_says(
 
 
 _STALE = r"has changed|changed since|is gone|stale"
+
+
+@pytest.mark.usefixtures("guard")
+@pytest.mark.semantics("C5")
+@pytest.mark.parametrize("engine", ["kernel", pytest.param("pyfuse3", marks=_NEEDS_PYFUSE3)])
+def test_regression_the_name_is_new_right_after_estale(forebay: Forebay, tmp_path: Path, engine: str) -> None:
+    """The reader was told ESTALE before the kernel was told to forget the name: stat and open gave the old version."""
+    forebay.expect_log(_STALE)
+    source, names = tmp_path / "source", [f"file{number}" for number in range(300)]
+    source.mkdir()
+    for name in names:
+        (source / name).write_bytes(b"old content")
+    mount = forebay.mount(f"file://{source}", "--engine", engine, "--open-mode", "cached")
+    (out,) = tasks.ends([tasks.start("stale_names.py", source, mount, *names)], forebay.root, 60.0)
+    met = json.loads(out)
+    assert {number for number, _ in met} == {"ESTALE"}
+    late = [name for name, (_, is_new) in zip(names, met, strict=True) if not is_new]
+    assert not late, f"{len(late)} of {len(names)} names still showed the old version"
+    forebay.umount(mount)
