@@ -80,6 +80,9 @@ LAYOUTS: dict[Opcode, Layout] = {
     Opcode.INTERRUPT: Layout(((8, "unique"),)),
     Opcode.DESTROY: Layout(),
     Opcode.BATCH_FORGET: Layout(((4, "count"), (4, "dummy"))),
+    Opcode.IOCTL: Layout(
+        (*_FH, (4, "flags"), (4, "cmd"), (8, "arg"), (4, "in_size"), (4, "out_size")), st.binary(max_size=40)
+    ),
     Opcode.READDIRPLUS: Layout(_READ),
     Opcode.LSEEK: Layout((*_FH, (8, "offset"), (4, "whence"), (4, "padding"))),
     Opcode.STATX: Layout(
@@ -145,7 +148,10 @@ def messages(draw: st.DrawFn, opcodes: Sequence[Opcode] = tuple(sorted(LAYOUTS))
         values["count"] = len(pairs)
     if opcode is Opcode.INIT:
         values["major"] = draw(st.sampled_from((7, 7, 7, 6, 8)))
-    return Message(opcode, draw(HEADS), values, draw(layout.rest), pairs)
+    rest = draw(layout.rest)
+    if opcode is Opcode.IOCTL:
+        values["in_size"] = len(rest)
+    return Message(opcode, draw(HEADS), values, rest, pairs)
 
 
 def _meaning(message: Message) -> object:
@@ -175,6 +181,7 @@ def _meaning(message: Message) -> object:
         Opcode.INTERRUPT: lambda: wire.Interrupt(v["unique"]),
         Opcode.DESTROY: lambda: wire.Destroy(),
         Opcode.BATCH_FORGET: lambda: wire.BatchForget(message.pairs),
+        Opcode.IOCTL: lambda: wire.Ioctl(v["fh"], v["flags"], v["cmd"], message.rest, v["out_size"]),
         Opcode.LSEEK: lambda: wire.Lseek(v["fh"], v["offset"] - (v["offset"] >> 63 << 64), v["whence"]),
         Opcode.STATX: lambda: wire.Statx(handle, v["sx_flags"], v["sx_mask"]),
         Opcode.INIT: lambda: _init(v),
@@ -193,7 +200,7 @@ def _init(v: dict[str, int]) -> wire.Init:
 
 def test_every_opcode_is_laid_out_here_or_unsupported() -> None:
     assert UNSUPPORTED == [
-        Opcode.GETLK, Opcode.SETLK, Opcode.SETLKW, Opcode.BMAP, Opcode.IOCTL, Opcode.POLL, Opcode.NOTIFY_REPLY,
+        Opcode.GETLK, Opcode.SETLK, Opcode.SETLKW, Opcode.BMAP, Opcode.POLL, Opcode.NOTIFY_REPLY,
         Opcode.SETUPMAPPING, Opcode.REMOVEMAPPING, Opcode.SYNCFS,
     ]  # fmt: skip
 
@@ -213,11 +220,13 @@ class TestWholeMessages:
         layout = LAYOUTS[opcode]
         rest = b"name\0" if layout.exact and layout.rest is not NONE else b""
         plain = Message(opcode, (1, 2, 3, 4, 5), {name: 7 for _, name in layout.fields}, rest)
+        if opcode is Opcode.IOCTL:
+            plain = plain._replace(values=plain.values | {"in_size": len(rest)})
         if opcode is Opcode.BATCH_FORGET:
             plain = plain._replace(values={"count": 3, "dummy": 0}, pairs=((1, 2), (0, 2**64 - 1), (2**63, 5)))
         self._is_found(plain)
         for size, name in layout.fields:
-            for value in edges(min(size, 8)) if name != "count" else ():
+            for value in edges(min(size, 8)) if name not in ("count", "in_size") else ():
                 self._is_found(plain._replace(values=plain.values | {name: value}))
         for place, size in enumerate((8, 8, 4, 4, 4)):
             for value in edges(size):
@@ -365,6 +374,7 @@ ATTRIBUTES = st.builds(
     nlink=st.integers(0, 2**32 - 1),
     uid=st.integers(0, 2**32 - 1),
     gid=st.integers(0, 2**32 - 1),
+    blksize=st.sampled_from((512, 4096, 1 << 20)),
 )
 SECONDS = st.floats(allow_nan=False)
 
