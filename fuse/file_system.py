@@ -8,7 +8,7 @@ import errno
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -58,6 +58,10 @@ _READERS = 1024
 
 _XATTR_PREFIX = b"user.forebay."
 _FILE_XATTRS = (b"user.forebay.source", b"user.forebay.etag", b"user.forebay.cached", b"user.forebay.tier")
+
+
+async def _nobody_to_tell(_parent: int, _name: bytes) -> None:
+    """Without an engine."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ class FileSystem:
         """Set by an engine that can pass files through."""
         self.start_soon: Callable[[Callable[[], Coroutine[Any, Any, object]]], None] = lambda _: None
         """Set by the engine: run an async function in the background."""
-        self.entry_is_stale: Callable[[int, bytes], None] = lambda *_: None
+        self.entry_is_stale: Callable[[int, bytes], Awaitable[None]] = _nobody_to_tell
         """Set by the engine: make the kernel forget a name."""
 
     # Names and attributes
@@ -343,7 +347,7 @@ class FileSystem:
         try:
             data = await self._fill(node, offset, length, advice.window_bytes, background=False)
         except SourceStale:
-            self.entry_is_stale(node.parent, node.name)
+            await self.entry_is_stale(node.parent, node.name)  # before the reader knows, or it finds the old name
             raise
         finally:
             self._asking[node.node] -= 1

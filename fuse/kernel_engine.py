@@ -32,6 +32,9 @@ _BATCH = 32
 _TURN_MS = 50
 """The loop waits for a request at most this long before other tasks get their turn; none of them is in a hurry."""
 
+_FORGET_S = 1.0
+"""So long a reader waits at most until the kernel has forgotten a name."""
+
 _TICK_S = 0.1
 """Between calls of `Watch.tick`, at least."""
 
@@ -132,14 +135,12 @@ class KernelEngine:
         finally:
             self._tasks -= 1
 
-    def forget_entry(self, parent: int, name: bytes) -> None:
-        """Make the kernel look a name up again."""
-
-        async def notify() -> None:
-            # In a thread, for the kernel may make it wait for a directory lock whose holder waits for our reply.
-            await trio.to_thread.run_sync(self._channel.notify, wire_reply.notify_inval_entry(parent, name))
-
-        self.start_soon(notify)
+    async def forget_entry(self, parent: int, name: bytes) -> None:
+        """Make the kernel look a name up again; returns when it does, or after a second."""
+        # In a thread, for the kernel may make it wait for a directory lock whose holder waits for our reply.
+        message = wire_reply.notify_inval_entry(parent, name)
+        with trio.move_on_after(_FORGET_S):
+            await trio.to_thread.run_sync(self._channel.notify, message, abandon_on_cancel=True)
 
     # The loop
 

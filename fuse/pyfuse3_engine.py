@@ -204,7 +204,16 @@ async def serve(handler: "Handler") -> None:
         nursery.start_soon(tick)
         nursery.start_soon(handler.keep_supervised)
         handler.file_system.start_soon = start_soon
-        handler.file_system.entry_is_stale = entry_is_stale
+
+        async def forget(parent: int, name: bytes) -> None:
+            def notify() -> None:
+                with suppress(FileNotFoundError):
+                    pyfuse3.invalidate_entry(parent, name)
+
+            with trio.move_on_after(1.0):
+                await trio.to_thread.run_sync(notify, abandon_on_cancel=True)
+
+        handler.file_system.entry_is_stale = forget
         try:
             await pyfuse3.main()
         finally:

@@ -11,17 +11,19 @@ _ID = r"[A-Z]{1,3}\d{1,3}"
 _PROMISE = re.compile(rf"^(?:#+ |\| *|[-*] )\**`?({_ID})`?\**(?=[ .:|])", re.MULTILINE)
 """`### C1 ...`, `| C1 | ...`, `- **C1** ...`."""
 _MARK = re.compile(r"semantics\(([^)]*)\)")
+_OPERATION = re.compile(r"@operation\((.*?)\)")
+"""A row of the table of operations, in tests/mount/support/operations.py."""
 _DOCSTRING = re.compile(rf"\[((?:{_ID})(?:, *{_ID})*)\]")
 
 
 def _named_in_tests() -> dict[str, set[str]]:
-    """Id -> test files that name it, by `@pytest.mark.semantics("C1")` or `[C1]` in a docstring."""
+    """Id -> test files that name it, by `@pytest.mark.semantics("C1")`, `[C1]` in a docstring or `@operation("O1")`."""
     found: dict[str, set[str]] = {}
-    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+    for path in sorted((*(ROOT / "tests").rglob("test_*.py"), *(ROOT / "tests").rglob("support/*.py"))):
         if path == Path(__file__):
             continue
         text = path.read_text()
-        for group in (*_MARK.findall(text), *_DOCSTRING.findall(text)):
+        for group in (*_MARK.findall(text), *_OPERATION.findall(text), *_DOCSTRING.findall(text)):
             for name in re.findall(_ID, group):
                 found.setdefault(name, set()).add(path.name)
     return found
