@@ -8,24 +8,18 @@ import errno
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
-
-import trio
 
 from forebay.cacheruntime.catalogue import NAME_MAX_BYTES, SMALL_FILE_BYTES, UNKNOWN_MODE, Catalogue, Node
 from forebay.cacheruntime.client import AttachedClient
-from forebay.cacheruntime.config import FillConfig
 from forebay.cacheruntime.content import ContentReader
-from forebay.cacheruntime.errors import SourceStale
 from forebay.cacheruntime.keys import NodeId
-from forebay.cacheruntime.readahead import Advice, Readahead
 from forebay.cacheruntime.understore.base import Kind
-from forebay.fuse.arrivals import Arrivals
 from forebay.fuse.counters import CounterRow
 from forebay.fuse.directory_runs import DirectoryRuns
+from forebay.fuse.misses import Misses
 from forebay.fuse.open_mode import PASSTHROUGH_MIN_BYTES, OpenMode
 from forebay.fuse.open_table import Attempt, OpenTable
 from forebay.fuse.operations import Capacity, FileEntry, FileSlice, NotReady, Opened, Refused
@@ -43,25 +37,13 @@ _LISTING_VALID_S = 1.0
 _LISTING_DEADLINE_S = 600.0
 """A directory of a million keys takes minutes to list; who waits for it may interrupt."""
 
-_PATIENCE_S = 0.06
-"""Bytes on their way are waited for this long, the time of a few blocks from a slow store; then the worker is told that
-a reader waits, and what it fetches for him goes before read-ahead."""
-
-_SHARED_PATIENCE_S = 1.0
-"""While one request of a file has the worker's attention, those behind it wait up to this long without asking."""
-
 _DOT, _DOT_DOT = 1, 2
 """Cookies of the first two entries of a listing; those of the others are their node ids."""
 
 _NODES = 8192
-_READERS = 1024
 
 _XATTR_PREFIX = b"user.forebay."
 _FILE_XATTRS = (b"user.forebay.source", b"user.forebay.etag", b"user.forebay.cached", b"user.forebay.tier")
-
-
-async def _nobody_to_tell(_parent: int, _name: bytes) -> None:
-    """Without an engine."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +66,7 @@ class FileSystem:
         source_url: str,
         presentation: Presentation,
         mode: OpenMode,
-        fill: FillConfig,
+        misses: Misses,
         counters: CounterRow,
         open_table: OpenTable,
         tier_names: dict[str, str],
@@ -95,7 +77,7 @@ class FileSystem:
             source_url: canonical URL of the dataset's root.
             presentation: owner and umask.
             mode: of the mount; resolved, never 'auto'.
-            fill: window sizes and the deadline of a miss.
+            misses: for what is not cached.
             counters: our row.
             open_table: shared with the mount's other handlers.
             tier_names: tier folder -> medium, for the tier attribute.
@@ -106,24 +88,16 @@ class FileSystem:
         self._source_url = source_url
         self._show = presentation
         self._mode = mode
-        self._fill_config = fill
+        self.misses = misses
         self._counters = counters
         self._open_table = open_table
         self._tier_names = tier_names
         self._nodes: OrderedDict[int, Node] = OrderedDict()
-        self._readers: OrderedDict[tuple[int, int], Readahead] = OrderedDict()
         self._runs = DirectoryRuns(self._next_files)
         self.pusher: Pusher | None = None
         """Set by an engine that can put files into the page cache."""
-        self._arrivals = Arrivals(content.cached)
-        self._asking: dict[int, int] = {}  # node -> requests that wait for the worker's answer
-        self._past_tiers: set[int] = set()  # nodes whose bytes came through a reply, as no tier had room
         self.backing: Backing | None = None
         """Set by an engine that can pass files through."""
-        self.start_soon: Callable[[Callable[[], Coroutine[Any, Any, object]]], None] = lambda _: None
-        """Set by the engine: run an async function in the background."""
-        self.entry_is_stale: Callable[[int, bytes], Awaitable[None]] = _nobody_to_tell
-        """Set by the engine: make the kernel forget a name."""
 
     # Names and attributes
 
@@ -220,7 +194,7 @@ class FileSystem:
         return Opened(attempt.handle, self._open_table.open(node, attempt, passed))
 
     def release(self, node: int, handle: int) -> None:
-        self._readers.pop((node, handle), None)
+        self.misses.forget(node, handle)
         if self._mode is OpenMode.PASSTHROUGH and self.backing is not None:
             found = self._node(node)
             if found.size >= PASSTHROUGH_MIN_BYTES:
@@ -238,8 +212,7 @@ class FileSystem:
             if not again:
                 self._counters.add("misses")
                 self._counters.add("miss_bytes", end - offset)
-            advice = self._observe(found, handle, offset, end - offset)
-            raise NotReady(lambda: self._wait_filled(found, offset, end - offset, advice))
+            raise NotReady(self.misses.wait_for(found, handle, offset, end - offset))
         if not offset and found.size < SMALL_FILE_BYTES and self.pusher is not None:
             self.pusher.was_read(found)
             self.pusher.post(self._runs.observe(found))
@@ -247,7 +220,7 @@ class FileSystem:
             self._counters.add("hits")
             self._counters.add("hit_bytes", end - offset)
             if not self._content.is_whole(found.content):
-                self._read_ahead(found, handle, offset, end - offset)
+                self.misses.read_ahead(found, handle, offset, end - offset)
         return FileSlice(place.descriptor, place.base + offset, end - offset)
 
     def expect(self, directory: int, names: list[bytes]) -> int:
@@ -262,25 +235,9 @@ class FileSystem:
                 nodes.append(found)
             elif self._content.cached(found.content) is None:
                 # A large file is brought into the cache; passthrough reads it from there as fast as from memory.
-                self._begin_fill(found)
+                self.misses.begin(found)
         taken = self.pusher.post(nodes)
         return len(names) if taken == len(nodes) else taken
-
-    def fetch_small(self, node: Node, done: Callable[[bool], None]) -> None:
-        """Bring a small file into the cache in the background, then say whether it is there."""
-
-        async def fetch() -> None:
-            cached = False
-            try:
-                cached = await self._fill(node, 0, node.size, node.size, background=False) is None
-            finally:
-                done(cached)
-
-        self.start_soon(fetch)
-
-    def _begin_fill(self, node: Node) -> None:
-        window = min(node.size, self._fill_config.window_max_bytes)
-        self.start_soon(lambda: self._fill(node, 0, window, window, background=True))
 
     def _next_files(self, after: NodeId, count: int) -> list[Node]:
         """The next small files of a directory behind a node."""
@@ -293,6 +250,7 @@ class FileSystem:
     def show(self, catalogue: Catalogue) -> None:
         """Serve another snapshot from now on. What is open stays: its nodes are in the new catalogue too."""
         self._catalogue = catalogue
+        self.misses.show(catalogue)
         self._nodes.clear()
 
     def lseek(self, node: int, offset: int, whence: int) -> int:
@@ -311,74 +269,6 @@ class FileSystem:
         self._content.sweep()
 
     # Behind the scenes
-
-    def _read_ahead(self, node: Node, handle: int, offset: int, size: int) -> None:
-        advice = self._observe(node, handle, offset, size)
-        if not advice.ahead_bytes:
-            return
-        start, length = advice.ahead_start, advice.ahead_bytes
-        if self._content.find(node.content, start, start + length) is None:
-            self.start_soon(lambda: self._fill(node, start, length, length, background=True))
-
-    def _observe(self, node: Node, handle: int, offset: int, size: int) -> Advice:
-        reader = self._reader(node.node, handle)
-        fetched = reader.fetched_bytes
-        advice = reader.observe(offset, size, node.size)
-        self._counters.add("cold_bytes", size)
-        self._counters.add("cold_fetched_bytes", reader.fetched_bytes - fetched)
-        return advice
-
-    def _reader(self, node: int, handle: int) -> Readahead:
-        key = (node, handle)
-        reader = self._readers.get(key)
-        if reader is None:
-            reader = Readahead(self._fill_config.window_min_bytes, self._fill_config.window_max_bytes)
-            self._readers[key] = reader
-            if len(self._readers) > _READERS:
-                self._readers.popitem(last=False)
-        return reader
-
-    async def _wait_filled(self, node: Node, offset: int, length: int, advice: Advice) -> bytes | None:
-        if advice.expected and advice.ahead_bytes:
-            self.start_soon(lambda: self._fill(node, advice.ahead_start, advice.ahead_bytes, 0, background=True))
-        if advice.expected and await self._arrives_soon(node, offset, offset + length):
-            return None
-        self._asking[node.node] = self._asking.get(node.node, 0) + 1
-        try:
-            data = await self._fill(node, offset, length, advice.window_bytes, background=False)
-        except SourceStale:
-            await self.entry_is_stale(node.parent, node.name)  # before the reader knows, or it finds the old name
-            raise
-        finally:
-            self._asking[node.node] -= 1
-            if not self._asking[node.node]:
-                del self._asking[node.node]
-        if data is None:
-            self._past_tiers.discard(node.node)
-        elif len(self._past_tiers) < _READERS:
-            self._past_tiers.add(node.node)
-        return data
-
-    async def _arrives_soon(self, node: Node, start: int, end: int) -> bool:
-        """Look for bytes that are on their way, while that is likely to be enough."""
-        if node.node in self._past_tiers:
-            return False
-        latest = trio.current_time() + _SHARED_PATIENCE_S
-        while not await self._arrivals.wait(node.content, start, end, _PATIENCE_S):
-            if node.node not in self._asking or trio.current_time() > latest:
-                return False
-        return True
-
-    async def _fill(self, node: Node, offset: int, length: int, window: int, *, background: bool) -> bytes | None:
-        ref = pb.FileRef(path=self._catalogue.path_of(node.node), size=node.size, version=node.version)
-
-        def request(dataset_id: str) -> pb.FillRequest:
-            return pb.FillRequest(
-                dataset_id=dataset_id, file=ref, offset=offset, length=length, window=window, background=background
-            )
-
-        reply = await self._client.call("Fill", request, self._fill_config.deadline_s)
-        return None if reply.cached else reply.through
 
     def _need_listing(self, directory: int, name: bytes = b"") -> None:
         """Raise NotReady unless an absent name of this directory is known to be absent.

@@ -27,6 +27,7 @@ from forebay.cacheruntime.index import Index
 from forebay.cacheruntime.touch import TouchMap
 from forebay.fuse.counters import CounterRow
 from forebay.fuse.file_system import FileSystem, Presentation
+from forebay.fuse.misses import Misses
 from forebay.fuse.mount_spec import MountSpec
 from forebay.fuse.negotiate import UnsupportedKernel
 from forebay.fuse.open_mode import OpenMode
@@ -58,14 +59,15 @@ class Handler:
         self._catalogue = Catalogue(Path(catalogue))
         self._index = Index(config.index_dir)
         self._touch = TouchMap(config.cache_dir / "touch")
+        content = self.content()
         self.file_system = FileSystem(
             catalogue=self._catalogue,
-            content=self.content(),
+            content=content,
             client=self._client,
             source_url=spec.source_url,
             presentation=Presentation(spec.uid, spec.gid, spec.umask),
             mode=OpenMode(spec.open_mode),
-            fill=config.fill,
+            misses=Misses(self._catalogue, content, self._client, config.fill, self.counters),
             counters=self.counters,
             open_table=OpenTable(self.folder / "open-table", self.roster.is_live),
             tier_names={str(tier.path): tier.medium.value for tier in config.tiers},

@@ -13,6 +13,7 @@ import trio
 from forebay.cacheruntime.catalogue import Node
 from forebay.cacheruntime.catalogue_changes import changes_path, read_changes
 from forebay.cacheruntime.errors import CacheFormatError
+from forebay.cacheruntime.memory_limit import available_bytes
 from forebay.fuse import wire_reply
 from forebay.fuse.announce import notification
 from forebay.fuse.channel import Channel, pipe_bytes_allowed
@@ -23,7 +24,7 @@ from forebay.fuse.open_mode import OpenMode
 from forebay.fuse.operations import FileSlice
 from forebay.fuse.passthrough import KernelBacking
 from forebay.fuse.probe import MAX_STACK_DEPTH
-from forebay.fuse.push import Pusher, available_bytes
+from forebay.fuse.push import Pusher
 from forebay.fuse.recorder import Recorder
 from forebay.fuse.switch import Follower, Switch
 
@@ -63,8 +64,8 @@ async def serve(handler: "Handler", resend: bool) -> None:
     engine = KernelEngine(channel, requests, handler.counters, watch, lambda: len(handler.roster.rows()) == 1)
     if mode is OpenMode.PASSTHROUGH:
         files.backing = KernelBacking(handler.device, handler.counters)
-    files.start_soon = engine.start_soon
-    files.entry_is_stale = engine.forget_entry
+    files.misses.start_soon = engine.start_soon
+    files.misses.entry_is_stale = engine.forget_entry
     files.pusher = pusher = _pusher(handler)
     recorder = Recorder(handler.folder, handler.place.incarnation)
     follower = _follower(handler, channel, engine.start_soon)
@@ -95,7 +96,7 @@ def _pusher(handler: "Handler") -> Pusher:
         return FileSlice(place.descriptor, place.base, node.size) if place is not None else None
 
     def fetch(node: Node, done: Callable[[bool], None]) -> None:
-        token.run_sync_soon(handler.file_system.fetch_small, node, done)
+        token.run_sync_soon(handler.file_system.misses.bring_small, node, done)
 
     return Pusher(channel.store, locate, fetch, handler.counters, available_bytes)
 

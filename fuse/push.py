@@ -11,7 +11,6 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from forebay.cacheruntime.catalogue import Node
 from forebay.fuse.counters import CounterRow
@@ -185,11 +184,3 @@ class Pusher:
     def _pause(self, now: float) -> None:
         self._paused_until = now + _REST_S
         self._counters.add("push_pauses")
-
-
-def available_bytes() -> int:
-    """MemAvailable of /proc/meminfo: free memory and what the kernel could give up easily."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return 0

@@ -203,7 +203,7 @@ async def serve(handler: "Handler") -> None:
 
         nursery.start_soon(tick)
         nursery.start_soon(handler.keep_supervised)
-        handler.file_system.start_soon = start_soon
+        handler.file_system.misses.start_soon = start_soon
 
         async def forget(parent: int, name: bytes) -> None:
             def notify() -> None:
@@ -213,7 +213,7 @@ async def serve(handler: "Handler") -> None:
             with trio.move_on_after(1.0):
                 await trio.to_thread.run_sync(notify, abandon_on_cancel=True)
 
-        handler.file_system.entry_is_stale = forget
+        handler.file_system.misses.entry_is_stale = forget
         try:
             await pyfuse3.main()
         finally:

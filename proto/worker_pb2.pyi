@@ -48,20 +48,22 @@ class FileRef(_message.Message):
     def __init__(self, path: _Optional[bytes] = ..., size: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
 
 class FillRequest(_message.Message):
-    __slots__ = ("dataset_id", "file", "offset", "length", "window", "background")
+    __slots__ = ("dataset_id", "file", "offset", "length", "window", "background", "ahead")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     FILE_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     BACKGROUND_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_FIELD_NUMBER: _ClassVar[int]
     dataset_id: str
     file: FileRef
     offset: int
     length: int
     window: int
     background: bool
-    def __init__(self, dataset_id: _Optional[str] = ..., file: _Optional[_Union[FileRef, _Mapping]] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., window: _Optional[int] = ..., background: _Optional[bool] = ...) -> None: ...
+    ahead: bool
+    def __init__(self, dataset_id: _Optional[str] = ..., file: _Optional[_Union[FileRef, _Mapping]] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., window: _Optional[int] = ..., background: _Optional[bool] = ..., ahead: _Optional[bool] = ...) -> None: ...
 
 class FillReply(_message.Message):
     __slots__ = ("through", "cached")

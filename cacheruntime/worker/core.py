@@ -71,8 +71,9 @@ class Core:
             file = SourceFile(dataset.id, dataset.store, os.fsdecode(ref.path), ref.size, ref.version)
             try:
                 data = await self.filler.fill(
-                    file, request.offset, request.length, request.window, background=request.background, lease=lease
-                )
+                    file, request.offset, request.length, request.window,
+                    background=request.background, through=not request.ahead, lease=lease,
+                )  # fmt: skip
             except SourceStale:
                 await self.datasets.refresh_file(dataset, file.path)
                 raise

@@ -7,14 +7,12 @@ The budget is one number (`FillConfig.memory_bytes`) with three shares:
 * a quarter for replies that carry such bytes, with their copies on the way into the message.
 """
 
-import os
-import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import trio
 
 from forebay.cacheruntime.config import MIB, FillConfig
+from forebay.cacheruntime.memory_limit import limits, ram_bytes
 
 MOST_BYTES = 512 * MIB
 """Of the default budget: more does not make fetching faster."""
@@ -25,9 +23,6 @@ client holds. Measured: docs/decisions/0013."""
 
 REPLY_COPIES = 4
 """A block that goes through a reply: itself, the cut, the message, the message on the wire."""
-
-_UNLIMITED = 1 << 60
-"""cgroup v1 says "no limit" by a number near 2**63."""
 
 
 @dataclass(frozen=True)
@@ -63,57 +58,7 @@ def default_budget(ram_bytes: int, limit_bytes: int | None) -> int:
 
 def machine_budget() -> int:
     """`default_budget` of this process where it runs."""
-    ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        groups, mounts = Path("/proc/self/cgroup").read_text(), Path("/proc/self/mountinfo").read_text()
-    except OSError:
-        return default_budget(ram, None)
-    found = [limit for path in limit_files(groups, mounts) if (limit := _read_limit(path)) is not None]
-    return default_budget(ram, min(found, default=None))
-
-
-def limit_files(groups: str, mounts: str) -> list[Path]:
-    """The files that may hold a memory limit for a process: of its control group and of those above it.
-
-    Args:
-        groups: /proc/PID/cgroup (cgroups(7)): lines HIERARCHY:CONTROLLERS:PATH.
-        mounts: /proc/PID/mountinfo (proc(5)).
-    """
-    files: list[Path] = []
-    for line in groups.splitlines():
-        number, _, rest = line.partition(":")
-        controllers, _, group = rest.partition(":")
-        if number == "0":
-            kind, name = "cgroup2", "memory.max"
-        elif "memory" in controllers.split(","):
-            kind, name = "cgroup", "memory.limit_in_bytes"
-        else:
-            continue
-        for root, folder in _hierarchies(mounts, kind):
-            # In a container the mount may show only what is below the container's own group.
-            below = Path(group).relative_to(root) if Path(group).is_relative_to(root) else Path()
-            files += [folder / part / name for part in (below, *below.parents)]
-    return files
-
-
-def _hierarchies(mounts: str, kind: str) -> list[tuple[str, Path]]:
-    """(root, folder) of each mounted hierarchy that may hold memory limits."""
-    found = []
-    for line in mounts.splitlines():
-        left, _, right = line.partition(" - ")
-        fields, (what, *more) = left.split(), right.split()
-        if what == kind and (kind == "cgroup2" or "memory" in more[-1].split(",")):
-            folder = re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), fields[4])
-            found.append((fields[3], Path(folder)))
-    return found
-
-
-def _read_limit(path: Path) -> int | None:
-    try:
-        text = path.read_text().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdigit() and int(text) < _UNLIMITED else None
+    return default_budget(ram_bytes(), min((limit for _, limit in limits()), default=None))
 
 
 class MemoryBudget:

@@ -7,7 +7,8 @@ import trio
 import trio.testing
 
 from forebay.cacheruntime.config import GIB, MIB, FillConfig
-from forebay.cacheruntime.worker.memory import Lease, MemoryBudget, default_budget, limit_files, shares
+from forebay.cacheruntime.memory_limit import limit_files
+from forebay.cacheruntime.worker.memory import Lease, MemoryBudget, default_budget, shares
 
 V1_GROUPS = "9:name=systemd:/\n4:cpu,memory:/jobs/one\n2:cpuset:/\n0::/\n"
 V1_MOUNTS = (

@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from forebay.cacheruntime.worker.memory import limit_files
+from forebay.cacheruntime.memory_limit import limit_files
 
 _END_S = 10.0
 
