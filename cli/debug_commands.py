@@ -58,8 +58,10 @@ def replay(recordings: list[Path], json: bool) -> None:
         raise UsageError("there is no recording; name .fuse files or a folder of `forebay debug record`")
     try:
         found = recorder.replay(files)
-    except (OSError, ValueError) as error:
-        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise UsageError(f"{error.filename} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"{error}; record one with: forebay debug record DIR FOLDER") from error
     if json:
         print(jsonlib.dumps({"requests": dict(found.requests), "malformed": found.malformed}, indent=2))
     else:

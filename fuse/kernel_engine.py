@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import select
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -29,8 +30,12 @@ log = logging.getLogger(__name__)
 _BATCH = 32
 """Requests answered before other tasks get their turn."""
 
-_TURN_MS = 50
-"""The loop waits for a request at most this long before other tasks get their turn; none of them is in a hurry."""
+_TURN_S = 0.05
+"""Requests are answered at most this long before the event loop has its turn; nothing there is in a hurry."""
+
+_SPIN_S, _SPIN_LUCK, _SPIN_REST = 50e-6, 8, 64
+"""How long to look for a request before sleeping; how many failures a run of successes pays for; for how many sleeps
+not to look afterwards."""
 
 _FORGET_S = 1.0
 """So long a reader waits at most until the kernel has forgotten a name."""
@@ -87,6 +92,8 @@ class KernelEngine:
         self._waiting: dict[int, tuple[int, trio.CancelScope]] = {}
         """Requests that wait, by number: the reader's process id, and what ends the wait."""
         self._tasks = 0
+        self._waited_s = 0.0
+        self._spin_luck = 0
         self._nursery: trio.Nursery | None = None
 
     async def serve(self, ready: Callable[[], None], resend: bool) -> None:
@@ -146,28 +153,57 @@ class KernelEngine:
 
     async def _loop(self) -> bool:
         """Read and answer. False when the mount is gone, True when we are to stop."""
-        watch, poller, polled = self._watch, select.poll(), -1
-        next_tick = busy_s = 0.0
-        woken = trio.current_time()
+        watch, next_tick, started = self._watch, 0.0, trio.current_time()
         while not watch.stopping:
             now = trio.current_time()
-            busy_s += now - woken
             if now >= next_tick:
-                watch.tick(busy_s)
+                watch.tick(now - started - self._waited_s)
                 next_tick = now + _TICK_S
-            if polled != self._channel.device:  # at first, and after the step to a clone
-                poller, polled = select.poll(), self._channel.device
-                poller.register(polled, select.POLLIN)
             if self._tasks:
                 with trio.move_on_after(_TICK_S):
                     await trio.lowlevel.wait_readable(self._channel.device)
+                self._waited_s += trio.current_time() - now
+                connected = self._answer_batches()
             else:
                 await trio.lowlevel.checkpoint()
-                poller.poll(0 if self._tasks else _TURN_MS)
-            woken = trio.current_time()
-            if not self._answer_batches():
+                connected = self._serve_alone()
+            if not connected:
                 return False
         return True
+
+    def _serve_alone(self) -> bool:
+        """Answer without turns of the event loop while no task is under way, for a while. False: the mount is gone."""
+        poller = select.poll()
+        poller.register(self._channel.device, select.POLLIN)
+        now = trio.current_time()
+        until = now + _TURN_S
+        while not self._tasks and not self._watch.stopping and now < until:
+            if not self._comes_at_once(poller):
+                poller.poll((until - now) * 1000)
+            woken = trio.current_time()
+            self._waited_s += woken - now
+            if not self._answer_batches():
+                return False
+            now = trio.current_time()
+        return True
+
+    def _comes_at_once(self, poller: "select.poll") -> bool:
+        """Look for the next request for a moment before sleeping: to be woken up costs more than such a moment.
+
+        Only while that pays: when requests come later than that, we do not look again for a while.
+        """
+        if self._spin_luck < 0:
+            self._spin_luck += 1
+            return False
+        until = time.perf_counter() + _SPIN_S
+        while time.perf_counter() < until:
+            if poller.poll(0):
+                self._spin_luck = min(self._spin_luck + 1, _SPIN_LUCK)
+                return True
+        self._spin_luck -= 1
+        if self._spin_luck < 0:
+            self._spin_luck = -_SPIN_REST
+        return False
 
     def _answer_batches(self) -> bool:
         """Answer what is there, for a while. False: the mount is gone."""

@@ -238,7 +238,7 @@ def test_recording(forebay: Forebay, folder: Any, tmp_path: Path) -> None:
     (file,) = out.glob("*.fuse")
     file.write_bytes(file.read_bytes()[:-1] + b"\xff\xff")
     assert "Lookup" in forebay.run("debug", "replay", file).out
-    assert forebay.run("debug", "replay", mount / "file", code=2).err.endswith("is no recording of a mount\n")
+    assert forebay.run("debug", "replay", mount / "file", code=2).err.count("is no recording of a mount") == 1
     forebay.umount(mount)
 
 
