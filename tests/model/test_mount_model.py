@@ -55,7 +55,7 @@ _size = st.sampled_from((1, 4095, 4096, 4097, 70_000, 1 << 20))
 
 
 _SOAK = os.environ.get("HYPOTHESIS_PROFILE") == "soak"
-_SLOW_STEPS = 24 if _SOAK else 6
+_SLOW_STEPS = 24 if _SOAK else 4
 _SETTINGS = settings(
     max_examples=40 if _SOAK else 3,
     stateful_step_count=250 if _SOAK else 150,
