@@ -142,6 +142,17 @@ class Handlers(pyfuse3.Operations):  # type: ignore[misc]
         return await self._settle(self._fs.listxattr, inode)
 
 
+async def _refuse(*_args: Any, **_more: Any) -> Any:
+    raise pyfuse3.FUSEError(errno.EROFS)
+
+
+for _change in (
+    "setattr", "mkdir", "rmdir", "unlink", "rename", "link", "symlink", "mknod", "create", "write", "setxattr",
+    "removexattr",
+):  # fmt: skip
+    setattr(Handlers, _change, _refuse)  # where the mount was made writable behind our back
+
+
 def _entry(entry: FileEntry) -> pyfuse3.EntryAttributes:
     return _attributes(entry.node, entry.attributes, entry.entry_valid_s, entry.attr_valid_s)
 

@@ -316,7 +316,8 @@ class Datasets:
 
         snapshots = list(dataset.snapshots.values())
         with all_held(snapshots):
-            await trio.to_thread.run_sync(work, limiter=self._listers)
+            # Cancelled only when the worker ends, which must not wait for a source that does not answer.
+            await trio.to_thread.run_sync(work, limiter=self._listers, abandon_on_cancel=True)
 
 
 def _gathered(pages: Iterable[list[Entry]]) -> Iterator[list[Entry]]:
