@@ -11,6 +11,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from forebay.cacheruntime.catalogue import Node
 from forebay.fuse.counters import CounterRow
@@ -33,9 +34,28 @@ _LOST_SHARE, _LOST_LEAST = 0.1, 16
 _SAMPLE = 1024
 """What was lost counts against the last so many files put ahead; older ones fade."""
 
+_LEAP = 3
+"""Files behind the one that a reader asks for which are left to it, to get ahead of it again."""
+
 _SEEN_SLOTS = 1 << 21
 _FORGOTTEN = 16
 _RECENT = 4096
+
+
+class _Batch:
+    """Files that were posted together: they are read in this order."""
+
+    __slots__ = ("reached",)
+
+    def __init__(self) -> None:
+        self.reached = -1
+        """The last of them that its reader asked for before we had put it ahead."""
+
+
+class _Queued(NamedTuple):
+    node: Node
+    batch: _Batch
+    position: int
 
 
 class Pusher:
@@ -71,7 +91,9 @@ class Pusher:
         self._clock = clock
         self._changed = threading.Condition()
         """Guards the queue."""
-        self._queue: deque[Node] = deque()
+        self._queue: deque[_Queued] = deque()
+        self._places: dict[int, _Queued] = {}
+        """Node -> where it is queued."""
         self._queued_bytes = 0
         self._fetching = 0
         self._closed = False
@@ -86,19 +108,22 @@ class Pusher:
 
     def post(self, nodes: Iterable[Node]) -> int:
         """Take files, in order, up to the budget; how many."""
-        taken = 0
+        taken, batch = 0, _Batch()
         with self._changed:
             for node in nodes:
                 if self._queued_bytes + node.size > BUDGET_BYTES:
                     break
-                taken += 1
                 if node.size and not self._seen[node.node % _SEEN_SLOTS]:
-                    self._put(node)
+                    self._put(_Queued(node, batch, taken))
+                taken += 1
         return taken
 
     def was_read(self, node: Node) -> None:
         """The kernel asks for a small file from its start: so it does not have it."""
         slot = node.node % _SEEN_SLOTS
+        queued = self._places.get(node.node)
+        if queued is not None:
+            queued.batch.reached = max(queued.batch.reached, queued.position)
         if self._recent.pop(node.node, False):
             self._lost += 1
             self._counters.add("pushes_lost")
@@ -120,29 +145,36 @@ class Pusher:
                     return
                 if not self._allowed():
                     self._queue.clear()
+                    self._places.clear()
                     self._queued_bytes = 0
                     continue
-                node = self._queue.popleft()
-                self._queued_bytes -= node.size
-            self._push(node)
+                queued = self._queue.popleft()
+                self._queued_bytes -= queued.node.size
+            # What its reader is about to ask for comes too late: both would do the work. Worse, the kernel has us wait
+            # until that request is answered, and then both are at the next file again.
+            if queued.position > queued.batch.reached + _LEAP or queued.batch.reached < 0:
+                self._push(queued)
+            self._places.pop(queued.node.node, None)
 
     def close(self) -> None:
         with self._changed:
             self._closed = True
             self._changed.notify()
 
-    def _put(self, node: Node, *, first: bool = False) -> None:
-        (self._queue.appendleft if first else self._queue.append)(node)
-        self._queued_bytes += node.size
+    def _put(self, queued: _Queued, *, first: bool = False) -> None:
+        (self._queue.appendleft if first else self._queue.append)(queued)
+        self._places[queued.node.node] = queued
+        self._queued_bytes += queued.node.size
         self._changed.notify()
 
-    def _push(self, node: Node) -> None:
+    def _push(self, queued: _Queued) -> None:
+        node = queued.node
         slot = node.node % _SEEN_SLOTS
         if self._seen[slot]:
             return  # its reader was faster
         found = self._locate(node)
         if found is None:
-            self._bring(node)
+            self._bring(queued)
         elif self._store(node.node, found):
             self._seen[slot] = 1
             self._recent[node.node] = True
@@ -152,17 +184,17 @@ class Pusher:
             self._counters.add("pushes")
             self._counters.add("pushed_bytes", node.size)
 
-    def _bring(self, node: Node) -> None:
+    def _bring(self, queued: _Queued) -> None:
         def arrived(cached: bool) -> None:
             with self._changed:
                 self._fetching -= 1
                 self._changed.notify()
                 if cached:
-                    self._put(node, first=True)
+                    self._put(queued, first=True)
 
         with self._changed:
             self._fetching += 1
-        self._fetch(node, arrived)
+        self._fetch(queued.node, arrived)
 
     def _allowed(self) -> bool:
         now = self._clock()

@@ -86,9 +86,17 @@ def test_in_order_and_once(kernel: Kernel) -> None:
 
 
 def test_what_was_read_is_not_pushed(kernel: Kernel) -> None:
-    kernel.post(1, 2)
     kernel.pusher.was_read(_file(1))
+    kernel.post(1, 2)
     assert kernel.settle() == [2]
+
+
+def test_a_reader_that_is_faster_is_overtaken(kernel: Kernel) -> None:
+    """What it is about to ask for is left to it; other readers' files are not."""
+    kernel.post(*range(10, 30))
+    kernel.post(*range(50, 55))
+    kernel.pusher.was_read(_file(15))
+    assert kernel.settle() == [*range(19, 30), *range(50, 55)]
 
 
 def test_empty_files_and_unknown_nodes(kernel: Kernel) -> None:
