@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from forebay.cacheruntime.mounts import start_time
 from forebay.fuse import mounting
@@ -23,7 +23,6 @@ from forebay.fuse import mounting
 _COMMAND_S = 60.0
 _END_S = 15.0
 """A mount's processes and its worker have ended by themselves within this, or are ended."""
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class CommandFailed(Exception):
@@ -172,13 +171,11 @@ class Node:
         return [pid for pid, started in self._seen.items() if start_time(pid) == started]
 
 
-def cpu_seconds(pids: list[int]) -> float:
-    """User and system time that processes have used so far: proc(5), fields 14 and 15 of stat."""
-    total = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / _TICKS_PER_S
+class Breakable(Protocol):
+    """Something with mounts on which a reader may hang."""
+
+    def break_mounts(self) -> None:
+        """Free whoever hangs; called from another thread."""
 
 
 class Watchdog:
@@ -188,7 +185,7 @@ class Watchdog:
         self._limit_s = limit_s
         self._last = time.monotonic()
         self._stop = threading.Event()
-        self._nodes: list[Node] = []
+        self._guarded: list[Breakable] = []
         self.bitten = False
         """It found us hanging; the readers it freed got errors."""
 
@@ -196,10 +193,9 @@ class Watchdog:
         """Something moved."""
         self._last = time.monotonic()
 
-    def guard(self, node: Node) -> Node:
-        """Break also this node's mounts."""
-        self._nodes.append(node)
-        return node
+    def guard(self, one: Breakable) -> None:
+        """Break also its mounts."""
+        self._guarded.append(one)
 
     @contextmanager
     def watching(self) -> Iterator["Watchdog"]:
@@ -221,8 +217,8 @@ class Watchdog:
                 os._exit(3)
             self.bitten = True
             print(f"nothing moved for {self._limit_s:g} s: breaking the mounts", file=sys.stderr, flush=True)
-            for node in self._nodes:
-                node.break_mounts()
+            for one in self._guarded:
+                one.break_mounts()
             self._last = time.monotonic() - self._limit_s + 3 * _END_S
 
 
