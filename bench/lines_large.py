@@ -96,7 +96,8 @@ def _in_sequence(side: Side, dataset: Dataset, readers: int) -> Reading:
 def run_fio(program: str, paths: Sequence[Path], seconds: float, seed: int) -> tuple[float, int]:
     """4 KiB reads at random offsets, the same ones for the same seed; operations a second, and bytes."""
     command = [
-        program, "--name=random", f"--filename={':'.join(map(str, paths))}", "--readonly", "--rw=randread", "--bs=4k", "--ioengine=psync",
+        program, "--name=random", f"--filename={':'.join(map(str, paths))}",
+        "--readonly", "--rw=randread", "--bs=4k", "--ioengine=psync",
         "--invalidate=0", f"--randseed={seed + 1}", "--time_based", f"--runtime={seconds:g}", "--output-format=json",
     ]  # fmt: skip
     output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60).stdout

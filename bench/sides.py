@@ -157,12 +157,8 @@ class Forebay:
 
 
 def shed(side: Side) -> None:
-    """Unmount a side and have the kernel forget all of it: the mount's pages and those of what it keeps on the disk.
-
-    Written pages are synced first, for POSIX_FADV_DONTNEED drops clean ones only.
-    """
+    """Unmount a side and have the kernel forget all of it: the mount's pages and those of what it keeps on the disk."""
     side.umount()
-    os.sync()
     for folder in side.cache_folders:
         for path in _files(folder):
             drop_pages(path)
@@ -184,12 +180,17 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def drop_pages(path: Path) -> None:
-    """Ask the kernel to forget the cached pages of one file that is not a link."""
+    """Ask the kernel to forget the cached pages of one file that is not a link.
+
+    It is synced first, for POSIX_FADV_DONTNEED drops clean pages only; by itself, for sync(2) waits for every mount of
+    the machine, also for one that hangs.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return  # a socket, or gone since the folder was read
     try:
+        os.fdatasync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
