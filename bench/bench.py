@@ -99,7 +99,8 @@ def run(console: Console, chosen: argparse.Namespace, environ: Mapping[str, str]
             missing.update({f"{name}, {side}": why for side, why in outcome.missing.items()})
             step(f"{name}: done in {time.monotonic() - began:.0f} s")
     about["duration"] = f"{time.monotonic() - started:.0f} s"
-    return Report(lines, about, sides, missing, (f"{sizes.rounds} rounds.", *METHOD))
+    how = f"{sizes.rounds} rounds{', with less data than the titles say' if chosen.quick else ''}."
+    return Report(lines, about, sides, missing, (how, *METHOD))
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -122,7 +123,7 @@ def main() -> int:
     if find_nginx() is None:
         parser.error("the endpoint needs nginx; install: apt-get install nginx-light libnginx-mod-http-echo")
     chosen.without = () if chosen.peers else sheet.PEERS
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = Console(width=None if sys.stdout.isatty() else 200, log_path=False)
     report = run(console, chosen, os.environ)
     console.print(rich_report(report))
     if chosen.markdown:

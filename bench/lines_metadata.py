@@ -10,7 +10,7 @@ from forebay.bench.dataset import Sample
 from forebay.bench.groups import SEED, Place, Sizes, measured
 from forebay.bench.reader import Job
 from forebay.bench.sheet import PEERS, Aim, LineSpec, Reading
-from forebay.bench.sides import Dataset, Side, SideFailed
+from forebay.bench.sides import Dataset, Forebay, Side, SideFailed
 
 _FOLDERS = 100
 _STATS = 20_000
@@ -20,9 +20,10 @@ _EMPTY_DIGEST = 0x2D06800538D394C2  # XXH3-64 of nothing
 class Metadata:
     """`find -ls`, and stat(2) of names that the kernel has not seen.
 
-    Each reading is on a fresh mount. Before the stats one name of each folder is looked up, so that a daemon that
-    loads folders as a whole has done so; listing them would fill the kernel's caches. The local file system keeps its
-    inodes in memory, so its column is warm.
+    Each walk and each round of stats is on a fresh mount; what a daemon lists for the walk is in its time. Before the
+    stats our listing has ended, and one name of each folder is looked up, so that a daemon that loads folders as a
+    whole has done so; listing them would fill the kernel's caches. The local file system keeps its inodes in memory,
+    so its column is warm.
     """
 
     name = "metadata"
@@ -51,14 +52,14 @@ class Metadata:
         """Nothing: there are no bytes."""
 
     def turn(self, place: Place, side: Side, dataset: Dataset, number: int) -> Mapping[str, Reading]:
-        side.umount()
         side.mount()
         total, used = measured(side, [Job("find_ls", str(side.directory))])
         if total.count != len(dataset.samples):
             raise SideFailed(f"find printed {total.count} files of {len(dataset.samples)}")
         found = {"find": Reading(total.count / total.seconds, used / total.count * 1000)}
-        side.umount()
         side.mount()
+        if isinstance(side, Forebay):
+            side.listed()
         names = list(dataset.keys)
         random.Random(SEED + number).shuffle(names)
         firsts = tuple({str(PurePath(name).parent): name for name in reversed(names)}.values())

@@ -46,6 +46,7 @@ def plot(lines: Sequence[Line], path: Path) -> None:
     axes.tick_params(axis="y", labelsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("times as good; bars: median, lowest and highest round; beside them the median itself")
-    axes.legend([patches.Patch(color=_COLOURS[side]) for side in sides], sides, fontsize=7)
+    boxes = [patches.Patch(color=_COLOURS[side]) for side in sides]
+    figure.legend(boxes, sides, fontsize=7, ncols=5, loc="outside upper center")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

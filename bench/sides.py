@@ -1,6 +1,7 @@
 """What is compared: the local file system, and Forebay as its users run it. The peers are in `peers`."""
 
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from forebay.bench.node import CommandFailed, Node
 from forebay.bench.reader import READ_BYTES
 from forebay.bench.sendfile_endpoint import FolderEndpoint
 from forebay.cacheruntime.version import VERSION
+
+_LISTED_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,14 @@ class Forebay:
 
     def pids(self) -> list[int]:
         return family(self._pids)
+
+    def listed(self) -> None:
+        """Wait until the worker has listed the source; its work is no part of what is measured next."""
+        deadline = time.monotonic() + _LISTED_S
+        while any(row["listing"] == "under way" for row in self.node.status()["datasets"]):
+            if time.monotonic() > deadline:
+                raise SideFailed(f"{self.name} has not listed the source in {_LISTED_S:g} s")
+            time.sleep(0.2)
 
     def read_requests(self) -> int:
         """READ requests that its handlers have answered so far."""
