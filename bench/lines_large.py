@@ -5,12 +5,14 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from forebay.bench import sheet
-from forebay.bench.crew import cpu_seconds, spent
+from forebay.bench.crew import cpu_seconds, run_readers, spent
 from forebay.bench.dataset import Sample, make_large
 from forebay.bench.groups import MIB, SEED, Place, Sizes, check_bytes, measured, per_gib, read_all, warm
+from forebay.bench.reader import Job
 from forebay.bench.sheet import LOCAL, Aim, LineSpec, Reading
 from forebay.bench.sides import Dataset, Forebay, Side, load_pages, shed
 
@@ -125,6 +127,7 @@ class Mapped:
 
     def begin(self, place: Place, side: Side, dataset: Dataset) -> None:
         warm(side, dataset)
+        check_bytes(side, dataset.samples)
         shed(side)
 
     def turn(self, place: Place, side: Side, dataset: Dataset, number: int) -> Mapping[str, Reading]:
@@ -155,4 +158,5 @@ def as_safetensors(sample: Sample) -> Sample:
             }
         ).encode()
         output.write(struct.pack("<Q", MIB - 8) + header.ljust(MIB - 8))
-    return sample
+    digest = run_readers([Job("digest_files", str(sample.path.parent), (sample.key,))]).digests[0]
+    return replace(sample, digest=digest)

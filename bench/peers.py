@@ -216,7 +216,8 @@ class JuiceFS(Peer):
         "--readdir-cache", "--buffer-size=1024", "--max-readahead=256", "--max-fuse-io=1M",
     )  # fmt: skip
     _ALWAYS = (
-        "--no-usage-report", "--no-syslog", "--hide-internal", "--backup-meta=0", "--free-space-ratio=0.01", "--metrics=127.0.0.1:0",
+        "--no-usage-report", "--no-syslog", "--hide-internal", "--backup-meta=0",
+        "--free-space-ratio=0.01", "--metrics=127.0.0.1:0",
     )  # fmt: skip
 
     def __init__(self, volume: JuiceVolume, folder: Path, name: str, write: bool = False, bucket: str = "") -> None:
