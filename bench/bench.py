@@ -73,6 +73,7 @@ def run(console: Console, chosen: argparse.Namespace, environ: Mapping[str, str]
     started = time.monotonic()
     lines: list[sheet.Line] = []
     sides: dict[str, str] = {}
+    modes: list[str] = []
     missing: dict[str, str] = {}
     if find_spec("forebay.fuse.order") is None and sheet.POSTED in wanted:
         wanted.remove(sheet.POSTED)
@@ -96,11 +97,12 @@ def run(console: Console, chosen: argparse.Namespace, environ: Mapping[str, str]
             outcome = run_group(group, place)
             lines += outcome.lines
             sides.update(outcome.notes)
+            modes += [f"{name}: {', '.join(outcome.modes)}"] if outcome.modes else []
             missing.update({f"{name}, {side}": why for side, why in outcome.missing.items()})
             step(f"{name}: done in {time.monotonic() - began:.0f} s")
     about["duration"] = f"{time.monotonic() - started:.0f} s"
     how = f"{sizes.rounds} rounds{', with less data than the titles say' if chosen.quick else ''}."
-    return Report(lines, about, sides, missing, (how, *METHOD))
+    return Report(lines, about, sides, missing, (how, *METHOD, f"Open modes: {'; '.join(modes)}."))
 
 
 def arguments() -> argparse.ArgumentParser:

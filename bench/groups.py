@@ -103,6 +103,8 @@ class Outcome:
     lines: list[Line]
     notes: dict[str, str] = field(default_factory=dict)
     """By side: version and flags."""
+    modes: list[str] = field(default_factory=list)
+    """Sides of ours with the open mode that they picked."""
     missing: dict[str, str] = field(default_factory=dict)
     """By side: why it has no figures."""
 
@@ -129,6 +131,8 @@ def run_group(group: Group, place: Place) -> Outcome:
             place.step(f"{group.name}: {side.name} makes ready")
             _try(outcome, side, partial(_begin, group, place, side, dataset))
             outcome.notes[side.name] = side.notes
+            if isinstance(side, Forebay) and side.open_mode:
+                outcome.modes.append(f"{side.name} {side.open_mode}")
         rounds = _rounds(group, place, sides, dataset, outcome)
         outcome.lines = sheet.collect(group.name, group.lines, rounds)
     for side_name in group.columns:

@@ -55,9 +55,9 @@ class Node:
         for directory in list(self._mounts):
             self._end_mount(directory)
         deadline = time.monotonic() + _END_S
-        while self._alive() and time.monotonic() < deadline:
+        while self.living() and time.monotonic() < deadline:
             time.sleep(0.02)
-        for pid in self._alive():
+        for pid in self.living():
             os.kill(pid, signal.SIGKILL)
 
     @property
@@ -89,12 +89,6 @@ class Node:
         """What `forebay status --json` says."""
         found: dict[str, Any] = json.loads(self.command("status", "--cache-dir", str(self.cache_dir), "--json"))
         return found
-
-    def counters(self, directory: Path) -> dict[str, int]:
-        """What the handlers of one mount have counted."""
-        command = self.command("status", str(directory), "--cache-dir", str(self.cache_dir), "--json")
-        counters: dict[str, int] = json.loads(command)["datasets"][0]["counters"]
-        return counters
 
     def mounted(self, directory: Path) -> dict[str, Any]:
         """One mount, as `forebay mounts --json` says."""
@@ -167,7 +161,8 @@ class Node:
             mounting.abort(entry.device)
             mounting.unmount(real, lazy=True)
 
-    def _alive(self) -> list[int]:
+    def living(self) -> list[int]:
+        """Processes of this node that were seen after a mount and are still there."""
         return [pid for pid, started in self._seen.items() if start_time(pid) == started]
 
 

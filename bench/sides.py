@@ -14,6 +14,7 @@ from forebay.bench.node import CommandFailed, Node
 from forebay.bench.reader import READ_BYTES
 from forebay.bench.sendfile_endpoint import FolderEndpoint
 from forebay.cacheruntime.version import VERSION
+from forebay.fuse.counters import read_counts
 
 _LISTED_S = 60.0
 
@@ -120,8 +121,9 @@ class Forebay:
         self.node = Node(folder, {**environ, **dataset.endpoint.environ})
         self.cache_folders: Sequence[Path] = (self.node.cache_dir,)
         self.directory = folder / "mount"
+        self.open_mode = ""
+        """What `auto` has picked; empty before the first mount."""
         self._dataset, self._flags = dataset, flags
-        self._pids: list[int] = []
 
     def prepare(self) -> None:
         """Nothing: it mounts the bucket."""
@@ -133,8 +135,8 @@ class Forebay:
             self.node.mount("mount", endpoint.source(self._dataset.name), endpoint.options(), *self._flags)
         except CommandFailed as error:
             raise SideFailed(str(error)) from error
-        found = self.node.processes()
-        self._pids = found["supervisor"] + found["handlers"] + found["worker"]
+        if not self.open_mode:
+            self.open_mode = str(self.node.mounted(self.directory)["open_mode"])
         return self.directory
 
     def umount(self) -> None:
@@ -145,7 +147,7 @@ class Forebay:
                 raise SideFailed(str(error)) from error
 
     def pids(self) -> list[int]:
-        return family(self._pids)
+        return family(self.node.living())
 
     def listed(self) -> None:
         """Wait until the worker has listed the source; its work is no part of what is measured next."""
@@ -156,9 +158,15 @@ class Forebay:
             time.sleep(0.2)
 
     def read_requests(self) -> int:
-        """READ requests that its handlers have answered so far."""
-        counters = self.node.counters(self.directory)
-        return counters["hits"] + counters["misses"]
+        """READ requests that the handlers of the mount have answered so far.
+
+        From the counters' file itself: a command would take a second of the machine's two cores, before and after each
+        reading.
+        """
+        counts = [read_counts(path) for path in (self.node.folder / "run" / "mounts").glob("*/counters")]
+        if not counts:
+            raise SideFailed("the mount has no counters")
+        return sum(one.hits + one.misses for one in counts)
 
     def break_mounts(self) -> None:
         self.node.break_mounts()
