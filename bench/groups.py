@@ -48,7 +48,7 @@ class Sizes:
     """A turn of many small operations stops after this; its rate is that of what was done."""
 
 
-FULL = Sizes(5, 4, 256 * MIB, 2 * GIB, 10_000, 100_000, 256 * MIB, 400, 2.0, 4.0)
+FULL = Sizes(5, 4, 256 * MIB, 2 * GIB, 10_000, 100_000, 256 * MIB, 400, 1.5, 3.0)
 QUICK = Sizes(3, 4, 32 * MIB, 128 * MIB, 500, 5_000, 64 * MIB, 40, 1.0, 2.0)
 
 

@@ -14,6 +14,7 @@ from forebay.bench.sides import Dataset, Forebay, Side, SideFailed
 
 _FOLDERS = 100
 _STATS = 20_000
+_FIND_S = 10.0  # a slower walk is stopped; its rate is that of what it had printed
 _EMPTY_DIGEST = 0x2D06800538D394C2  # XXH3-64 of nothing
 
 
@@ -53,8 +54,8 @@ class Metadata:
 
     def turn(self, place: Place, side: Side, dataset: Dataset, number: int) -> Mapping[str, Reading]:
         side.mount()
-        total, used = measured(side, [Job("find_ls", str(side.directory))])
-        if total.count != len(dataset.samples):
+        total, used = measured(side, [Job("find_ls", str(side.directory), limit_s=_FIND_S)])
+        if total.seconds < _FIND_S and total.count != len(dataset.samples):
             raise SideFailed(f"find printed {total.count} files of {len(dataset.samples)}")
         found = {"find": Reading(total.count / total.seconds, used / total.count * 1000)}
         side.mount()

@@ -110,9 +110,12 @@ def find_ls(job: Job) -> Done:
     """`find -ls` over the folder; the lines that it printed."""
     with subprocess.Popen(["find", job.folder, "-type", "f", "-ls"], stdout=subprocess.PIPE) as find:
         assert find.stdout is not None
-        count = 0
+        end, count = time.monotonic() + job.limit_s, 0
         while data := os.read(find.stdout.fileno(), READ_BYTES):
             count += data.count(b"\n")
+            if time.monotonic() > end:
+                find.kill()
+                return Done(count)
     if find.returncode:
         raise OSError(f"find {job.folder}: exit status {find.returncode}")
     return Done(count)
