@@ -130,8 +130,8 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(command: list[str], ready_url: str, log: Path, environ: Mapping[str, str]) -> Iterator[int]:
-    """A server that lasts as long as the context; its process id.
+def serving(command: list[str], ready_url: str, log: Path, environ: Mapping[str, str]) -> Iterator[None]:
+    """A server that lasts as long as the context.
 
     Args:
         command: the program and its arguments.
@@ -151,7 +151,7 @@ def serving(command: list[str], ready_url: str, log: Path, environ: Mapping[str,
         )
     try:
         _wait_ready(server, ready_url, log)
-        yield server.pid
+        yield
     finally:
         server.terminate()
         try:

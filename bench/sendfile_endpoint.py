@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from obstore.store import S3Store
@@ -30,8 +30,6 @@ class FolderEndpoint(Endpoint):
     folder: Path = Path()
     distant_url: str | None = None
     """The same with LATENCY_S added; None without the echo module."""
-    pids: tuple[int, ...] = field(default=())
-    """Processes that serve it."""
 
     def distant(self) -> "FolderEndpoint | None":
         """The same objects behind the latency; None where it cannot be had."""
@@ -87,8 +85,8 @@ def sendfile_endpoint(folder: Path) -> Iterator[FolderEndpoint]:
     command = [program, "-e", str(state / "error.log"), "-c", str(state / "nginx.conf")]
     lister = [sys.executable, "-m", "forebay.bench.listing", str(root), str(listing)]
     with (
-        serving(lister, f"http://127.0.0.1:{listing}/ready", state / "listing.log", {}) as listing_pid,
-        serving(command, f"http://127.0.0.1:{near}/ready", state / "nginx.log", {}) as nginx_pid,
+        serving(lister, f"http://127.0.0.1:{listing}/ready", state / "listing.log", {}),
+        serving(command, f"http://127.0.0.1:{near}/ready", state / "nginx.log", {}),
     ):
         yield FolderEndpoint(
             "nginx",
@@ -97,7 +95,6 @@ def sendfile_endpoint(folder: Path) -> Iterator[FolderEndpoint]:
             KEYS,
             folder=root,
             distant_url=f"http://127.0.0.1:{distant}" if echo else None,
-            pids=(listing_pid, nginx_pid),
         )
 
 

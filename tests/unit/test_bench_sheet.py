@@ -1,11 +1,13 @@
 """The benchmark's sums: medians, ratios round by round, aims, and the tables made of them."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from forebay.bench import report, sheet
 from forebay.bench.crew import spent, total_of
+from forebay.bench.plot import base_of, plot
 from forebay.bench.reader import Done
 from forebay.bench.sheet import LOCAL, OURS, RCLONE, S3FS, TUNED, Aim, LineSpec, Reading, collect, verdicts
 
@@ -82,3 +84,12 @@ def test_the_report_says_aims_facts_and_what_is_missing() -> None:
     found = json.loads(report.as_json(whole))
     assert found["lines"][0]["figures"]["Forebay"]["values"] == [5.0]
     assert found["aims"][0]["met"] is False
+
+
+@pytest.mark.slow
+def test_the_picture_is_a_png(tmp_path: Path) -> None:
+    speed, delay = rounds_of("speed", Forebay=[8.0, 4.0], local=[10.0, 4.0]), rounds_of("delay", rclone=[15.0, 16.0])
+    lines = collect("group", [SPEED], speed) + collect("group", [DELAY], delay)
+    assert [base_of(line) for line in lines] == [LOCAL, None]
+    plot(lines, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
