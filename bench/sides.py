@@ -1,5 +1,6 @@
 """What is compared: the local file system, and Forebay as its users run it. The peers are in `peers`."""
 
+import ctypes
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from forebay.cacheruntime.version import VERSION
 from forebay.fuse.counters import read_counts
 
 _LISTED_S = 60.0
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -179,8 +181,28 @@ def shed(side: Side) -> None:
     """Unmount a side and have the kernel forget all of it: the mount's pages and those of what it keeps on the disk."""
     side.umount()
     for folder in side.cache_folders:
+        if folder.exists():
+            sync_file_system(folder)
         for path in _files(folder):
             drop_pages(path)
+
+
+def sync_file_system(folder: Path) -> None:
+    """syncfs(2): write out the file system that a folder is on.
+
+    Not sync(2), which waits for every mount of the machine, also for one that hangs; and not fdatasync(2) of each file,
+    which flushes the disk for each, also when there is nothing to write.
+
+    Raises:
+        OSError: of writing.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if _libc.syncfs(descriptor):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(folder))
+    finally:
+        os.close(descriptor)
 
 
 def load_pages(folder: Path) -> None:
@@ -199,17 +221,12 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def drop_pages(path: Path) -> None:
-    """Ask the kernel to forget the cached pages of one file that is not a link.
-
-    It is synced first, for POSIX_FADV_DONTNEED drops clean pages only; by itself, for sync(2) waits for every mount of
-    the machine, also for one that hangs.
-    """
+    """Ask the kernel to forget the cached pages of one file that is not a link; dirty ones it keeps."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return  # a socket, or gone since the folder was read
     try:
-        os.fdatasync(descriptor)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)

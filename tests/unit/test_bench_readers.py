@@ -17,7 +17,7 @@ from forebay.bench.lines_large import as_safetensors
 from forebay.bench.listing import PAGE_KEYS
 from forebay.bench.reader import Job
 from forebay.bench.sendfile_endpoint import LATENCY_S, find_nginx, sendfile_endpoint
-from forebay.bench.sides import drop_pages, load_pages
+from forebay.bench.sides import drop_pages, load_pages, sync_file_system
 
 MIB = 1 << 20
 
@@ -83,6 +83,7 @@ def test_pages_are_dropped_and_loaded(tmp_path: Path) -> None:
     path = tmp_path / "one"
     path.write_bytes(os.urandom(4 * MIB))
     (tmp_path / "link").symlink_to("absent")
+    sync_file_system(tmp_path)
     for name in ("one", "link", "gone"):
         drop_pages(tmp_path / name)
     load_pages(tmp_path)
