@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,6 +70,7 @@ def machine(folder: Path) -> dict[str, str]:
 def run(console: Console, chosen: argparse.Namespace, environ: Mapping[str, str]) -> Report:
     """The groups that were chosen, one after the other."""
     sizes = QUICK if chosen.quick else FULL
+    sizes = replace(sizes, rounds=chosen.rounds or sizes.rounds)
     wanted = [side for side in chosen.sides or sheet.SIDES if side not in chosen.without]
     started = time.monotonic()
     lines: list[sheet.Line] = []
@@ -112,6 +114,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="with the peers (default)")
     parser.add_argument("--side", action="append", dest="sides", choices=sheet.SIDES, help="only this side; repeatable")
     parser.add_argument("--quick", action="store_true", help="less data and 3 rounds: to see that it works")
+    parser.add_argument("--rounds", type=int, metavar="N", help="instead of 5")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table as well")
     parser.add_argument("--out", type=Path, default=_RESULTS, metavar="DIR", help=f"for JSON and PNG ({_RESULTS})")
     parser.add_argument("--dir", type=Path, help="a folder on the disk to measure; default: the temporary folder")
