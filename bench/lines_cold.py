@@ -83,7 +83,7 @@ class ColdSmall:
             "cold-small",
             f"cold epoch of 100 KiB files from S3, {LATENCY_S * 1000:g} ms added, 4 readers",
             "files/s",
-            (Aim(1, PEERS, (sheet.OURS, sheet.POSTED)),),
+            (Aim(1, PEERS), Aim(1, PEERS, sheet.POSTED)),
         ),
     )
 

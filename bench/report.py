@@ -68,7 +68,7 @@ def _aims(lines: Sequence[Line]) -> list[tuple[str, ...]]:
     for one in verdicts(lines):
         spread = f"{one.ratio.median:.2f} ({one.ratio.low:.2f}-{one.ratio.high:.2f})"
         word = "met" if one.met else "missed"
-        rows.append((one.line.spec.title, f"{one.ours} / {one.other}", spread, f"{one.aim.at_least:g}", word))
+        rows.append((one.line.spec.title, f"{one.aim.ours} / {one.other}", spread, f"{one.aim.at_least:g}", word))
     for line in lines:
         for name, most in line.spec.at_most.items():
             if OURS in line.figures and name in line.figures[OURS].facts:
@@ -135,7 +135,7 @@ def as_json(report: Report) -> str:
             "aims": [
                 {
                     "line": one.line.spec.key,
-                    "ours": one.ours,
+                    "ours": one.aim.ours,
                     "other": one.other,
                     "at_least": one.aim.at_least,
                     "ratio": one.ratio.median,

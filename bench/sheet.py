@@ -21,8 +21,7 @@ class Aim:
     """Times as good: the ratio of the numbers, or its inverse where less is better."""
     against: tuple[str, ...]
     """Sides; of several, the best one that is there."""
-    ours: tuple[str, ...] = (OURS,)
-    """Of several, the best."""
+    ours: str = OURS
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,6 @@ class Verdict:
 
     line: Line
     aim: Aim
-    ours: str
     other: str
     ratio: Series
 
@@ -130,9 +128,9 @@ def verdicts(lines: Sequence[Line]) -> list[Verdict]:
     found = []
     for line in lines:
         for aim in line.spec.aims:
-            ours, other = line.best(aim.ours), line.best(aim.against)
-            if ours and other:
-                found.append(Verdict(line, aim, ours, other, line.ratio(ours, other)))
+            other = line.best(aim.against)
+            if other and aim.ours in line.figures:
+                found.append(Verdict(line, aim, other, line.ratio(aim.ours, other)))
     return found
 
 
