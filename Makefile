@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEBIAN := libfuse3-dev fuse3 pkg-config gcc libc6-dev python3-dev
+PEERS := nginx-light libnginx-mod-http-echo fio rclone s3fs
 
 .PHONY: demo test soak lint format bench proto setup clean
 
@@ -27,8 +28,16 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup
-	$(BIN)/python -m forebay.bench.bench --markdown
+# What cannot be installed is a blank column. Parts of it: make bench ARGS="--only small --quick"
+bench: setup $(VENV)/.pyfuse3
+	-@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		dpkg -s $(PEERS) >/dev/null 2>&1 || { apt-get update -qq; for package in $(PEERS); do \
+			DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$package >/dev/null; done; }; \
+	else \
+		echo "the peers and the endpoint, where they are missing: apt-get install $(PEERS)"; \
+	fi
+	-@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python -m forebay.bench.bench --markdown $(ARGS)
 
 # protoc maps proto/ to the import path forebay.proto; the links of the editable install put the output back.
 proto: setup

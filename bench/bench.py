@@ -1,9 +1,8 @@
-"""`make bench`: Forebay beside the local file system and the bare S3 client, as ratios taken in one run.
+"""`make bench`: Forebay beside the local file system, the bare S3 client and its peers, in one run.
 
-The sides take turns within each round, in an order that rotates; a line's ratio is the median over the rounds of the
-round's own ratio. Absolute numbers depend on the machine and on what else it does; the ratios much less.
-
-To add a peer: mount it, and put its folder into `Folders` under its name; the warm lines then compare it as well.
+Each group (`--only`) makes its own data, mounts the sides that take part, lets them take turns, and leaves nothing. A
+peer that is not installed is a blank column. Absolute numbers depend on the machine and on what else it does; the
+ratios much less.
 """
 
 import argparse
@@ -11,41 +10,35 @@ import os
 import platform
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 
-from forebay.bench import lines
-from forebay.bench.dataset import by_key
-from forebay.bench.endpoint import Endpoint, find_nginx, moto_endpoint, nginx_endpoint
-from forebay.bench.node import Node, Watchdog, signals_end
-from forebay.bench.table import Line, as_json, markdown, rich_report
+from forebay.bench import sheet
+from forebay.bench.groups import FULL, QUICK, Group, Place, run_group
+from forebay.bench.lines_cold import Cold, ColdSmall
+from forebay.bench.lines_large import Large, Mapped
+from forebay.bench.lines_metadata import Metadata
+from forebay.bench.lines_small import First, Small
+from forebay.bench.node import Watchdog, signals_end
+from forebay.bench.plot import plot
+from forebay.bench.report import METHOD, Report, as_json, markdown, rich_report
+from forebay.bench.sendfile_endpoint import find_nginx, sendfile_endpoint
 
-_HANG_S = 300.0
-"""A line's longest step without a word: warming 1 GiB through moto takes about half a minute."""
+_ALL: tuple[Group, ...] = (Large(), Mapped(), Small(), First(), Metadata(), Cold(), ColdSmall())
+GROUPS = {group.name: group for group in _ALL}
 
-METHOD = (
-    "Forebay and the other side take turns in each round, who is first rotates; ratio: median over the rounds of the"
-    " round's ratio, spread: lowest and highest; Forebay, other: medians.",
-    "Before the rounds each side is read once, so page caches are warm (not in the cold lines).",
-    "Memory for the page caches of the cold lines is touched and freed before each round.",
-    "CPU: user and system time of FUSE handlers and worker, from /proc/PID/stat, over the GiB that were read.",
-)
+_HANG_S = 400.0
+"""A group's longest step without a word: copying 100,000 names into JuiceFS takes a minute or two."""
 
-
-@dataclass(frozen=True)
-class Choice:
-    """What to run and how much."""
-
-    only: tuple[str, ...]
-    sizes: lines.Sizes
-    folder: Path | None
-    endpoint: str | None
-    bucket: str
+_RESULTS = Path("bench/results")
+"""Where `make bench` puts what it found; git ignores it."""
 
 
 def machine(folder: Path) -> dict[str, str]:
@@ -67,74 +60,86 @@ def machine(folder: Path) -> dict[str, str]:
         "CPU": model or platform.machine(),
         "cores": str(os.cpu_count()),
         "memory": f"{memory:.0f} GiB",
-        "file system of cache and local copies": name,
+        "file system of caches and local copies": name,
         "Python": platform.python_version(),
         "load before": f"{os.getloadavg()[0]:.1f}",
+        "taken": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 
-def run(console: Console, choice: Choice, environ: Mapping[str, str]) -> tuple[list[Line], dict[str, str]]:
-    """All lines that were chosen."""
-    found: list[Line] = []
+def run(console: Console, chosen: argparse.Namespace, environ: Mapping[str, str]) -> Report:
+    """The groups that were chosen, one after the other."""
+    sizes = QUICK if chosen.quick else FULL
+    sizes = replace(sizes, rounds=chosen.rounds or sizes.rounds)
+    wanted = [side for side in chosen.sides or sheet.SIDES if side not in chosen.without]
+    started = time.monotonic()
+    lines: list[sheet.Line] = []
+    sides: dict[str, str] = {}
+    modes: list[str] = []
+    missing: dict[str, str] = {}
+    if find_spec("forebay.fuse.order") is None and sheet.POSTED in wanted:
+        wanted.remove(sheet.POSTED)
+        missing[sheet.POSTED] = "forebay.fuse.order is not there"
     with ExitStack() as stack:
         stack.enter_context(signals_end())
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="forebay-bench-", dir=choice.folder)))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="forebay-bench-", dir=chosen.dir)))
         about = machine(folder)
         watchdog = stack.enter_context(Watchdog(_HANG_S).watching())
-        endpoints: list[Endpoint] = []
-        if choice.endpoint:
-            endpoints.append(Endpoint("given", choice.endpoint, choice.bucket))
-        else:
-            if find_nginx():
-                endpoints.append(stack.enter_context(nginx_endpoint(folder)))
-            endpoints.append(stack.enter_context(moto_endpoint(folder)))
+        endpoint = stack.enter_context(sendfile_endpoint(folder))
 
         def step(words: str) -> None:
             watchdog.pat()
             console.log(words)
 
-        for name, group in lines.GROUPS.items():
-            if choice.only and name not in choice.only:
+        place = Place(folder, endpoint, sizes, wanted, environ, step, watchdog)
+        for name, group in GROUPS.items():
+            if chosen.only and name not in chosen.only:
                 continue
-            for endpoint in endpoints if name == "cold" else endpoints[:1]:
-                samples = group.make(folder / "local" / endpoint.name, choice.sizes)
-                step(f"{name}: publishing {len(samples)} files on {endpoint.name}")
-                endpoint.publish(name, by_key(samples))
-                try:
-                    node = watchdog.guard(Node(folder / f"{name}-{endpoint.name}", {**environ, **endpoint.environ}))
-                    with node:
-                        found += group.run(lines.Bench(node, endpoint, name, samples, choice.sizes, step))
-                finally:
-                    endpoint.withdraw(name, [sample.key for sample in samples])
-    return found, about
+            began = time.monotonic()
+            outcome = run_group(group, place)
+            lines += outcome.lines
+            sides.update(outcome.notes)
+            modes += [f"{name}: {', '.join(outcome.modes)}"] if outcome.modes else []
+            missing.update({f"{name}, {side}": why for side, why in outcome.missing.items()})
+            step(f"{name}: done in {time.monotonic() - began:.0f} s")
+    about["duration"] = f"{time.monotonic() - started:.0f} s"
+    how = f"{sizes.rounds} rounds{', with less data than the titles say' if chosen.quick else ''}."
+    return Report(lines, about, sides, missing, (how, *METHOD, f"Open modes: {'; '.join(modes)}."))
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="forebay.bench.bench", description=__doc__)
+    parser.add_argument("--only", action="append", choices=list(GROUPS), help="only this group; may be repeated")
+    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="with the peers (default)")
+    parser.add_argument("--side", action="append", dest="sides", choices=sheet.SIDES, help="only this side; repeatable")
+    parser.add_argument("--quick", action="store_true", help="less data and 3 rounds: to see that it works")
+    parser.add_argument("--rounds", type=int, metavar="N", help="instead of 5")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table as well")
+    parser.add_argument("--out", type=Path, default=_RESULTS, metavar="DIR", help=f"for JSON and PNG ({_RESULTS})")
+    parser.add_argument("--dir", type=Path, help="a folder on the disk to measure; default: the temporary folder")
+    return parser
 
 
 def main() -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="forebay.bench.bench", description=__doc__)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write JSON there, every sample in it")
-    parser.add_argument("--markdown", action="store_true", help="print a Markdown table as well")
-    parser.add_argument("--quick", action="store_true", help="less data and 3 rounds: to see that it works")
-    parser.add_argument("--only", action="append", choices=sorted(lines.GROUPS), help="only this group of lines")
-    parser.add_argument("--dir", type=Path, help="a folder on the disk to measure; default: the temporary folder")
-    parser.add_argument("--endpoint", metavar="URL", help="an S3 service instead of those started here")
-    parser.add_argument("--bucket", metavar="NAME", help="a bucket there to write to; credentials: AWS_* variables")
+    """Run what was asked for, print it, and write JSON and a picture beside it."""
+    parser = arguments()
     chosen = parser.parse_args()
-    if bool(chosen.endpoint) != bool(chosen.bucket):
-        parser.error("--endpoint and --bucket go together")
-    console = Console()
-    sizes = lines.QUICK if chosen.quick else lines.FULL
-    choice = Choice(tuple(chosen.only or ()), sizes, chosen.dir, chosen.endpoint, chosen.bucket or "")
-    found, about = run(console, choice, os.environ)
-    about["taken"] = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    method = (f"{sizes.rounds} rounds.", *METHOD)
-    console.print(rich_report(found, about, method))
+    if find_nginx() is None:
+        parser.error("the endpoint needs nginx; install: apt-get install nginx-light libnginx-mod-http-echo")
+    chosen.without = () if chosen.peers else sheet.PEERS
+    console = Console(width=None if sys.stdout.isatty() else 200, log_path=False)
+    report = run(console, chosen, os.environ)
+    console.print(rich_report(report))
     if chosen.markdown:
-        print(markdown(found, about, method))
-    if chosen.out:
-        chosen.out.parent.mkdir(parents=True, exist_ok=True)
-        chosen.out.write_text(as_json(found, about, method) + "\n")
-    return 0
+        print(markdown(report))
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    stem = chosen.out / datetime.now(UTC).strftime("bench-%Y%m%d-%H%M%S")
+    stem.with_suffix(".json").write_text(as_json(report) + "\n")
+    plot(report.lines, stem.with_suffix(".png"))
+    print(stem.with_suffix(".json").absolute(), stem.with_suffix(".png").absolute(), sep="\n")
+    ours = {sheet.OURS, sheet.POSTED, sheet.PYFUSE3}
+    return int(any(where.rpartition(", ")[2] in ours and "failed" in why for where, why in report.missing.items()))
 
 
 if __name__ == "__main__":

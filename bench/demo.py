@@ -24,8 +24,9 @@ from rich.text import Text
 
 from forebay.bench.dataset import Sample, by_key, make_images, make_large, shuffled
 from forebay.bench.endpoint import Endpoint, moto_endpoint
-from forebay.bench.measure import READ_BYTES, Reader
+from forebay.bench.measure import Reader
 from forebay.bench.node import CommandFailed, Node, Watchdog, signals_end
+from forebay.bench.reader import READ_BYTES
 from forebay.bench.table import Speeds, held_words, mib_words, speeds_table
 
 _DATASET = "training"
@@ -146,7 +147,8 @@ def run(console: Console, image_count: int, environ: Mapping[str, str]) -> int:
         endpoint = stack.enter_context(moto_endpoint(folder))
         samples = _publish(screen, endpoint, folder / "local", image_count)
         environ = {**environ, **endpoint.environ}
-        node = stack.enter_context(watchdog.guard(Node(folder / "node", environ)))
+        node = stack.enter_context(Node(folder / "node", environ))
+        watchdog.guard(node)
         try:
             directory = node.mount("mount", endpoint.source(_DATASET), endpoint.options())
             passes = _read_all(screen, directory, endpoint, samples)

@@ -1,21 +1,17 @@
-"""Timing: one reader for all sides, sides that take turns, medians with their spread."""
+"""Timing, and the bare client: what the demo and the cold lines read with."""
 
 import mmap
 import os
-import random
-import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import obstore
 import xxhash
 from obstore.store import S3Store
 
-READ_BYTES = 1 << 20
-"""Of one read(2), as the usual loaders do; also the largest FUSE request."""
+from forebay.bench.reader import READ_BYTES
 
 Moved = Callable[[int], None]
 """Told the bytes of each read."""
@@ -55,23 +51,6 @@ class Reader:
         return value
 
 
-def random_reads(path: Path, count: int, block_bytes: int, seed: int) -> float:
-    """Operations per second of `pread` at aligned random offsets, the same ones for the same seed."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        blocks = os.fstat(descriptor).st_size // block_bytes
-        chance = random.Random(seed)
-        offsets = [chance.randrange(blocks) * block_bytes for _ in range(count)]
-        buffer = (bytearray(block_bytes),)
-        preadv = os.preadv
-        started = time.perf_counter()
-        for offset in offsets:
-            preadv(descriptor, buffer, offset)
-        return count / (time.perf_counter() - started)
-    finally:
-        os.close(descriptor)
-
-
 def fetch_ranges(
     store: S3Store, key: str, size: int, part_bytes: int, parallel: int, moved: Moved | None = None
 ) -> int:
@@ -106,52 +85,3 @@ def timed(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
-
-
-@dataclass(frozen=True)
-class Series:
-    """What one side gave, a number for each round."""
-
-    values: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
-
-    @property
-    def low(self) -> float:
-        return min(self.values)
-
-    @property
-    def high(self) -> float:
-        return max(self.values)
-
-
-def alternate(sides: Mapping[str, Callable[[int], float]], rounds: int) -> dict[str, Series]:
-    """Let the sides take turns, a different one first in each round.
-
-    Args:
-        sides: each gives its number for a round (counted from 0); higher is better.
-        rounds: how often each is asked.
-    """
-    names = list(sides)
-    values: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            values[name].append(sides[name](number))
-    return {name: Series(tuple(got)) for name, got in values.items()}
-
-
-def ratio(ours: Series, theirs: Series) -> Series:
-    """Round by round, since what disturbs a round disturbs both sides of it."""
-    return Series(tuple(a / b for a, b in zip(ours.values, theirs.values, strict=True)))
-
-
-def epoch(read: Callable[[Path], object], paths: Iterable[Path]) -> float:
-    """Files per second of one pass."""
-    order = list(paths)
-    started = time.perf_counter()
-    for path in order:
-        read(path)
-    return len(order) / (time.perf_counter() - started)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from forebay.cacheruntime.mounts import start_time
 from forebay.fuse import mounting
@@ -23,7 +23,6 @@ from forebay.fuse import mounting
 _COMMAND_S = 60.0
 _END_S = 15.0
 """A mount's processes and its worker have ended by themselves within this, or are ended."""
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class CommandFailed(Exception):
@@ -56,9 +55,9 @@ class Node:
         for directory in list(self._mounts):
             self._end_mount(directory)
         deadline = time.monotonic() + _END_S
-        while self._alive() and time.monotonic() < deadline:
+        while self.living() and time.monotonic() < deadline:
             time.sleep(0.02)
-        for pid in self._alive():
+        for pid in self.living():
             os.kill(pid, signal.SIGKILL)
 
     @property
@@ -90,12 +89,6 @@ class Node:
         """What `forebay status --json` says."""
         found: dict[str, Any] = json.loads(self.command("status", "--cache-dir", str(self.cache_dir), "--json"))
         return found
-
-    def counters(self, directory: Path) -> dict[str, int]:
-        """What the handlers of one mount have counted."""
-        command = self.command("status", str(directory), "--cache-dir", str(self.cache_dir), "--json")
-        counters: dict[str, int] = json.loads(command)["datasets"][0]["counters"]
-        return counters
 
     def mounted(self, directory: Path) -> dict[str, Any]:
         """One mount, as `forebay mounts --json` says."""
@@ -168,17 +161,16 @@ class Node:
             mounting.abort(entry.device)
             mounting.unmount(real, lazy=True)
 
-    def _alive(self) -> list[int]:
+    def living(self) -> list[int]:
+        """Processes of this node that were seen after a mount and are still there."""
         return [pid for pid, started in self._seen.items() if start_time(pid) == started]
 
 
-def cpu_seconds(pids: list[int]) -> float:
-    """User and system time that processes have used so far: proc(5), fields 14 and 15 of stat."""
-    total = 0
-    for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / _TICKS_PER_S
+class Breakable(Protocol):
+    """Something with mounts on which a reader may hang."""
+
+    def break_mounts(self) -> None:
+        """Free whoever hangs; called from another thread."""
 
 
 class Watchdog:
@@ -188,7 +180,7 @@ class Watchdog:
         self._limit_s = limit_s
         self._last = time.monotonic()
         self._stop = threading.Event()
-        self._nodes: list[Node] = []
+        self._guarded: list[Breakable] = []
         self.bitten = False
         """It found us hanging; the readers it freed got errors."""
 
@@ -196,10 +188,9 @@ class Watchdog:
         """Something moved."""
         self._last = time.monotonic()
 
-    def guard(self, node: Node) -> Node:
-        """Break also this node's mounts."""
-        self._nodes.append(node)
-        return node
+    def guard(self, one: Breakable) -> None:
+        """Break also its mounts."""
+        self._guarded.append(one)
 
     @contextmanager
     def watching(self) -> Iterator["Watchdog"]:
@@ -221,8 +212,8 @@ class Watchdog:
                 os._exit(3)
             self.bitten = True
             print(f"nothing moved for {self._limit_s:g} s: breaking the mounts", file=sys.stderr, flush=True)
-            for node in self._nodes:
-                node.break_mounts()
+            for one in self._guarded:
+                one.break_mounts()
             self._last = time.monotonic() - self._limit_s + 3 * _END_S
 
 

@@ -1,0 +1,232 @@
+"""What is compared: the local file system, and Forebay as its users run it. The peers are in `peers`."""
+
+import ctypes
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from forebay.bench import sheet
+from forebay.bench.crew import family
+from forebay.bench.dataset import Sample
+from forebay.bench.node import CommandFailed, Node
+from forebay.bench.reader import READ_BYTES
+from forebay.bench.sendfile_endpoint import FolderEndpoint
+from forebay.cacheruntime.version import VERSION
+from forebay.fuse.counters import read_counts
+
+_LISTED_S = 60.0
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The files that all sides read."""
+
+    name: str
+    folder: Path
+    """Holds the local copies, under their keys."""
+    samples: Sequence[Sample]
+    endpoint: FolderEndpoint
+    """Holds them as a bucket of that name."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(sample.key for sample in self.samples)
+
+
+class SideFailed(Exception):
+    """A side does not work here; the text says why. The others go on."""
+
+
+class Side(Protocol):
+    """Something that shows a dataset as a folder.
+
+    *Resources*: `close` unmounts and leaves no process; files stay until the folder goes.
+    """
+
+    name: str
+    """A column of the table: one of `sheet.SIDES`."""
+    notes: str
+    """Version and flags."""
+    directory: Path
+    """Where the files are while it is mounted."""
+    cache_folders: Sequence[Path]
+    """What it keeps on the disk."""
+
+    def prepare(self) -> None:
+        """What has to be done once, before the first mount."""
+
+    def mount(self) -> Path:
+        """Mount, or mount anew; what is cached on the disk stays. Returns `directory`."""
+
+    def umount(self) -> None:
+        """Take the mount away, so that the kernel holds nothing of it."""
+
+    def pids(self) -> list[int]:
+        """Its daemons."""
+
+    def break_mounts(self) -> None:
+        """Free whoever hangs on it; called from another thread."""
+
+    def close(self) -> None:
+        """Leave nothing mounted and no process."""
+
+
+class Local:
+    """The file system that the caches of the other sides are on: the limit."""
+
+    name = sheet.LOCAL
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.directory = dataset.folder
+        self.cache_folders: Sequence[Path] = (dataset.folder,)
+        self.notes = "the published files themselves, on the file system that all caches are on"
+
+    def prepare(self) -> None:
+        """Nothing."""
+
+    def mount(self) -> Path:
+        return self.directory
+
+    def umount(self) -> None:
+        """Nothing: `shed` drops what the kernel holds."""
+
+    def pids(self) -> list[int]:
+        return []
+
+    def break_mounts(self) -> None:
+        """Nothing hangs here."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+class Forebay:
+    """Forebay through its command line, with a cache of its own."""
+
+    def __init__(
+        self, dataset: Dataset, folder: Path, environ: Mapping[str, str], name: str = sheet.OURS, *flags: str
+    ) -> None:
+        """
+        Args:
+            dataset: what it mounts.
+            folder: a new one is made here.
+            environ: for the commands.
+            name: the side's.
+            flags: for `forebay mount`.
+        """
+        self.name = name
+        self.notes = f"{VERSION}, forebay mount {' '.join(flags)}".strip()
+        self.node = Node(folder, {**environ, **dataset.endpoint.environ})
+        self.cache_folders: Sequence[Path] = (self.node.cache_dir,)
+        self.directory = folder / "mount"
+        self.open_mode = ""
+        """What `auto` has picked; empty before the first mount."""
+        self._dataset, self._flags = dataset, flags
+
+    def prepare(self) -> None:
+        """Nothing: it mounts the bucket."""
+
+    def mount(self) -> Path:
+        self.umount()
+        endpoint = self._dataset.endpoint
+        try:
+            self.node.mount("mount", endpoint.source(self._dataset.name), endpoint.options(), *self._flags)
+        except CommandFailed as error:
+            raise SideFailed(str(error)) from error
+        if not self.open_mode:
+            self.open_mode = str(self.node.mounted(self.directory)["open_mode"])
+        return self.directory
+
+    def umount(self) -> None:
+        if self.directory in self.node.directories:
+            try:
+                self.node.umount(self.directory)
+            except CommandFailed as error:
+                raise SideFailed(str(error)) from error
+
+    def pids(self) -> list[int]:
+        return family(self.node.living())
+
+    def listed(self) -> None:
+        """Wait until the worker has listed the source; its work is no part of what is measured next."""
+        deadline = time.monotonic() + _LISTED_S
+        while any(row["listing"] == "under way" for row in self.node.status()["datasets"]):
+            if time.monotonic() > deadline:
+                raise SideFailed(f"{self.name} has not listed the source in {_LISTED_S:g} s")
+            time.sleep(0.2)
+
+    def read_requests(self) -> int:
+        """READ requests that the handlers of the mount have answered so far.
+
+        From the counters' file itself: a command would take a second of the machine's two cores, before and after each
+        reading.
+        """
+        counts = [read_counts(path) for path in (self.node.folder / "run" / "mounts").glob("*/counters")]
+        if not counts:
+            raise SideFailed("the mount has no counters")
+        return sum(one.hits + one.misses for one in counts)
+
+    def break_mounts(self) -> None:
+        self.node.break_mounts()
+
+    def close(self) -> None:
+        self.node.__exit__(None, None, None)
+
+
+def shed(side: Side) -> None:
+    """Unmount a side and have the kernel forget all of it: the mount's pages and those of what it keeps on the disk."""
+    side.umount()
+    for folder in side.cache_folders:
+        if folder.exists():
+            sync_file_system(folder)
+        for path in _files(folder):
+            drop_pages(path)
+
+
+def sync_file_system(folder: Path) -> None:
+    """syncfs(2): write out the file system that a folder is on.
+
+    Not sync(2), which waits for every mount of the machine, also for one that hangs; and not fdatasync(2) of each file,
+    which flushes the disk for each, also when there is nothing to write.
+
+    Raises:
+        OSError: of writing.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if _libc.syncfs(descriptor):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(folder))
+    finally:
+        os.close(descriptor)
+
+
+def load_pages(folder: Path) -> None:
+    """Read all files of a folder, so that the page cache has them."""
+    buffer = (bytearray(READ_BYTES),)
+    for path in _files(folder):
+        if path.is_file():
+            with path.open("rb", buffering=0) as opened:
+                while os.readv(opened.fileno(), buffer):
+                    pass
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for place, _, names in os.walk(folder):
+        yield from (Path(place, name) for name in names)
+
+
+def drop_pages(path: Path) -> None:
+    """Ask the kernel to forget the cached pages of one file that is not a link; dirty ones it keeps."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return  # a socket, or gone since the folder was read
+    try:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
