@@ -50,7 +50,6 @@ _NO_MODE = 0xFFFF
 _KINDS = (Kind.FILE, Kind.DIRECTORY, Kind.SYMLINK)
 _KIND_CODE = {kind: code for code, kind in enumerate(_KINDS)}
 _FILE, _DIRECTORY, _LINK = (_KIND_CODE[kind] for kind in _KINDS)
-_TYPE_BITS = (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK)
 _FROM_KEY = struct.Struct(">Q").unpack
 
 UNKNOWN_MODE = _NO_MODE
@@ -145,6 +144,16 @@ def unpack_record(number: NodeId, raw: bytes) -> Node:
     )  # fmt: skip
 
 
+def _listed(key: bytes, raw: bytes) -> Listed:
+    kind, _, mode, size, mtime_ns, inode, _, _, subdirectories, n, _, t = _NODE.unpack_from(raw)
+    name = raw[_NODE.size : _NODE.size + n]
+    if kind == _DIRECTORY:
+        return _FROM_KEY(key)[0], name, stat.S_IFDIR, mode, size, mtime_ns, inode, 2 + subdirectories
+    if kind == _LINK:
+        return _FROM_KEY(key)[0], name, stat.S_IFLNK, mode, t, mtime_ns, inode, 1
+    return _FROM_KEY(key)[0], name, stat.S_IFREG, mode, size, mtime_ns, inode, 1
+
+
 def node_key(number: int) -> bytes:
     """A node id as the tables hold it."""
     return number.to_bytes(8, "big")
@@ -190,6 +199,13 @@ class Catalogue:
             raw = txn.get(key, db=self._nodes) if key else None
         return unpack_record(NodeId(int.from_bytes(key, "big")), raw) if key and raw else None
 
+    def entry(self, directory: NodeId, name: bytes) -> Listed | None:
+        """The same as `child`, in the form of `listing`."""
+        with self._env.begin() as txn:
+            key = txn.get(node_key(directory) + name, db=self._names)
+            raw = txn.get(key, db=self._nodes) if key else None
+        return _listed(key, raw) if key and raw else None
+
     def is_settled(self, directory: NodeId) -> bool:
         """True when a name that is absent from this directory is absent from the source's listing too."""
         if self.complete:
@@ -207,10 +223,7 @@ class Catalogue:
     def listing(self, directory: NodeId, after: NodeId | None = None) -> Iterator[Listed]:
         """The same as `children`, in the form of plain numbers, at half the cost."""
         for key, raw in self._records(directory, after):
-            kind, _, mode, size, mtime_ns, inode, _, _, subdirectories, n, _, t = _NODE.unpack_from(raw)
-            name = raw[_NODE.size : _NODE.size + n]
-            links, length = (2 + subdirectories, size) if kind == _DIRECTORY else (1, t if kind == _LINK else size)
-            yield _FROM_KEY(key)[0], name, _TYPE_BITS[kind], mode, length, mtime_ns, inode, links
+            yield _listed(key, raw)
 
     def _records(self, directory: NodeId, after: NodeId | None) -> Iterator[tuple[bytes, bytes]]:
         prefix = node_key(directory)

@@ -78,7 +78,10 @@ class Channel:
     def send(self, *parts: bytes | memoryview) -> bool:
         """Write one reply. False when nobody waits for it any more."""
         try:
-            os.writev(self.device, parts)
+            if len(parts) == 1:
+                os.write(self.device, parts[0])  # the usual case, and cheaper
+            else:
+                os.writev(self.device, parts)
         except OSError as error:
             if error.errno in _GONE:
                 return False

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-from forebay.cacheruntime.catalogue import NAME_MAX_BYTES, SMALL_FILE_BYTES, UNKNOWN_MODE, Catalogue, Node
+from forebay.cacheruntime.catalogue import NAME_MAX_BYTES, SMALL_FILE_BYTES, UNKNOWN_MODE, Catalogue, Listed, Node
 from forebay.cacheruntime.client import AttachedClient
 from forebay.cacheruntime.content import ContentReader
 from forebay.cacheruntime.keys import NodeId
@@ -86,7 +86,8 @@ class FileSystem:
         self._content = content
         self._client = client
         self._source_url = source_url
-        self._show = presentation
+        self._uid, self._gid = presentation.uid, presentation.gid
+        self._keep = ~presentation.umask & 0o7777
         self._mode = mode
         self.misses = misses
         self._counters = counters
@@ -104,15 +105,15 @@ class FileSystem:
     def lookup(self, parent: int, name: bytes) -> FileEntry | None:
         if name in (b".", b".."):
             found = self._node(parent)
-            return self._entry(self._node(found.parent) if name == b".." else found)
+            return self._entry(self._node(found.parent) if name == b".." else found, name)
         if len(name) > NAME_MAX_BYTES:
             raise Refused(errno.ENAMETOOLONG)
-        node = self._catalogue.child(NodeId(parent), name)
-        if node is None:
+        listed = self._catalogue.entry(NodeId(parent), name)
+        if listed is None:
             self._need_listing(parent, name)
             # The listing may have ended, or brought the name, between the two looks.
-            node = self._catalogue.child(NodeId(parent), name)
-        return self._entry(node) if node is not None else None
+            listed = self._catalogue.entry(NodeId(parent), name)
+        return self._listed(listed) if listed is not None else None
 
     def negative_valid_s(self) -> float:
         return VALID_S if self._catalogue.complete else _LISTING_VALID_S
@@ -138,14 +139,8 @@ class FileSystem:
             yield self._entry(found, b".", _DOT)
         if after < _DOT_DOT:
             yield self._entry(self._node(found.parent), b"..", _DOT_DOT)
-        uid, gid, keep = self._show.uid, self._show.gid, ~self._show.umask & 0o7777
-        directory_valid_s = VALID_S if self._catalogue.complete else _LISTING_VALID_S
-        for number, name, kind, mode, size, mtime_ns, inode, links in self._catalogue.listing(
-            NodeId(node), NodeId(after) if after > _DOT_DOT else None
-        ):
-            shown = Attributes(inode, size, mtime_ns, kind | _mode(kind, mode, keep), links, uid, gid)
-            valid_s = directory_valid_s if kind == stat.S_IFDIR else VALID_S
-            yield FileEntry(number, shown, name, VALID_S, valid_s, number)
+        for listed in self._catalogue.listing(NodeId(node), NodeId(after) if after > _DOT_DOT else None):
+            yield self._listed(listed)
 
     def statfs(self) -> Capacity:
         totals = self._catalogue.totals()
@@ -303,9 +298,14 @@ class FileSystem:
                 self._nodes.popitem(last=False)
         return found
 
-    def _entry(self, node: Node, name: bytes | None = None, cookie: int = 0) -> FileEntry:
-        shown = node.name if name is None else name
-        return FileEntry(node.node, self._attributes(node), shown, VALID_S, self._attr_valid_s(node), cookie)
+    def _listed(self, listed: Listed) -> FileEntry:
+        number, name, kind, mode, size, mtime_ns, inode, links = listed
+        shown = Attributes(inode, size, mtime_ns, kind | _mode(kind, mode, self._keep), links, self._uid, self._gid)
+        moves = kind == stat.S_IFDIR and not self._catalogue.complete
+        return FileEntry(number, shown, name, VALID_S, _LISTING_VALID_S if moves else VALID_S, number)
+
+    def _entry(self, node: Node, name: bytes, cookie: int = 0) -> FileEntry:
+        return FileEntry(node.node, self._attributes(node), name, VALID_S, self._attr_valid_s(node), cookie)
 
     def _attr_valid_s(self, node: Node) -> float:
         if node.kind is Kind.DIRECTORY and not self._catalogue.complete:
@@ -318,8 +318,8 @@ class FileSystem:
             kind, links = stat.S_IFDIR, 2 + node.subdirectories
         elif node.kind is Kind.SYMLINK:
             kind, size = stat.S_IFLNK, len(node.target)
-        mode = _mode(kind, UNKNOWN_MODE if node.mode is None else node.mode, ~self._show.umask & 0o7777)
-        return Attributes(node.inode, size, node.mtime_ns, kind | mode, links, self._show.uid, self._show.gid)
+        mode = _mode(kind, UNKNOWN_MODE if node.mode is None else node.mode, self._keep)
+        return Attributes(node.inode, size, node.mtime_ns, kind | mode, links, self._uid, self._gid)
 
 
 def _mode(kind: int, mode: int, keep: int) -> int:

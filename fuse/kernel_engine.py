@@ -213,6 +213,8 @@ class KernelEngine:
             count = self._answer_batch()
             if count < 0:
                 return False
+            if count:
+                self._counters.add("requests", count)
             if count < _BATCH or self._tasks or trio.current_time() > until:
                 return True
 
@@ -239,7 +241,6 @@ class KernelEngine:
             except wire.MalformedMessage as error:
                 log.error("the kernel sent what we cannot read: %s", error)
                 continue
-            self._counters.add("requests")
             self._answer(header, request)
         return _BATCH
 
