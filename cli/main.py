@@ -79,8 +79,7 @@ def mount(
         str | None,
         typer.Option(
             metavar="MIN[:MAX]",
-            help="Processes that serve the mount; the load decides between the bounds. Default: 1 to the number of"
-            " cores, 4 at most.",
+            help="Processes that serve the mount; the load decides between the bounds. Default: 1:4.",
         ),
     ] = None,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay until Ctrl-C, then unmount.")] = False,

@@ -6,7 +6,7 @@ Not from CPU time: on a machine whose cores are all taken, a handler that never 
 _GROW_LOAD, _SHRINK_LOAD = 0.6, 0.3
 """Of the time: all handlers above the first, and the mean after one less below the second."""
 
-_GROW_LOOKS, _SHRINK_LOOKS = 2, 30
+_GROW_LOOKS, _SHRINK_LOOKS = 1, 30
 """Looks (twice a second) that must agree: quick to help, slow to leave."""
 
 

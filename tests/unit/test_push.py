@@ -1,7 +1,8 @@
 """What is put into the page cache ahead of its reader, and what is not."""
 
+import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ class Kernel:
         self.available = MEMORY
         self.now_s = 0.0
         self.folder = folder
+        self.descriptor = os.open(__file__, os.O_RDONLY)
         self.pusher = Pusher(
             self._store, self._locate, self._fetch, CounterRow(folder, 0), lambda: self.available, lambda: self.now_s
         )
@@ -47,7 +49,7 @@ class Kernel:
         return True
 
     def _locate(self, node: Node) -> FileSlice | None:
-        return None if node.node in self.uncached else FileSlice(0, 0, node.size)
+        return None if node.node in self.uncached else FileSlice(self.descriptor, 0, node.size)
 
     def _fetch(self, node: Node, done: Callable[[bool], None]) -> None:
         self.fetched.append(node.node)
@@ -72,8 +74,10 @@ class Kernel:
 
 
 @pytest.fixture
-def kernel(tmp_path: Path) -> Kernel:
-    return Kernel(tmp_path)
+def kernel(tmp_path: Path) -> Iterator[Kernel]:
+    made = Kernel(tmp_path)
+    yield made
+    os.close(made.descriptor)
 
 
 def test_in_order_and_once(kernel: Kernel) -> None:
