@@ -165,7 +165,8 @@ class Forebay:
         From the counters' file itself: a command would take a second of the machine's two cores, before and after each
         reading.
         """
-        counts = [read_counts(path) for path in (self.node.folder / "run" / "mounts").glob("*/counters")]
+        folders = (self.node.folder / "run" / "mounts").glob("*/state.json")
+        counts = [read_counts(path.parent) for path in folders]
         if not counts:
             raise SideFailed("the mount has no counters")
         return sum(one.hits + one.misses for one in counts)
