@@ -24,6 +24,8 @@ class HandlerProcess:
         self.pid = pid
         self.leaving = False
         """It was asked to stop."""
+        self.given_up = False
+        """It was killed and need not be waited for: a debugger, a disk or the kernel may keep what is left of it."""
         self._child = child
         self.pidfd = os.pidfd_open(pid)
         """Readable once the process has ended."""

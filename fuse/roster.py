@@ -96,6 +96,10 @@ class Roster:
         """Whether that life of a handler goes on."""
         return any(row.incarnation == incarnation for row in self.rows())
 
+    def clear(self, slot: int) -> None:
+        """Forget a handler that was killed and still lies about; for the supervisor."""
+        _ROW.pack_into(self._map, self._at(slot), *bytes(len(_FIELDS)))
+
     def enter(self, slot: int, incarnation: int) -> "Place":
         """Take a slot for this process."""
         pid = os.getpid()

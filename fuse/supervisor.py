@@ -143,13 +143,14 @@ class Supervisor:
 
     def _replace_dead(self) -> None:
         """Take note of handlers that ended, and start others in their place."""
-        died = [handler for handler in self._handlers if handler.ended]
+        died = [handler for handler in self._handlers if handler.ended or handler.given_up]
         now = time.monotonic()
         for handler in died:
             self._handlers.remove(handler)
             handler.forget()
             if not handler.leaving:
-                _say(f"handler {handler.pid} {handler.how_ended}: starting another")
+                how = "is given up" if handler.given_up else handler.how_ended
+                _say(f"handler {handler.pid} {how}: starting another")
                 self._deaths = [*(at for at in self._deaths if now - at < 60), now]
                 self._next_start = now + _RESTART_PAUSES_S[min(len(self._deaths), len(_RESTART_PAUSES_S)) - 1]
         if died and not self._kernel:
@@ -181,6 +182,8 @@ class Supervisor:
             if self._kernel and state and (state in "tT" if silent_ms <= _STUCK_MS else state not in "DZ"):
                 _say(f"handler {handler.pid} has shown no life for {silent_ms / 1000:.0f} s: killing it")
                 handler.kill()
+                handler.given_up = True
+                self._roster.clear(handler.slot)
         change = self._scaling.observe(busy, now / 1000)
         if change > 0:
             _say("the handlers are busy: starting one more")

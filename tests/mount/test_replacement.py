@@ -89,6 +89,39 @@ def test_stopped_handler(forebay: Forebay, folder: Any) -> None:
     forebay.umount(mount)
 
 
+_TRACER = """
+import ctypes, os, signal, sys, time
+ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+ptrace.argtypes = [ctypes.c_long] * 4
+SEIZE, INTERRUPT, TRACEEXIT = 0x4206, 0x4207, 0x40
+pid = int(sys.argv[1])
+assert ptrace(SEIZE, pid, 0, TRACEEXIT) == 0, os.strerror(ctypes.get_errno())
+assert ptrace(INTERRUPT, pid, 0, 0) == 0
+print("traced", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.semantics("D9")
+def test_handler_that_cannot_even_be_killed(forebay: Forebay, folder: Any) -> None:
+    """A debugger holds it in the middle of dying: it is replaced all the same, and a sync does not wait for it."""
+    contents = _put(folder)
+    mount = forebay.mount(folder.source, "--handlers", "1")
+    (handler,) = _pids(forebay, mount)["handlers"]
+    command = [sys.executable, "-c", _TRACER, str(handler)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as tracer:
+        assert tracer.stdout is not None
+        assert tracer.stdout.readline() == "traced\n"
+        _check(forebay.read([{"jobs": [["read", str(mount / "small02")]]}]), contents)
+        folder.put("added", b"added")
+        forebay.run("sync", mount)
+        assert (mount / "added").read_bytes() == b"added"
+        assert Path(f"/proc/{handler}").exists(), "it is still held"
+        tracer.communicate(timeout=10)
+    forebay.umount(mount)
+    assert forebay.leftovers() == []
+
+
 @pytest.mark.semantics("D2", "D9")
 @pytest.mark.parametrize(
     "mode",

@@ -52,6 +52,15 @@ def test_the_dead_leave_their_slots(roster: Roster, tmp_path: Path) -> None:
     assert (first.is_first, second.is_first) == (True, False)
 
 
+def test_a_handler_that_is_given_up(roster: Roster) -> None:
+    roster.enter(0, 5)
+    other = roster.enter(1, 6)
+    roster.clear(0)
+    assert [row.slot for row in roster.rows()] == [1]
+    assert not roster.is_live(5)
+    assert other.is_first
+
+
 def test_another_process_with_the_same_id(roster: Roster) -> None:
     roster.enter(0, 1)
     row = roster.row(0)
