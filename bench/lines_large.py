@@ -57,6 +57,7 @@ class Large:
         check_bytes(side, dataset.samples)
 
     def turn(self, place: Place, side: Side, dataset: Dataset, number: int) -> Mapping[str, Reading]:
+        load_pages(side.cache_folders[0])  # the other sides may have pushed it out of memory
         side.mount()
         found = _at_random("random-fresh", place, side, dataset, number)
         side.mount()

@@ -54,7 +54,7 @@ class Side(Protocol):
     directory: Path
     """Where the files are while it is mounted."""
     cache_folders: Sequence[Path]
-    """What it keeps on the disk."""
+    """What it keeps on the disk; the first one is its cache."""
 
     def prepare(self) -> None:
         """What has to be done once, before the first mount."""
