@@ -14,7 +14,8 @@ from forebay.bench.dataset import Sample, make_large
 from forebay.bench.groups import MIB, SEED, Place, Sizes, check_bytes, measured, per_gib, read_all, warm
 from forebay.bench.reader import Job
 from forebay.bench.sheet import LOCAL, Aim, LineSpec, Reading
-from forebay.bench.sides import Dataset, Forebay, Side, load_pages, shed
+from forebay.bench.sides import Dataset, Forebay, Side, SideFailed, load_pages, shed
+from forebay.fuse.counters import Counts
 
 _TENSOR_BYTES = 32 * MIB
 _READS = "READ requests"
@@ -83,11 +84,20 @@ class _Reads:
 
     def __init__(self, side: Side) -> None:
         self._side = side
-        self._before = side.read_requests() if isinstance(side, Forebay) else 0
+        self._before = _reads(side.counts()) if isinstance(side, Forebay) else 0
 
     def since(self) -> dict[str, float]:
         """A fact; none for other sides, which do not say."""
-        return {_READS: float(self._side.read_requests() - self._before)} if isinstance(self._side, Forebay) else {}
+        if not isinstance(self._side, Forebay):
+            return {}
+        counts = self._side.counts()
+        if not counts.requests:  # opens at least came to the handler: without them 0 would prove nothing
+            raise SideFailed("the handlers have counted nothing")
+        return {_READS: float(_reads(counts) - self._before)}
+
+
+def _reads(counts: Counts) -> int:
+    return counts.hits + counts.misses
 
 
 def _in_sequence(side: Side, dataset: Dataset, readers: int) -> Reading:

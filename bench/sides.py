@@ -14,8 +14,9 @@ from forebay.bench.dataset import Sample
 from forebay.bench.node import CommandFailed, Node
 from forebay.bench.reader import READ_BYTES
 from forebay.bench.sendfile_endpoint import FolderEndpoint
+from forebay.cacheruntime.mounts import registered
 from forebay.cacheruntime.version import VERSION
-from forebay.fuse.counters import read_counts
+from forebay.fuse.counters import Counts, read_counts
 
 _LISTED_S = 60.0
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -159,17 +160,13 @@ class Forebay:
                 raise SideFailed(f"{self.name} has not listed the source in {_LISTED_S:g} s")
             time.sleep(0.2)
 
-    def read_requests(self) -> int:
-        """READ requests that the handlers of the mount have answered so far.
+    def counts(self) -> Counts:
+        """What the handlers of the mount have counted.
 
-        From the counters' file itself: a command would take a second of the machine's two cores, before and after each
-        reading.
+        From shared memory: a command would take a second of the machine's two cores, before and after each reading.
         """
-        folders = (self.node.folder / "run" / "mounts").glob("*/state.json")
-        counts = [read_counts(path.parent) for path in folders]
-        if not counts:
-            raise SideFailed("the mount has no counters")
-        return sum(one.hits + one.misses for one in counts)
+        (folder,) = [folder for folder, _ in registered(self.node.folder / "run")]
+        return read_counts(folder)
 
     def break_mounts(self) -> None:
         self.node.break_mounts()
