@@ -38,6 +38,7 @@ from forebay.fuse.switch import Switch, current_switch
 
 log = logging.getLogger(__name__)
 
+_STATE_PAUSE_S = 0.1
 _HEIR_PAUSE_S = 1.5
 """Between the turns of handlers at calling a new supervisor: each waits whether one before it has done so."""
 
@@ -96,8 +97,13 @@ class Handler:
         """Wait for the supervisor's death, and call another one."""
         while True:
             state = mounts.read_state(self.folder)
+            if state is None:
+                if not self.folder.exists():
+                    return  # the mount is gone
+                await trio.sleep(_STATE_PAUSE_S)  # it is being made: the supervisor writes it once we are ready
+                continue
             try:
-                pidfd = os.pidfd_open(state.supervisor) if state is not None else -1
+                pidfd = os.pidfd_open(state.supervisor)
             except ProcessLookupError:
                 pidfd = -1
             if pidfd >= 0:
@@ -105,9 +111,7 @@ class Handler:
                 os.close(pidfd)
             await trio.sleep(_HEIR_PAUSE_S * sum(row.slot < self.place.slot for row in self.roster.rows()))
             state = mounts.read_state(self.folder)
-            if state is None:
-                return  # the mount is gone
-            if mounts.start_time(state.supervisor) != state.supervisor_start:
+            if state is not None and mounts.start_time(state.supervisor) != state.supervisor_start:
                 log.warning("supervisor %d is gone: calling another", state.supervisor)
                 self._call_supervisor()
                 await trio.sleep(_HEIR_PAUSE_S)
