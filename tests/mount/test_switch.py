@@ -125,6 +125,7 @@ def test_two_mounts_switch_with_one_sync(forebay: Forebay, folder: Any) -> None:
 @pytest.mark.soak
 def test_soak_syncs_under_readers(forebay: Forebay, folder: Any) -> None:
     """Fifty syncs while readers look: a path has one of the contents that it ever had, and the newest after each."""
+    forebay.expect_log("has changed since it was listed")
     names = [f"d{n % 5}/f{n}" for n in range(50)]
     for name in names:
         folder.put(name, payload(f"{name} 0", 30_000))
