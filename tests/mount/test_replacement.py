@@ -275,6 +275,12 @@ def test_recording(forebay: Forebay, folder: Any, tmp_path: Path) -> None:
     forebay.umount(mount)
 
 
+def _supervisors(forebay: Forebay) -> list[int]:
+    """Those that the register names and that run."""
+    rows = forebay.run("mounts", "--json").json()
+    return [row["pids"]["supervisor"] for row in rows if alive(row["pids"]["supervisor"])]
+
+
 @pytest.mark.soak
 def test_soak_everything_is_replaced_again_and_again(forebay: Forebay, bucket: Any) -> None:
     """Two minutes of reading by eight, while something is killed, stopped or upgraded all the time."""
@@ -289,6 +295,8 @@ def test_soak_everything_is_replaced_again_and_again(forebay: Forebay, bucket: A
             what = "supervisor" if turn % 16 == 5 else "worker" if turn % 8 == 3 else "handler"
             if f"forebay.fuse.{what}" in command or f"forebay.cacheruntime.{what}" in command:
                 os.kill(pid, signal.SIGSTOP if turn % 16 == 9 else signal.SIGKILL)
+        if turn % 16 == 5:  # with all handlers killed as well, before another is there, the mount would be gone (D9)
+            wait_until(lambda: _supervisors(forebay), "another supervisor")
         if turn % 16 == 13:
             forebay.run("upgrade", code=None)
     _check(reading.results(900), contents)
