@@ -4,12 +4,11 @@ A slot is computed from the content id (or pack number), so there is nothing to 
 only make eviction a little less exact.
 """
 
-import mmap
-import os
 from pathlib import Path
 
 from forebay.cacheruntime.index import PackNumber
 from forebay.cacheruntime.keys import ContentId
+from forebay.cacheruntime.shared_memory import map_shared
 
 SLOTS = 1 << 24
 """16 MiB of address space, sparse on disk: one million cached files share a slot with a chance of 6 %."""
@@ -27,13 +26,7 @@ class TouchMap:
     """
 
     def __init__(self, path: Path) -> None:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            if os.fstat(descriptor).st_size < SLOTS:
-                os.ftruncate(descriptor, SLOTS)
-            self._map = mmap.mmap(descriptor, SLOTS)
-        finally:
-            os.close(descriptor)
+        self._map = map_shared(path, SLOTS)
 
     def set(self, slot: int) -> None:
         # The test keeps hits from dirtying a page that is dirty with the same value already.

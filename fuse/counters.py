@@ -4,11 +4,11 @@ A file in the mount's runtime folder holds one row of 8-byte numbers for each ha
 name has the number of fields in it: after an upgrade handlers of two versions may serve a mount for a moment.
 """
 
-import mmap
-import os
 import struct
 from dataclasses import dataclass, fields
 from pathlib import Path
+
+from forebay.cacheruntime.shared_memory import map_shared
 
 _ROWS = 64
 _NUMBER = struct.Struct("=Q")
@@ -76,12 +76,7 @@ class CounterRow:
             folder: of the mount.
             row: the handler's slot.
         """
-        descriptor = os.open(_path(folder), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(descriptor, _ROWS * _ROW_BYTES)
-            self._map = mmap.mmap(descriptor, _ROWS * _ROW_BYTES)
-        finally:
-            os.close(descriptor)
+        self._map = map_shared(_path(folder), _ROWS * _ROW_BYTES)
         self._start = (row % _ROWS) * _ROW_BYTES
 
     def add(self, name: str, by: int = 1) -> None:

@@ -221,12 +221,12 @@ class FileSystem:
     def expect(self, directory: int, names: list[bytes]) -> int:
         if self.pusher is None or self._node(directory).kind is not Kind.DIRECTORY:
             raise Refused(errno.ENOTTY)
-        nodes, unknown = [], 0
+        nodes = []
         for name in names:
             found = self._catalogue.resolve(name, NodeId(directory))
             if found is None or found.kind is not Kind.FILE:
-                unknown += 1
-            elif found.size < SMALL_FILE_BYTES:
+                continue
+            if found.size < SMALL_FILE_BYTES:
                 nodes.append(found)
             elif self._content.cached(found.content) is None:
                 # A large file is brought into the cache; passthrough reads it from there as fast as from memory.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forebay.cacheruntime.mounts import start_time
+from forebay.cacheruntime.shared_memory import map_shared
 
 SLOTS = 64
 """Handlers at once, those on their way out included."""
@@ -55,14 +56,7 @@ class Roster:
     """The shared rows. Resources: `close` unmaps it; the file stays."""
 
     def __init__(self, path: Path) -> None:
-        size = _HEADER_BYTES + SLOTS * _ROW.size
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            if os.fstat(descriptor).st_size < size:
-                os.ftruncate(descriptor, size)
-            self._map = mmap.mmap(descriptor, size)
-        finally:
-            os.close(descriptor)
+        self._map = map_shared(path, _HEADER_BYTES + SLOTS * _ROW.size)
 
     def close(self) -> None:
         self._map.close()
