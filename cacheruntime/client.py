@@ -9,9 +9,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import trio
@@ -19,8 +19,14 @@ import trio
 from forebay.cacheruntime import rpc
 from forebay.cacheruntime.config import CacheConfig
 from forebay.cacheruntime.errors import NotAttached, UsageError, WorkerUnavailable, by_name
+from forebay.cacheruntime.fill_socket import BlockingFills, FillCall, FillConnection
 from forebay.proto import worker_pb2 as pb
 from forebay.proto import worker_pb2_grpc
+
+_T = TypeVar("_T")
+
+_FILL_S = 120.0
+"""Longer than any deadline of a miss: the worker answers before, with the reason."""
 
 _START_S = 20.0
 """A worker has served or given up after this long; usually it takes less than a second."""
@@ -121,6 +127,7 @@ class WorkerClient:
         self._config = config
         self._channel: grpc.Channel | None = None
         self._stub: Any = None
+        self._fills = BlockingFills(config.fill_socket_path, _FILL_S)
 
     @property
     def config(self) -> CacheConfig:
@@ -159,6 +166,7 @@ class WorkerClient:
         if self._channel is not None:
             self._channel.close()
         self._channel = self._stub = None
+        self._fills.close()
 
     def check_tiers(self, asked: bool) -> None:
         """See that the running worker has the tiers of our configuration, if the user `asked` for some.
@@ -193,6 +201,22 @@ class WorkerClient:
                 if attempt or not isinstance(mapped, WorkerUnavailable):
                     raise mapped from error
         raise AssertionError("unreachable")
+
+    def fill(self, request: pb.FillRequest) -> bytes | None:
+        """Have a range fetched and wait for it, unless it is to be done in the background.
+
+        Returns:
+            None when the bytes are in the index; the bytes themselves when no tier had room.
+
+        Raises:
+            ForebayError: what the worker raised; NotAttached when it is a new one.
+        """
+        try:
+            return self._fills.fill(request)
+        except WorkerUnavailable:
+            self.close()
+            self.connect()
+            return self._fills.fill(request)
 
     def attach(self, spec: SourceSpec, *, list_tree: bool = False, relist: bool = False, snapshot: int = 0) -> Any:
         """See `Attach` in proto/worker.proto."""
@@ -233,7 +257,7 @@ class WorkerClient:
 class AttachedClient:
     """A client bound to one source, for use in a trio loop: what a FUSE handler holds.
 
-    Concurrency: any number of tasks; they share one connection and one restart.
+    Concurrency: any number of tasks; they share one connection for fills, one for all else, and one restart.
     """
 
     def __init__(self, client: WorkerClient, spec: SourceSpec, snapshot: int) -> None:
@@ -244,6 +268,7 @@ class AttachedClient:
         self._dataset_id = ""
         self._lock = trio.Lock()
         self._stub: Any = None
+        self._fills: FillConnection | None = None
 
     async def call(self, method: str, make_request: Any, timeout_s: float) -> Any:
         """Make a unary call whose request `make_request(dataset_id)` builds; survives the worker's death.
@@ -251,32 +276,88 @@ class AttachedClient:
         Raises:
             ForebayError: what the worker raised; WorkerUnavailable when it cannot be brought back in `timeout_s`.
         """
+
+        def ask(fills: FillConnection, left_s: float) -> Awaitable[Any]:
+            return rpc.call(getattr(self._stub, method), make_request(self._dataset_id), left_s)
+
+        return await self._persist(ask, timeout_s)
+
+    def post_fill(self, request: pb.FillRequest) -> bool:
+        """Have a range fetched in the background; its dataset is filled in. False: there is no worker now."""
+        request.background = True
+        fills = self._fills
+        if fills is None or fills.lost:
+            return False
+        request.dataset_id = self._dataset_id
+        fills.post(request)
+        return True
+
+    async def post_fill_later(self, request: pb.FillRequest) -> None:
+        """`post_fill`, with a worker started if there is none. Raises: ForebayError, none could be."""
+        await self._connected()
+        self.post_fill(request)
+
+    def begin_fill(self, request: pb.FillRequest) -> FillCall | None:
+        """Send a request at once, in its order, for `fill` to wait for. None: there is no worker now."""
+        if self._fills is None:
+            return None
+        request.dataset_id = self._dataset_id
+        return self._fills.begin(request)
+
+    async def fill(self, request: pb.FillRequest, timeout_s: float, begun: FillCall | None = None) -> bytes | None:
+        """Have a range fetched and wait for it; survives the worker's death.
+
+        Args:
+            request: its dataset is filled in.
+            timeout_s: for all tries together.
+            begun: what `begin_fill` gave for it.
+
+        Returns:
+            None when the bytes are in the index; the bytes themselves when no tier had room.
+
+        Raises:
+            ForebayError: what the worker raised; WorkerUnavailable when it cannot be brought back in `timeout_s`.
+        """
+
+        def ask(fills: FillConnection, left_s: float) -> Awaitable[bytes | None]:
+            nonlocal begun
+            call, begun = begun, None
+            if call is None:
+                request.dataset_id = self._dataset_id
+                call = fills.begin(request)
+            return fills.finish(call, left_s)
+
+        return await self._persist(ask, timeout_s)
+
+    async def _persist(self, ask: Callable[[FillConnection, float], Awaitable[_T]], timeout_s: float) -> _T:
+        """Ask until there is an answer, of this worker or of the next."""
         deadline = trio.current_time() + timeout_s
         delay_s = 0.05
         while True:
-            stub = None
+            fills = None
             try:
-                stub = await self._connected()
-                left = max(deadline - trio.current_time(), 0.1)
-                return await rpc.call(getattr(stub, method), make_request(self._dataset_id), left)
+                fills = await self._connected()
+                return await ask(fills, max(deadline - trio.current_time(), 0.1))
             except (WorkerUnavailable, NotAttached):
                 if trio.current_time() + delay_s > deadline:
                     raise
-            if self._stub is stub:
-                self._stub = None
+            if fills is not None and self._fills is fills:
+                fills.close()
             await trio.sleep(delay_s)
             delay_s = min(delay_s * 2, 1.0)
 
-    async def _connected(self) -> Any:
-        if self._stub is not None:
-            return self._stub
+    async def _connected(self) -> FillConnection:
+        if self._fills is not None and not self._fills.lost:
+            return self._fills
         async with self._lock:
-            if self._stub is None:
-                await trio.to_thread.run_sync(self._connect)
-        return self._stub
+            if self._fills is None or self._fills.lost:
+                self._fills = await trio.to_thread.run_sync(self._connect)
+                trio.lowlevel.spawn_system_task(self._fills.receive)
+        return self._fills
 
-    def _connect(self) -> None:
+    def _connect(self) -> FillConnection:
         self._client.close()
         reply = self._client.attach(self._spec, list_tree=bool(self.snapshot), snapshot=self.snapshot)
         self._dataset_id = reply.dataset_id
         self._stub = self._client.stub
+        return FillConnection(self._client.config.fill_socket_path)

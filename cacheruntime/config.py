@@ -152,8 +152,16 @@ class CacheConfig:
     @property
     def socket_path(self) -> Path:
         """Of the worker; named by a hash, for a Unix socket's path holds 107 bytes at most."""
-        digest = blake2b(os.fsencode(self.cache_dir), digest_size=8).hexdigest()
-        return self.runtime_dir / f"worker-{digest}.sock"
+        return self.runtime_dir / f"worker-{self._digest}.sock"
+
+    @property
+    def fill_socket_path(self) -> Path:
+        """Of the worker, for misses; see `fill_socket.py`."""
+        return self.runtime_dir / f"fills-{self._digest}.sock"
+
+    @property
+    def _digest(self) -> str:
+        return blake2b(os.fsencode(self.cache_dir), digest_size=8).hexdigest()
 
     def to_json(self) -> str:
         """For handing it to another process of ours; read by `from_json`."""

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fsspec import AbstractFileSystem
 
@@ -29,6 +29,8 @@ from forebay.proto import worker_pb2 as pb
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+_T = TypeVar("_T")
 
 _BUFFER_BYTES = 256 << 10
 """Of the buffered reader around a file: for line-wise reading; larger reads go past it."""
@@ -55,11 +57,30 @@ class _NodeCache:
             self._reader = ContentReader(Index(self.config.index_dir), touch)
         return self._reader
 
-    def call(self, method: str, spec: SourceSpec, make_request: Callable[[str], Any]) -> Any:
-        """A unary call about an attached source; attaches when the worker is a new one."""
+    def stat(self, spec: SourceSpec, request: pb.StatRequest) -> pb.StatReply:
+        """See `Stat` in proto/worker.proto; the dataset is filled in."""
+
+        def ask(dataset: str) -> pb.StatReply:
+            request.dataset_id = dataset
+            reply: pb.StatReply = self.client.call("Stat", request)
+            return reply
+
+        return self._attached_to(spec, ask)
+
+    def fill(self, spec: SourceSpec, request: pb.FillRequest) -> bytes | None:
+        """See `WorkerClient.fill`; the dataset is filled in."""
+
+        def ask(dataset: str) -> bytes | None:
+            request.dataset_id = dataset
+            return self.client.fill(request)
+
+        return self._attached_to(spec, ask)
+
+    def _attached_to(self, spec: SourceSpec, ask: Callable[[str], _T]) -> _T:
+        """Ask about an attached source; attaches when the worker is a new one."""
         for attempt in (0, 1):
             try:
-                return self.client.call(method, make_request(self.dataset(spec)))
+                return ask(self.dataset(spec))
             except NotAttached:
                 with self.lock:
                     self._attached.clear()
@@ -184,10 +205,7 @@ class ForebayFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def _ask(self, spec: _Spec, inner: str, children: bool = False) -> pb.StatReply:
         raw = os.fsencode(inner)
-        reply: pb.StatReply = self._node.call(
-            "Stat", spec, lambda dataset: pb.StatRequest(dataset_id=dataset, path=raw, children=children)
-        )
-        return reply
+        return self._node.stat(spec, pb.StatRequest(path=raw, children=children))
 
     def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> io.BufferedReader:
         if mode != "rb":
@@ -318,11 +336,5 @@ class CachedFile(io.RawIOBase):
 
     def _fill(self, offset: int, length: int, window: int, *, background: bool = False) -> bytes | None:
         ref = pb.FileRef(path=os.fsencode(self._path), size=self.size, version=self._entry.version)
-        reply = self._cache.call(
-            "Fill",
-            self._spec,
-            lambda dataset: pb.FillRequest(
-                dataset_id=dataset, file=ref, offset=offset, length=length, window=window, background=background
-            ),
-        )
-        return None if reply.cached else reply.through
+        request = pb.FillRequest(file=ref, offset=offset, length=length, window=window, background=background)
+        return self._cache.fill(self._spec, request)

@@ -31,7 +31,6 @@ def enter(
     method: Callable[..., Awaitable[_T]],
     context: grpc.ServicerContext,
     *args: Any,
-    abandon: bool = False,
 ) -> _T:
     """Run a coroutine function in the trio loop from a grpc thread, and map its errors to a status.
 
@@ -39,29 +38,9 @@ def enter(
         token: of the loop.
         method: with its `args`.
         context: of the call.
-        abandon: cancel the coroutine when the client has gone away or its deadline is over; for one that others do
-            not depend on.
     """
-    scope = trio.CancelScope()
-
-    async def within_scope() -> _T:
-        with scope:
-            return await method(*args)
-        raise WorkerUnavailable("the client went away")
-
-    ended = False
-
-    def gone() -> None:
-        if not ended:
-            in_loop(token, scope.cancel)
-
     try:
-        if abandon and not context.add_callback(gone):
-            scope.cancel()
-        try:
-            return trio.from_thread.run(within_scope, trio_token=token)
-        finally:
-            ended = True
+        return trio.from_thread.run(method, *args, trio_token=token)
     except ForebayError as error:
         context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{type(error).__name__}: {error}")
     except trio.RunFinishedError:

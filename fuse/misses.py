@@ -14,6 +14,7 @@ from forebay.cacheruntime.client import AttachedClient
 from forebay.cacheruntime.config import FillConfig
 from forebay.cacheruntime.content import ContentReader
 from forebay.cacheruntime.errors import SourceStale
+from forebay.cacheruntime.fill_socket import FillCall
 from forebay.cacheruntime.readahead import Advice, Readahead
 from forebay.fuse.arrivals import Arrivals
 from forebay.fuse.counters import CounterRow
@@ -75,7 +76,14 @@ class Misses:
     def wait_for(self, node: Node, handle: int, offset: int, size: int) -> Callable[[], Awaitable[bytes | None]]:
         """What brings bytes that are missing: for `NotReady`."""
         advice = self._observe(node, handle, offset, size)
-        return lambda: self._wait_filled(node, offset, size, advice)
+        if advice.expected:
+            if advice.ahead_bytes:
+                self._fetch_ahead(node, advice.ahead_start, advice.ahead_bytes)
+            return lambda: self._wait_expected(node, offset, size, advice.window_bytes)
+        # Sent now, while requests are in their order; waited for in a task.
+        request = self._request(node, offset, size, advice.window_bytes)
+        begun = self._client.begin_fill(request)
+        return lambda: self._wait_filled(node, request, begun)
 
     def read_ahead(self, node: Node, handle: int, offset: int, size: int) -> None:
         """After a hit in a file that is not whole: have what comes next fetched."""
@@ -84,12 +92,12 @@ class Misses:
             return
         start, length = advice.ahead_start, advice.ahead_bytes
         if self._content.find(node.content, start, start + length) is None:
-            self.start_soon(lambda: self._fill(node, start, length, length, background=True))
+            self._fetch_ahead(node, start, length)
 
     def begin(self, node: Node) -> None:
         """Have the begin of a large file fetched, which is going to be read."""
         window = min(node.size, self._config.window_max_bytes)
-        self.start_soon(lambda: self._fill(node, 0, window, window, background=True))
+        self._fetch_ahead(node, 0, window)
 
     def bring_small(self, node: Node, done: Callable[[bool], None]) -> None:
         """Bring a small file into the cache, behind all readers who wait; then say whether it is there."""
@@ -97,7 +105,9 @@ class Misses:
         async def fetch() -> None:
             cached = False
             try:
-                await self._fill(node, 0, node.size, node.size, ahead=True)
+                request = self._request(node, 0, node.size, node.size)
+                request.ahead = True
+                await self._client.fill(request, self._config.deadline_s)
                 cached = self._content.find(node.content, 0, node.size) is not None
             finally:
                 done(cached)
@@ -122,14 +132,15 @@ class Misses:
                 self._readers.popitem(last=False)
         return reader
 
-    async def _wait_filled(self, node: Node, offset: int, length: int, advice: Advice) -> bytes | None:
-        if advice.expected and advice.ahead_bytes:
-            self.start_soon(lambda: self._fill(node, advice.ahead_start, advice.ahead_bytes, 0, background=True))
-        if advice.expected and await self._arrives_soon(node, offset, offset + length):
+    async def _wait_expected(self, node: Node, offset: int, length: int, window: int) -> bytes | None:
+        if await self._arrives_soon(node, offset, offset + length):
             return None
+        return await self._wait_filled(node, self._request(node, offset, length, window))
+
+    async def _wait_filled(self, node: Node, request: pb.FillRequest, begun: FillCall | None = None) -> bytes | None:
         self._asking[node.node] = self._asking.get(node.node, 0) + 1
         try:
-            data = await self._fill(node, offset, length, advice.window_bytes)
+            data = await self._client.fill(request, self._config.deadline_s, begun)
         except SourceStale:
             await self.entry_is_stale(node.parent, node.name)  # before the reader knows, or it finds the old name
             raise
@@ -153,17 +164,13 @@ class Misses:
                 return False
         return True
 
-    async def _fill(
-        self, node: Node, offset: int, length: int, window: int, *, background: bool = False, ahead: bool = False
-    ) -> bytes | None:
+    def _fetch_ahead(self, node: Node, start: int, length: int) -> None:
+        """Have a range fetched that nobody waits for yet."""
+        request = self._request(node, start, length, length)
+        if not self._client.post_fill(request):
+            self.start_soon(lambda: self._client.post_fill_later(request))
+
+    def _request(self, node: Node, offset: int, length: int, window: int) -> pb.FillRequest:
         """See `FillRequest` in proto/worker.proto."""
         ref = pb.FileRef(path=self._catalogue.path_of(node.node), size=node.size, version=node.version)
-
-        def request(dataset_id: str) -> pb.FillRequest:
-            return pb.FillRequest(
-                dataset_id=dataset_id, file=ref, offset=offset, length=length, window=window,
-                background=background, ahead=ahead,
-            )  # fmt: skip
-
-        reply = await self._client.call("Fill", request, self._config.deadline_s)
-        return None if reply.cached else reply.through
+        return pb.FillRequest(file=ref, offset=offset, length=length, window=window)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66orebay/proto/worker.proto\x12\x10\x66orebay.cache.v1\"\xbe\x01\n\rAttachRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12=\n\x07options\x18\x02 \x03(\x0b\x32,.forebay.cache.v1.AttachRequest.OptionsEntry\x12\x0c\n\x04list\x18\x03 \x01(\x08\x12\x0e\n\x06relist\x18\x04 \x01(\x08\x12\x10\n\x08snapshot\x18\x05 \x01(\x04\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"F\n\x0b\x41ttachReply\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\x04\x12\x11\n\tcatalogue\x18\x03 \x01(\t\"6\n\x07\x46ileRef\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\t\"\x9d\x01\n\x0b\x46illRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\'\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x19.forebay.cache.v1.FileRef\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0e\n\x06length\x18\x04 \x01(\x04\x12\x0e\n\x06window\x18\x05 \x01(\x04\x12\x12\n\nbackground\x18\x06 \x01(\x08\x12\r\n\x05\x61head\x18\x07 \x01(\x08\",\n\tFillReply\x12\x0f\n\x07through\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63\x61\x63hed\x18\x02 \x01(\x08\"F\n\x14ListDirectoryRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\x0c\"\x14\n\x12ListDirectoryReply\"@\n\rWarmupRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\r\n\x05paths\x18\x02 \x03(\x0c\x12\x0c\n\x04jobs\x18\x03 \x01(\r\"\xc5\x01\n\x0eWarmupProgress\x12\x13\n\x0b\x66iles_total\x18\x01 \x01(\x04\x12\x12\n\nfiles_done\x18\x02 \x01(\x04\x12\x14\n\x0c\x66iles_failed\x18\x03 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x04 \x01(\x04\x12\x12\n\nbytes_done\x18\x05 \x01(\x04\x12\x16\n\x0e\x66iles_uncached\x18\x06 \x01(\x04\x12\x10\n\x08\x66\x61ilures\x18\x07 \x03(\t\x12\x10\n\x08\x66inished\x18\x08 \x01(\x08\x12\x0f\n\x07listing\x18\t \x01(\x08\"0\n\x0bSyncRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\r\n\x05shown\x18\x02 \x01(\x04\"s\n\tSyncReply\x12\x10\n\x08snapshot\x18\x01 \x01(\x04\x12\x11\n\tcatalogue\x18\x02 \x01(\t\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x03 \x01(\x04\x12\x0f\n\x07\x63hanged\x18\x04 \x01(\x04\x12\x0f\n\x07removed\x18\x05 \x01(\x04\x12\x10\n\x08previous\x18\x06 \x01(\x04\"A\n\x0bStatRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x10\n\x08\x63hildren\x18\x03 \x01(\x08\"X\n\tStatEntry\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x10\n\x08mtime_ns\x18\x04 \x01(\x03\x12\x0f\n\x07version\x18\x05 \x01(\t\"f\n\tStatReply\x12*\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x1b.forebay.cache.v1.StatEntry\x12-\n\x08\x63hildren\x18\x02 \x03(\x0b\x32\x1b.forebay.cache.v1.StatEntry\"\x0f\n\rStatusRequest\"\x8b\x01\n\x0bStatusReply\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12+\n\x05tiers\x18\x03 \x03(\x0b\x32\x1c.forebay.cache.v1.TierStatus\x12\x31\n\x08\x64\x61tasets\x18\x04 \x03(\x0b\x32\x1f.forebay.cache.v1.DatasetStatus\"b\n\nTierStatus\x12\x0e\n\x06medium\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x13\n\x0bquota_bytes\x18\x03 \x01(\x04\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12\r\n\x05state\x18\x05 \x01(\t\"\xf3\x01\n\rDatasetStatus\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x10\n\x08snapshot\x18\x03 \x01(\x04\x12\x0f\n\x07listing\x18\x04 \x01(\x08\x12\x15\n\rlisting_error\x18\x05 \x01(\t\x12\r\n\x05\x66iles\x18\x06 \x01(\x04\x12\r\n\x05\x62ytes\x18\x07 \x01(\x04\x12\x0f\n\x07skipped\x18\x08 \x01(\x04\x12\x30\n\x08holdings\x18\t \x03(\x0b\x32\x1e.forebay.cache.v1.TierHoldings\x12\x15\n\rfetched_bytes\x18\n \x01(\x04\x12\x0c\n\x04gets\x18\x0b \x01(\x04\":\n\x0cTierHoldings\x12\x0c\n\x04tier\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\r\n\x05\x66iles\x18\x03 \x01(\x04\"\x0f\n\rRetireRequest\"\x1e\n\x0bRetireReply\x12\x0f\n\x07leaving\x18\x01 \x01(\x08\x32\xe0\x04\n\x06Worker\x12H\n\x06\x41ttach\x12\x1f.forebay.cache.v1.AttachRequest\x1a\x1d.forebay.cache.v1.AttachReply\x12\x42\n\x04\x46ill\x12\x1d.forebay.cache.v1.FillRequest\x1a\x1b.forebay.cache.v1.FillReply\x12]\n\rListDirectory\x12&.forebay.cache.v1.ListDirectoryRequest\x1a$.forebay.cache.v1.ListDirectoryReply\x12M\n\x06Warmup\x12\x1f.forebay.cache.v1.WarmupRequest\x1a .forebay.cache.v1.WarmupProgress0\x01\x12\x42\n\x04Sync\x12\x1d.forebay.cache.v1.SyncRequest\x1a\x1b.forebay.cache.v1.SyncReply\x12\x42\n\x04Stat\x12\x1d.forebay.cache.v1.StatRequest\x1a\x1b.forebay.cache.v1.StatReply\x12H\n\x06Status\x12\x1f.forebay.cache.v1.StatusRequest\x1a\x1d.forebay.cache.v1.StatusReply\x12H\n\x06Retire\x12\x1f.forebay.cache.v1.RetireRequest\x1a\x1d.forebay.cache.v1.RetireReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66orebay/proto/worker.proto\x12\x10\x66orebay.cache.v1\"\xbe\x01\n\rAttachRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12=\n\x07options\x18\x02 \x03(\x0b\x32,.forebay.cache.v1.AttachRequest.OptionsEntry\x12\x0c\n\x04list\x18\x03 \x01(\x08\x12\x0e\n\x06relist\x18\x04 \x01(\x08\x12\x10\n\x08snapshot\x18\x05 \x01(\x04\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"F\n\x0b\x41ttachReply\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\x04\x12\x11\n\tcatalogue\x18\x03 \x01(\t\"6\n\x07\x46ileRef\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\t\"\x9d\x01\n\x0b\x46illRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\'\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x19.forebay.cache.v1.FileRef\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0e\n\x06length\x18\x04 \x01(\x04\x12\x0e\n\x06window\x18\x05 \x01(\x04\x12\x12\n\nbackground\x18\x06 \x01(\x08\x12\r\n\x05\x61head\x18\x07 \x01(\x08\"F\n\x14ListDirectoryRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\x0c\"\x14\n\x12ListDirectoryReply\"@\n\rWarmupRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\r\n\x05paths\x18\x02 \x03(\x0c\x12\x0c\n\x04jobs\x18\x03 \x01(\r\"\xc5\x01\n\x0eWarmupProgress\x12\x13\n\x0b\x66iles_total\x18\x01 \x01(\x04\x12\x12\n\nfiles_done\x18\x02 \x01(\x04\x12\x14\n\x0c\x66iles_failed\x18\x03 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x04 \x01(\x04\x12\x12\n\nbytes_done\x18\x05 \x01(\x04\x12\x16\n\x0e\x66iles_uncached\x18\x06 \x01(\x04\x12\x10\n\x08\x66\x61ilures\x18\x07 \x03(\t\x12\x10\n\x08\x66inished\x18\x08 \x01(\x08\x12\x0f\n\x07listing\x18\t \x01(\x08\"0\n\x0bSyncRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\r\n\x05shown\x18\x02 \x01(\x04\"s\n\tSyncReply\x12\x10\n\x08snapshot\x18\x01 \x01(\x04\x12\x11\n\tcatalogue\x18\x02 \x01(\t\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x03 \x01(\x04\x12\x0f\n\x07\x63hanged\x18\x04 \x01(\x04\x12\x0f\n\x07removed\x18\x05 \x01(\x04\x12\x10\n\x08previous\x18\x06 \x01(\x04\"A\n\x0bStatRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x10\n\x08\x63hildren\x18\x03 \x01(\x08\"X\n\tStatEntry\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x10\n\x08mtime_ns\x18\x04 \x01(\x03\x12\x0f\n\x07version\x18\x05 \x01(\t\"f\n\tStatReply\x12*\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x1b.forebay.cache.v1.StatEntry\x12-\n\x08\x63hildren\x18\x02 \x03(\x0b\x32\x1b.forebay.cache.v1.StatEntry\"\x0f\n\rStatusRequest\"\x8b\x01\n\x0bStatusReply\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12+\n\x05tiers\x18\x03 \x03(\x0b\x32\x1c.forebay.cache.v1.TierStatus\x12\x31\n\x08\x64\x61tasets\x18\x04 \x03(\x0b\x32\x1f.forebay.cache.v1.DatasetStatus\"b\n\nTierStatus\x12\x0e\n\x06medium\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x13\n\x0bquota_bytes\x18\x03 \x01(\x04\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12\r\n\x05state\x18\x05 \x01(\t\"\xf3\x01\n\rDatasetStatus\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x10\n\x08snapshot\x18\x03 \x01(\x04\x12\x0f\n\x07listing\x18\x04 \x01(\x08\x12\x15\n\rlisting_error\x18\x05 \x01(\t\x12\r\n\x05\x66iles\x18\x06 \x01(\x04\x12\r\n\x05\x62ytes\x18\x07 \x01(\x04\x12\x0f\n\x07skipped\x18\x08 \x01(\x04\x12\x30\n\x08holdings\x18\t \x03(\x0b\x32\x1e.forebay.cache.v1.TierHoldings\x12\x15\n\rfetched_bytes\x18\n \x01(\x04\x12\x0c\n\x04gets\x18\x0b \x01(\x04\":\n\x0cTierHoldings\x12\x0c\n\x04tier\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\r\n\x05\x66iles\x18\x03 \x01(\x04\"\x0f\n\rRetireRequest\"\x1e\n\x0bRetireReply\x12\x0f\n\x07leaving\x18\x01 \x01(\x08\x32\x9c\x04\n\x06Worker\x12H\n\x06\x41ttach\x12\x1f.forebay.cache.v1.AttachRequest\x1a\x1d.forebay.cache.v1.AttachReply\x12]\n\rListDirectory\x12&.forebay.cache.v1.ListDirectoryRequest\x1a$.forebay.cache.v1.ListDirectoryReply\x12M\n\x06Warmup\x12\x1f.forebay.cache.v1.WarmupRequest\x1a .forebay.cache.v1.WarmupProgress0\x01\x12\x42\n\x04Sync\x12\x1d.forebay.cache.v1.SyncRequest\x1a\x1b.forebay.cache.v1.SyncReply\x12\x42\n\x04Stat\x12\x1d.forebay.cache.v1.StatRequest\x1a\x1b.forebay.cache.v1.StatReply\x12H\n\x06Status\x12\x1f.forebay.cache.v1.StatusRequest\x1a\x1d.forebay.cache.v1.StatusReply\x12H\n\x06Retire\x12\x1f.forebay.cache.v1.RetireRequest\x1a\x1d.forebay.cache.v1.RetireReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,40 +43,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FILEREF']._serialized_end=367
   _globals['_FILLREQUEST']._serialized_start=370
   _globals['_FILLREQUEST']._serialized_end=527
-  _globals['_FILLREPLY']._serialized_start=529
-  _globals['_FILLREPLY']._serialized_end=573
-  _globals['_LISTDIRECTORYREQUEST']._serialized_start=575
-  _globals['_LISTDIRECTORYREQUEST']._serialized_end=645
-  _globals['_LISTDIRECTORYREPLY']._serialized_start=647
-  _globals['_LISTDIRECTORYREPLY']._serialized_end=667
-  _globals['_WARMUPREQUEST']._serialized_start=669
-  _globals['_WARMUPREQUEST']._serialized_end=733
-  _globals['_WARMUPPROGRESS']._serialized_start=736
-  _globals['_WARMUPPROGRESS']._serialized_end=933
-  _globals['_SYNCREQUEST']._serialized_start=935
-  _globals['_SYNCREQUEST']._serialized_end=983
-  _globals['_SYNCREPLY']._serialized_start=985
-  _globals['_SYNCREPLY']._serialized_end=1100
-  _globals['_STATREQUEST']._serialized_start=1102
-  _globals['_STATREQUEST']._serialized_end=1167
-  _globals['_STATENTRY']._serialized_start=1169
-  _globals['_STATENTRY']._serialized_end=1257
-  _globals['_STATREPLY']._serialized_start=1259
-  _globals['_STATREPLY']._serialized_end=1361
-  _globals['_STATUSREQUEST']._serialized_start=1363
-  _globals['_STATUSREQUEST']._serialized_end=1378
-  _globals['_STATUSREPLY']._serialized_start=1381
-  _globals['_STATUSREPLY']._serialized_end=1520
-  _globals['_TIERSTATUS']._serialized_start=1522
-  _globals['_TIERSTATUS']._serialized_end=1620
-  _globals['_DATASETSTATUS']._serialized_start=1623
-  _globals['_DATASETSTATUS']._serialized_end=1866
-  _globals['_TIERHOLDINGS']._serialized_start=1868
-  _globals['_TIERHOLDINGS']._serialized_end=1926
-  _globals['_RETIREREQUEST']._serialized_start=1928
-  _globals['_RETIREREQUEST']._serialized_end=1943
-  _globals['_RETIREREPLY']._serialized_start=1945
-  _globals['_RETIREREPLY']._serialized_end=1975
-  _globals['_WORKER']._serialized_start=1978
-  _globals['_WORKER']._serialized_end=2586
+  _globals['_LISTDIRECTORYREQUEST']._serialized_start=529
+  _globals['_LISTDIRECTORYREQUEST']._serialized_end=599
+  _globals['_LISTDIRECTORYREPLY']._serialized_start=601
+  _globals['_LISTDIRECTORYREPLY']._serialized_end=621
+  _globals['_WARMUPREQUEST']._serialized_start=623
+  _globals['_WARMUPREQUEST']._serialized_end=687
+  _globals['_WARMUPPROGRESS']._serialized_start=690
+  _globals['_WARMUPPROGRESS']._serialized_end=887
+  _globals['_SYNCREQUEST']._serialized_start=889
+  _globals['_SYNCREQUEST']._serialized_end=937
+  _globals['_SYNCREPLY']._serialized_start=939
+  _globals['_SYNCREPLY']._serialized_end=1054
+  _globals['_STATREQUEST']._serialized_start=1056
+  _globals['_STATREQUEST']._serialized_end=1121
+  _globals['_STATENTRY']._serialized_start=1123
+  _globals['_STATENTRY']._serialized_end=1211
+  _globals['_STATREPLY']._serialized_start=1213
+  _globals['_STATREPLY']._serialized_end=1315
+  _globals['_STATUSREQUEST']._serialized_start=1317
+  _globals['_STATUSREQUEST']._serialized_end=1332
+  _globals['_STATUSREPLY']._serialized_start=1335
+  _globals['_STATUSREPLY']._serialized_end=1474
+  _globals['_TIERSTATUS']._serialized_start=1476
+  _globals['_TIERSTATUS']._serialized_end=1574
+  _globals['_DATASETSTATUS']._serialized_start=1577
+  _globals['_DATASETSTATUS']._serialized_end=1820
+  _globals['_TIERHOLDINGS']._serialized_start=1822
+  _globals['_TIERHOLDINGS']._serialized_end=1880
+  _globals['_RETIREREQUEST']._serialized_start=1882
+  _globals['_RETIREREQUEST']._serialized_end=1897
+  _globals['_RETIREREPLY']._serialized_start=1899
+  _globals['_RETIREREPLY']._serialized_end=1929
+  _globals['_WORKER']._serialized_start=1932
+  _globals['_WORKER']._serialized_end=2472
 # @@protoc_insertion_point(module_scope)

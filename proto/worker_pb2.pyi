@@ -65,14 +65,6 @@ class FillRequest(_message.Message):
     ahead: bool
     def __init__(self, dataset_id: _Optional[str] = ..., file: _Optional[_Union[FileRef, _Mapping]] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., window: _Optional[int] = ..., background: _Optional[bool] = ..., ahead: _Optional[bool] = ...) -> None: ...
 
-class FillReply(_message.Message):
-    __slots__ = ("through", "cached")
-    THROUGH_FIELD_NUMBER: _ClassVar[int]
-    CACHED_FIELD_NUMBER: _ClassVar[int]
-    through: bytes
-    cached: bool
-    def __init__(self, through: _Optional[bytes] = ..., cached: _Optional[bool] = ...) -> None: ...
-
 class ListDirectoryRequest(_message.Message):
     __slots__ = ("dataset_id", "path", "name")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]

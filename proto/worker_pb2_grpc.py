@@ -39,11 +39,6 @@ class WorkerStub:
                 request_serializer=forebay_dot_proto_dot_worker__pb2.AttachRequest.SerializeToString,
                 response_deserializer=forebay_dot_proto_dot_worker__pb2.AttachReply.FromString,
                 _registered_method=True)
-        self.Fill = channel.unary_unary(
-                '/forebay.cache.v1.Worker/Fill',
-                request_serializer=forebay_dot_proto_dot_worker__pb2.FillRequest.SerializeToString,
-                response_deserializer=forebay_dot_proto_dot_worker__pb2.FillReply.FromString,
-                _registered_method=True)
         self.ListDirectory = channel.unary_unary(
                 '/forebay.cache.v1.Worker/ListDirectory',
                 request_serializer=forebay_dot_proto_dot_worker__pb2.ListDirectoryRequest.SerializeToString,
@@ -81,13 +76,6 @@ class WorkerServicer:
 
     def Attach(self, request, context):
         """Make a source known to the worker. Idempotent; starts its listing when `list` is set and none was made yet.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Fill(self, request, context):
-        """Bring a range of one file into the cache; answers when the bytes at `offset` are there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -141,11 +129,6 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.Attach,
                     request_deserializer=forebay_dot_proto_dot_worker__pb2.AttachRequest.FromString,
                     response_serializer=forebay_dot_proto_dot_worker__pb2.AttachReply.SerializeToString,
-            ),
-            'Fill': grpc.unary_unary_rpc_method_handler(
-                    servicer.Fill,
-                    request_deserializer=forebay_dot_proto_dot_worker__pb2.FillRequest.FromString,
-                    response_serializer=forebay_dot_proto_dot_worker__pb2.FillReply.SerializeToString,
             ),
             'ListDirectory': grpc.unary_unary_rpc_method_handler(
                     servicer.ListDirectory,
@@ -205,33 +188,6 @@ class Worker:
             '/forebay.cache.v1.Worker/Attach',
             forebay_dot_proto_dot_worker__pb2.AttachRequest.SerializeToString,
             forebay_dot_proto_dot_worker__pb2.AttachReply.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Fill(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/forebay.cache.v1.Worker/Fill',
-            forebay_dot_proto_dot_worker__pb2.FillRequest.SerializeToString,
-            forebay_dot_proto_dot_worker__pb2.FillReply.FromString,
             options,
             channel_credentials,
             insecure,

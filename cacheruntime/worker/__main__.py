@@ -20,6 +20,7 @@ from forebay.cacheruntime.config import CacheConfig
 from forebay.cacheruntime.errors import ForebayError
 from forebay.cacheruntime.version import VERSION
 from forebay.cacheruntime.worker.core import Core
+from forebay.cacheruntime.worker.fill_server import serve_fills
 from forebay.cacheruntime.worker.server import start_server
 from forebay.cacheruntime.worker.storage import Storage
 
@@ -50,7 +51,9 @@ def _set_up_log(cache_dir: Path) -> None:
 async def _serve(config: CacheConfig, storage: Storage) -> None:
     socket = config.socket_path
     async with trio.open_nursery() as nursery:
+        config.runtime_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         core = Core(config, storage, nursery, VERSION)
+        await nursery.start(serve_fills, core, config.fill_socket_path)
         server = start_server(core, socket)
         print("ready", flush=True)
         _detach_output()

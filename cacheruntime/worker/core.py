@@ -64,20 +64,20 @@ class Core:
                 reply.catalogue = str(snapshot.writer.folder)
             return reply
 
-    async def fill(self, request: pb.FillRequest, lease: Lease | None = None) -> pb.FillReply:
+    async def fill(self, request: pb.FillRequest, lease: Lease | None = None) -> bytes | None:
+        """See `Filler.fill`."""
         with self._busy():
             dataset = self.datasets.get(request.dataset_id)
             ref = request.file
             file = SourceFile(dataset.id, dataset.store, os.fsdecode(ref.path), ref.size, ref.version)
             try:
-                data = await self.filler.fill(
+                return await self.filler.fill(
                     file, request.offset, request.length, request.window,
                     background=request.background, through=not request.ahead, lease=lease,
                 )  # fmt: skip
             except SourceStale:
                 await self.datasets.refresh_file(dataset, file.path)
                 raise
-            return pb.FillReply(cached=data is None, through=data or b"")
 
     async def list_directory(self, request: pb.ListDirectoryRequest) -> pb.ListDirectoryReply:
         with self._busy():

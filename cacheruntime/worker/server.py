@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from forebay.proto import worker_pb2 as pb
 from forebay.proto import worker_pb2_grpc
 
 _THREADS = 128
-"""Each call that waits holds one; beyond this, calls queue in grpc. A mount's max_background is 64."""
+"""Each call that waits holds one; beyond this, calls queue in grpc. Look-ups wait in it while a source is slow."""
 
 
 class WorkerService(worker_pb2_grpc.WorkerServicer):
@@ -25,17 +24,6 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
     def __init__(self, core: Core, token: trio.lowlevel.TrioToken) -> None:
         self._core = core
         self._token = token
-
-    def Fill(self, request: pb.FillRequest, context: grpc.ServicerContext) -> pb.FillReply:
-        """The memory of a reply that carries bytes is given back when the reply is sent, or nobody wants it."""
-        lease = self._core.filler.lease()
-        release = partial(rpc.in_loop, self._token, lease.release)
-        context.add_callback(lambda: release() if lease.is_held else None)
-        try:
-            return rpc.enter(self._token, self._core.fill, context, request, lease, abandon=True)
-        finally:
-            if not context.is_active():  # the callback may have come before there was anything to release
-                release()
 
     def Warmup(self, request: pb.WarmupRequest, context: grpc.ServicerContext) -> Iterator[pb.WarmupProgress]:
         """A stream, so not among the unary methods below."""
@@ -71,7 +59,6 @@ def start_server(core: Core, socket: Path) -> grpc.Server:
     Raises:
         ForebayError: the socket cannot be made.
     """
-    socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     socket.unlink(missing_ok=True)  # of a worker that was killed; the cache folder's lock says that none runs
     server = grpc.server(ThreadPoolExecutor(_THREADS, thread_name_prefix="rpc"), options=rpc.OPTIONS)
     service = WorkerService(core, trio.lowlevel.current_trio_token())
