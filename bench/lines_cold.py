@@ -9,7 +9,7 @@ from forebay.bench.crew import run_readers
 from forebay.bench.dataset import Sample, make_images, make_large
 from forebay.bench.groups import MIB, SEED, Place, Sizes, measured, per_gib, read_all
 from forebay.bench.lines_small import list_first
-from forebay.bench.measure import fetch_ranges, timed, warm_memory
+from forebay.bench.measure import Reader, fetch_ranges, timed, warm_memory
 from forebay.bench.sendfile_endpoint import LATENCY_S
 from forebay.bench.sheet import OBSTORE, PEERS, Aim, LineSpec, Reading
 from forebay.bench.sides import Dataset, Side
@@ -56,7 +56,8 @@ class Cold:
 
     def turn(self, place: Place, side: Side, dataset: Dataset, number: int) -> Mapping[str, Reading]:
         sample = dataset.samples[number]
-        warm_memory(3 * sample.size)  # for the cache's and the mount's page cache
+        Reader().read(sample.path)  # the disk is no part of a distant store
+        warm_memory(4 * sample.size)  # for the cache's and the mount's page cache
         if side.name == OBSTORE:
             part, parallel = max(self._best, key=lambda ways: _bare(dataset, sample, *ways))
             speed = _bare(dataset, sample, part, parallel)

@@ -69,6 +69,11 @@ class DirectoryRuns:
             self._runs[node.parent] = _Run(node.node)
         return []
 
+    def follows(self, directory: NodeId) -> bool:
+        """Whether a reader goes through a directory in order."""
+        run = self._runs.get(directory)
+        return run is not None and bool(run.window)
+
     def _look_for_run(self, run: _Run, node: Node) -> list[Node]:
         if run.skip:
             run.skip -= 1

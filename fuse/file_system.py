@@ -25,6 +25,7 @@ from forebay.fuse.open_table import Attempt, OpenTable
 from forebay.fuse.operations import Capacity, FileEntry, FileSlice, NotReady, Opened, Refused
 from forebay.fuse.passthrough import Backing, WholeFile
 from forebay.fuse.push import Pusher
+from forebay.fuse.sweeps import Sweeps
 from forebay.fuse.wire_reply import Attributes
 from forebay.proto import worker_pb2 as pb
 
@@ -95,6 +96,9 @@ class FileSystem:
         self._tier_names = tier_names
         self._nodes: OrderedDict[int, Node] = OrderedDict()
         self._runs = DirectoryRuns(self._next_files)
+        self._sweeps = Sweeps(
+            self._next_files, lambda node: content.find(node.content, 0, node.size) is not None, misses.bring_small
+        )
         self.pusher: Pusher | None = None
         """Set by an engine that can put files into the page cache."""
         self.backing: Backing | None = None
@@ -204,13 +208,19 @@ class FileSystem:
             return None
         place = self._content.find(found.content, offset, end)
         if place is None:
+            wait = self.misses.wait_for(found, handle, offset, end - offset)
             if not again:
                 self._counters.add("misses")
                 self._counters.add("miss_bytes", end - offset)
-            raise NotReady(self.misses.wait_for(found, handle, offset, end - offset))
-        if not offset and found.size < SMALL_FILE_BYTES and self.pusher is not None:
-            self.pusher.was_read(found)
-            self.pusher.post(self._runs.observe(found))
+                if found.size < SMALL_FILE_BYTES:
+                    self._sweep(found, True)
+            raise NotReady(wait)
+        if not offset and found.size < SMALL_FILE_BYTES:
+            if not again:
+                self._sweep(found, False)
+            if self.pusher is not None:
+                self.pusher.was_read(found)
+                self.pusher.post(self._runs.observe(found))
         if not again:
             self._counters.add("hits")
             self._counters.add("hit_bytes", end - offset)
@@ -234,12 +244,19 @@ class FileSystem:
         taken = self.pusher.post(nodes)
         return len(names) if taken == len(nodes) else taken
 
+    def _sweep(self, node: Node, missing: bool) -> None:
+        if self.pusher is None or not (self.pusher.has_work or self._runs.follows(node.parent)):
+            self._sweeps.observe(node, missing)
+
     def _next_files(self, after: NodeId, count: int) -> list[Node]:
-        """The next small files of a directory behind a node."""
+        """The next small files of a directory behind a node, or the first of one."""
         known = self._catalogue.node(after)
         if known is None:
             return []
-        siblings = self._catalogue.children(known.parent, after)
+        if known.kind is Kind.DIRECTORY:
+            siblings = self._catalogue.children(after)
+        else:
+            siblings = self._catalogue.children(known.parent, after)
         return list(islice((s for s in siblings if s.kind is Kind.FILE and s.size < SMALL_FILE_BYTES), count))
 
     def show(self, catalogue: Catalogue) -> None:

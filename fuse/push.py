@@ -142,6 +142,11 @@ class Pusher:
                 self._seen_again = 0
         self._seen[slot] = 1
 
+    @property
+    def has_work(self) -> bool:
+        """It is known what will be read next."""
+        return bool(self._queue) or bool(self._fetching)
+
     def run(self) -> None:
         """Put files ahead until `close`."""
         while True:
