@@ -430,9 +430,9 @@ _STALE = r"has changed|changed since|is gone|stale"
 def test_regression_the_name_is_new_right_after_estale(forebay: Forebay, tmp_path: Path, engine: str) -> None:
     """The reader was told ESTALE before the kernel was told to forget the name: stat and open gave the old version."""
     forebay.expect_log(_STALE)
-    source, names = tmp_path / "source", [f"file{number}" for number in range(300)]
-    source.mkdir()
-    for name in names:
+    source, names = tmp_path / "source", [f"{number}/file" for number in range(300)]
+    for name in names:  # each in a folder of its own: one that is fetched ahead is whole before it is replaced
+        (source / name).parent.mkdir(parents=True)
         (source / name).write_bytes(b"old content")
     mount = forebay.mount(f"file://{source}", "--engine", engine, "--open-mode", "cached")
     (out,) = tasks.ends([tasks.start("stale_names.py", source, mount, *names)], forebay.root, 60.0)
