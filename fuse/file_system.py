@@ -8,7 +8,7 @@ import errno
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -95,10 +95,8 @@ class FileSystem:
         self._open_table = open_table
         self._tier_names = tier_names
         self._nodes: OrderedDict[int, Node] = OrderedDict()
-        self._runs = DirectoryRuns(self._next_files)
-        self._sweeps = Sweeps(
-            self._next_files, lambda node: content.find(node.content, 0, node.size) is not None, misses.bring_small
-        )
+        self._runs = DirectoryRuns(self.siblings)
+        self._sweeps = Sweeps(self)
         self.pusher: Pusher | None = None
         """Set by an engine that can put files into the page cache."""
         self.backing: Backing | None = None
@@ -213,11 +211,11 @@ class FileSystem:
                 self._counters.add("misses")
                 self._counters.add("miss_bytes", end - offset)
                 if found.size < SMALL_FILE_BYTES:
-                    self._sweep(found, True)
+                    self._note_small(found)
             raise NotReady(wait)
         if not offset and found.size < SMALL_FILE_BYTES:
             if not again:
-                self._sweep(found, False)
+                self._note_small(found)
             if self.pusher is not None:
                 self.pusher.was_read(found)
                 self.pusher.post(self._runs.observe(found))
@@ -244,11 +242,26 @@ class FileSystem:
         taken = self.pusher.post(nodes)
         return len(names) if taken == len(nodes) else taken
 
-    def _sweep(self, node: Node, missing: bool) -> None:
-        if self.pusher is None or not (self.pusher.has_work or self._runs.follows(node.parent)):
-            self._sweeps.observe(node, missing)
+    def _note_small(self, node: Node) -> None:
+        """Somebody begins to read a small file, and nothing better is known of what comes next."""
+        if self.pusher is None or not (self.pusher.has_order or self._runs.follows(node.parent)):
+            self._sweeps.observe(node)
 
-    def _next_files(self, after: NodeId, count: int) -> list[Node]:
+    # `Means` of the sweeps
+
+    def is_cached(self, node: Node) -> bool:
+        return self._content.find(node.content, 0, node.size) is not None
+
+    def is_ready(self, node: Node) -> bool:
+        return self.is_cached(node) if self.pusher is None else self.pusher.is_done_with(node)
+
+    def fetch(self, node: Node, done: Callable[[bool], None]) -> None:
+        self.misses.bring_small(node, done)
+
+    def push(self, node: Node) -> bool:
+        return self.pusher is not None and self.pusher.offer(node)
+
+    def siblings(self, after: NodeId, count: int) -> list[Node]:
         """The next small files of a directory behind a node, or the first of one."""
         known = self._catalogue.node(after)
         if known is None:

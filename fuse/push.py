@@ -50,9 +50,10 @@ _RECENT = 4096
 class _Batch:
     """Files that were posted together: they are read in this order."""
 
-    __slots__ = ("reached",)
+    __slots__ = ("is_order", "reached")
 
-    def __init__(self) -> None:
+    def __init__(self, is_order: bool) -> None:
+        self.is_order = is_order
         self.reached = -1
         """The last of them that its reader asked for before we had put it ahead."""
 
@@ -100,6 +101,8 @@ class Pusher:
         self._places: dict[int, _Queued] = {}
         """Node -> where it is queued."""
         self._queued_bytes = 0
+        self._ordered = 0
+        """How many in the queue are there by an order."""
         self._advised = 0
         """How many at the head of the queue the disk was told of."""
         self._fetching = 0
@@ -115,7 +118,7 @@ class Pusher:
 
     def post(self, nodes: Iterable[Node]) -> int:
         """Take files, in order, up to the budget; how many."""
-        taken, batch = 0, _Batch()
+        taken, batch = 0, _Batch(True)
         with self._changed:
             for node in nodes:
                 if self._queued_bytes + node.size > BUDGET_BYTES:
@@ -124,6 +127,18 @@ class Pusher:
                     self._put(_Queued(node, batch, taken))
                 taken += 1
         return taken
+
+    def offer(self, node: Node) -> bool:
+        """Take a file that somebody may read some time; False when there is enough to do, or this is no time for it."""
+        with self._changed:
+            if self._clock() < self._paused_until or self._queued_bytes + node.size > BUDGET_BYTES // 4:
+                return False
+            self._put(_Queued(node, _Batch(False), 0))
+        return True
+
+    def is_done_with(self, node: Node) -> bool:
+        """Nothing is to be done for a file: the kernel was given it, or it is queued."""
+        return bool(self._seen[node.node % _SEEN_SLOTS]) or not node.size or node.node in self._places
 
     def was_read(self, node: Node) -> None:
         """The kernel asks for a small file from its start: so it does not have it."""
@@ -143,9 +158,9 @@ class Pusher:
         self._seen[slot] = 1
 
     @property
-    def has_work(self) -> bool:
+    def has_order(self) -> bool:
         """It is known what will be read next."""
-        return bool(self._queue) or bool(self._fetching)
+        return self._ordered > 0 or self._fetching > 0
 
     def run(self) -> None:
         """Put files ahead until `close`."""
@@ -158,11 +173,12 @@ class Pusher:
                 if not self._allowed():
                     self._queue.clear()
                     self._places.clear()
-                    self._advised = 0
+                    self._advised = self._ordered = 0
                     self._queued_bytes = 0
                     continue
                 queued = self._queue.popleft()
                 self._queued_bytes -= queued.node.size
+                self._ordered -= queued.batch.is_order
                 self._advised = max(0, self._advised - 1)
                 coming = list(islice(self._queue, self._advised, _DISK_AHEAD))
                 self._advised += len(coming)
@@ -183,6 +199,7 @@ class Pusher:
         (self._queue.appendleft if first else self._queue.append)(queued)
         self._places[queued.node.node] = queued
         self._queued_bytes += queued.node.size
+        self._ordered += queued.batch.is_order
         self._changed.notify()
 
     def _push(self, queued: _Queued) -> None:

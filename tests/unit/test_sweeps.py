@@ -8,7 +8,7 @@ import pytest
 from forebay.cacheruntime.catalogue import NO_CONTENT, Node
 from forebay.cacheruntime.keys import NodeId
 from forebay.cacheruntime.understore.base import Kind
-from forebay.fuse.sweeps import _AGAIN, _AT_ONCE, _EARNED, _FAILURES, _START, _SURE, Sweeps
+from forebay.fuse.sweeps import _AGAIN, _AT_ONCE, _EARNED, _FAILURES, _START, _SURE, _WITNESS, Sweeps
 
 
 def _node(number: int, parent: int) -> Node:
@@ -17,21 +17,25 @@ def _node(number: int, parent: int) -> Node:
 
 
 class _Source:
-    """Directories of small files, and a reader who waits for each file that is missing."""
+    """Directories of small files, and a reader who waits for each file that is not ready: `Means` of the sweeps."""
 
-    def __init__(self, *sizes: int) -> None:
+    def __init__(self, *sizes: int, cached: bool = False) -> None:
         self.files: dict[int, list[Node]] = {}
         first = 1000
         for directory, size in enumerate(sizes, 1):
             self.files[directory] = [_node(first + n, directory) for n in range(size)]
             first += size
-        self.cached: set[int] = set()
+        self.pushes = cached
+        """Whether there is a page cache to put them into."""
+        self.cached = {node.node for files in self.files.values() for node in files} if cached else set()
+        self.memory: set[int] = set()
         self.under_way: list[tuple[Node, Callable[[bool], None]]] = []
         self.fetched: list[int] = []
+        self.pushed: list[int] = []
         self.fails = False
-        self.sweeps = Sweeps(self._siblings, lambda node: node.node in self.cached, self._bring)
+        self.sweeps = Sweeps(self)
 
-    def _siblings(self, after: NodeId, count: int) -> list[Node]:
+    def siblings(self, after: NodeId, count: int) -> list[Node]:
         if after in self.files:
             return self.files[after][:count]
         for files in self.files.values():
@@ -39,11 +43,24 @@ class _Source:
                 return files[after - files[0].node + 1 :][:count]
         return []
 
-    def _bring(self, node: Node, done: Callable[[bool], None]) -> None:
+    def is_cached(self, node: Node) -> bool:
+        return node.node in self.cached
+
+    def is_ready(self, node: Node) -> bool:
+        return node.node in self.memory if self.pushes else node.node in self.cached
+
+    def fetch(self, node: Node, done: Callable[[bool], None]) -> None:
         assert node.node not in self.cached
         self.under_way.append((node, done))
         assert len(self.under_way) <= _AT_ONCE
         self.fetched.append(node.node)
+
+    def push(self, node: Node) -> bool:
+        if self.fails:
+            return False
+        self.pushed.append(node.node)
+        self.memory.add(node.node)
+        return True
 
     def arrive(self, most: int = _AT_ONCE) -> None:
         coming, self.under_way = self.under_way[:most], self.under_way[most:]
@@ -53,10 +70,12 @@ class _Source:
             done(not self.fails)
 
     def read(self, node: Node) -> bool:
-        """Whether it was there."""
+        """Whether it was cached; one in memory is read without a request."""
         hit = node.node in self.cached
-        self.sweeps.observe(node, not hit)
-        self.cached.add(node.node)
+        if node.node not in self.memory:
+            self.sweeps.observe(node)
+            self.cached.add(node.node)
+            self.memory.add(node.node)
         return hit
 
     def drain(self) -> None:
@@ -112,12 +131,45 @@ def test_a_sample_costs_little_more_than_twice_itself(share: float) -> None:
     assert len(source.fetched) <= _START + len(sample) * (1 + _EARNED * 2 * share)
 
 
-def test_readers_of_a_cached_directory_cause_nothing() -> None:
+def test_readers_of_a_cached_directory_have_nothing_fetched() -> None:
     source = _Source(500)
     source.cached = {node.node for node in source.files[1]}
     for node in _shuffled(source.files[1], 2):
         assert source.read(node)
     assert not source.fetched
+
+
+@pytest.mark.parametrize("count", [50, 400, 5000])
+def test_most_of_a_cached_epoch_is_in_memory_before_it_is_asked_for(count: int) -> None:
+    source = _Source(count, cached=True)
+    asked = 0
+    for node in _shuffled(source.files[1], count):
+        asked += node.node not in source.memory
+        source.read(node)
+    assert asked < 0.6 * count
+    assert not source.fetched
+    assert len(source.pushed) == len(set(source.pushed)), "nothing is put there twice"
+
+
+def test_a_sample_of_a_cached_directory_has_little_more_than_itself_put_into_memory() -> None:
+    source = _Source(100_000, cached=True)
+    sample = _shuffled(source.files[1], 1)[:1000]
+    for node in sample:
+        source.read(node)
+    assert len(source.pushed) <= _START + len(sample) * (1 + _EARNED * _WITNESS * 0.02)
+
+
+def test_what_the_page_cache_is_not_given_now_is_given_later() -> None:
+    source = _Source(400, cached=True)
+    source.fails = True
+    files = _shuffled(source.files[1], 8)
+    for node in files[:50]:
+        source.read(node)
+    assert not source.pushed
+    source.fails = False
+    for node in files[50:100]:
+        source.read(node)
+    assert len(source.pushed) > 50
 
 
 def test_a_sweep_that_brings_nothing_ends_and_is_tried_again_later() -> None:
@@ -144,6 +196,7 @@ def test_a_directory_that_was_evicted_is_swept_again() -> None:
             source.drain()
         assert len(source.cached) == 300
         source.cached.clear()
+        source.memory.clear()
     assert len(source.fetched) > 300
 
 
