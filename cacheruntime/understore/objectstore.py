@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
     from typing_extensions import Buffer
 
-PIECE_BYTES = 1 << 20
-"""obstore gathers network reads (16 KiB and up) to pieces of this size: one write each into the tier file."""
+PIECE_BYTES = 256 << 10
+"""obstore gathers network reads (16 KiB and up) to pieces of this size by copying; each has its price in Python."""
 
 _PAGE_ENTRIES = 1000  # what all three services send per listing request
 

@@ -476,7 +476,7 @@ class Filler:
     def _write_packed(self, place: PackPlace, content: ContentId, data: bytes) -> bool:
         try:
             # Into the page cache, without a thread: a copy of less than 1 MiB is shorter than the way there and back.
-            write_all(place.descriptor, memoryview(data), place.offset)
+            write_all(place.descriptor, [memoryview(data)], place.offset)
         except OSError as error:
             place.tier.give_back(place.size)
             self._storage.write_failed(place.tier, error)

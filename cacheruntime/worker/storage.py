@@ -7,7 +7,7 @@ Methods without `await` change state at once, with no checkpoint in between, and
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,8 @@ from forebay.cacheruntime.tiers import Tier, cached_path, file_path, is_folder, 
 from forebay.cacheruntime.touch import TouchMap, slot_of
 
 log = logging.getLogger(__name__)
+
+_IOV_MAX = os.sysconf("SC_IOV_MAX")
 
 PACK_BYTES = 256 * MIB
 """A pack is closed at about this size: large enough to be one long sequential read, small enough to evict whole."""
@@ -282,9 +284,13 @@ def _empty(folder: Path) -> None:
                 found.unlink()
 
 
-def write_all(descriptor: int, data: memoryview, offset: int) -> None:
-    """Write all of `data` at `offset` (a full disk may take only a part without an error)."""
-    while data:
-        written = os.pwrite(descriptor, data, offset)
-        data = data[written:]
+def write_all(descriptor: int, pieces: Sequence[memoryview], offset: int) -> None:
+    """Write all pieces, one behind the other, at `offset` (a full disk may take only a part without an error)."""
+    left = list(pieces)
+    while left:
+        written = os.pwritev(descriptor, left[:_IOV_MAX], offset)
         offset += written
+        while left and written >= len(left[0]):
+            written -= len(left.pop(0))
+        if written:
+            left[0] = left[0][written:]

@@ -73,10 +73,10 @@ def _disk(share: float, seed: int) -> object:
     """A disk that has no room for that share of the writes."""
     chance, real = random.Random(seed), fetch_module.write_all
 
-    def write(descriptor: int, data: memoryview, offset: int) -> None:
+    def write(descriptor: int, pieces: list[memoryview], offset: int) -> None:
         if chance.random() < share:
             raise OSError(errno.ENOSPC, "No space left on device")
-        real(descriptor, data, offset)
+        real(descriptor, pieces, offset)
 
     return write
 

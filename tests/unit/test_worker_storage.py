@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -291,12 +292,25 @@ def test_drop_pack_gives_back_what_its_files_held(make_box: MakeBox) -> None:
     assert box.storage.tiers[0].used_bytes == 0
 
 
-def test_write_all_goes_on_after_a_partial_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.pwrite
-    monkeypatch.setattr(storage_module.os, "pwrite", lambda fd, data, at: real(fd, data[:7], at))
+@pytest.mark.parametrize("cuts", [(), (7,), (1, 2, 50, 99), (7, 14, 21)])
+def test_write_all_goes_on_after_a_partial_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuts: tuple[int, ...]
+) -> None:
+    data = memoryview(bytes(range(100)))
+    monkeypatch.setattr(storage_module.os, "pwritev", lambda fd, parts, at: os.pwrite(fd, b"".join(parts)[:7], at))
     descriptor = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
     try:
-        write_all(descriptor, memoryview(bytes(range(100))), 5)
+        write_all(descriptor, [data[start:end] for start, end in pairwise((0, *cuts, 100))], 5)
     finally:
         os.close(descriptor)
     assert (tmp_path / "f").read_bytes() == bytes(5) + bytes(range(100))
+
+
+def test_write_all_takes_more_pieces_than_one_call(tmp_path: Path) -> None:
+    data = os.urandom(3000)
+    descriptor = os.open(tmp_path / "f", os.O_RDWR | os.O_CREAT)
+    try:
+        write_all(descriptor, [memoryview(data)[n : n + 1] for n in range(3000)], 0)
+    finally:
+        os.close(descriptor)
+    assert (tmp_path / "f").read_bytes() == data
