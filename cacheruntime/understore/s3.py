@@ -40,6 +40,7 @@ from forebay.cacheruntime.understore.objectstore import (
 )
 from forebay.cacheruntime.understore.options import flag
 from forebay.cacheruntime.understore.retry import Retrier
+from forebay.cacheruntime.understore.s3_listing import read_objects_ahead
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -237,6 +238,7 @@ class S3UnderStore:
                 self._client_made = self._asked(
                     lambda: make_client(session, self._options, self._address.endpoint), self._bucket_words
                 )
+                read_objects_ahead(self._client_made)
                 self._session = session
             return self._client_made
 
