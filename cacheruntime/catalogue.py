@@ -21,7 +21,7 @@ being written.
     ``small_bytes`` -> 8-byte counters over visible files; ``source`` -> the under-store's canonical URL.
 
 A name that is absent is known to be absent when the listing is complete, or when its directory's node carries
-`_LISTED` (it was listed ahead of the rest).
+`_LISTED`: it was listed ahead of the rest, or a listing in key order has gone past it.
 """
 
 import stat

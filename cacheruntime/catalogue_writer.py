@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -59,14 +59,21 @@ class CatalogueWriter:
         """A reader for this process (LMDB must not be opened twice in one)."""
         return Catalogue(self.folder, self._env)
 
-    def add(self, page: list[Entry]) -> None:
-        """Record entries. One that is there already is replaced; its older version stays readable by node id."""
+    def add(self, page: list[Entry], whole: Sequence[bytes] = ()) -> None:
+        """Record entries. One that is there already is replaced; its older version stays readable by node id.
+
+        Args:
+            page: the entries.
+            whole: paths of directories of which nothing more will come; what is no directory here is passed over.
+        """
         try:
             with self._page() as changes:
                 changes.add_fresh(page)
+                changes.mark_all_listed(whole)
         except _NotFresh:  # the transaction is undone; now with a look at what is there
             with self._page() as changes:
                 changes.add(page)
+                changes.mark_all_listed(whole)
 
     def replace_directory(self, path: bytes, entries: list[Entry]) -> None:
         """Record the entries of one directory, and that a name that is absent now is absent from the source."""
@@ -74,6 +81,13 @@ class CatalogueWriter:
             changes.make_directory(path)
             changes.add(entries)
             changes.mark_listed(path)
+
+    def unlist_directories(self) -> None:
+        """No directory is known to be whole any more: what was said of them was wrong."""
+        with self._env.begin(write=True) as txn:
+            records = (unpack_record(NodeId(int.from_bytes(k, "big")), r) for k, r in txn.cursor(db=self._nodes))
+            for found in [record for record in records if record.listed]:
+                txn.put(node_key(found.node), pack_record(found._replace(listed=False)), db=self._nodes)
 
     def remove(self, path: bytes) -> None:
         """Take one name out of sight, as its source is gone."""
@@ -288,6 +302,10 @@ class _Page:
         elif (mtime_ns, mode) != (found.mtime_ns, found.mode) and (mtime_ns or mode is not None):
             self._put(found._replace(mtime_ns=max(mtime_ns, found.mtime_ns), mode=mode))
         self._known.add(path)
+
+    def mark_all_listed(self, paths: Sequence[bytes]) -> None:
+        for path in paths:
+            self.mark_listed(path)
 
     def mark_listed(self, path: bytes) -> None:
         found = self._get(node_id(path, b""))

@@ -58,6 +58,13 @@ class UnderStore(Protocol):
         nothing of a read may be kept before its iterator has ended well.
         """
 
+    @property
+    def lists_in_key_order(self) -> bool:
+        """Whether `list_tree` promises the byte order of keys: UTF-8, with a slash behind what is a directory.
+
+        Then a directory is known to be whole once its listing has gone past it (`listing_order.py`).
+        """
+
     def probe(self) -> None:
         """Find out that the root exists and may be listed.
 

@@ -65,6 +65,11 @@ class GenericStore:
         """No: fsspec has no conditional reads; a look before and after tells."""
         return False
 
+    @property
+    def lists_in_key_order(self) -> bool:
+        """No: directory by directory."""
+        return False
+
     def probe(self) -> None:
         """See `UnderStore.probe`."""
         fs, root = self._fs_and_root()

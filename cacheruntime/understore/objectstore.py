@@ -204,6 +204,11 @@ class ObjectUnderStore:
         """Yes: reads carry If-Match."""
         return True
 
+    @property
+    def lists_in_key_order(self) -> bool:
+        """Yes: both services list by name. Azure's accounts with real folders do it otherwise, which is noticed."""
+        return True
+
     def probe(self) -> None:
         """See `UnderStore.probe`."""
         for _ in self.list_tree():

@@ -52,6 +52,11 @@ class PosixStore:
         """No: a file can be written to while it is read; a look before and after tells."""
         return False
 
+    @property
+    def lists_in_key_order(self) -> bool:
+        """No: directory by directory."""
+        return False
+
     def probe(self) -> None:
         """See `UnderStore.probe`."""
         try:

@@ -121,6 +121,11 @@ class RetryingStore:
         """As the store inside."""
         return self._store.pins_version
 
+    @property
+    def lists_in_key_order(self) -> bool:
+        """As the store inside."""
+        return self._store.lists_in_key_order
+
     def probe(self) -> None:
         """As the store inside, within `RetryConfig.probe_deadline_s`: a person waits."""
         self._retrier.retry_call(self._store.probe, self._retrier.config.probe_deadline_s)

@@ -85,6 +85,11 @@ class S3UnderStore:
         """Yes: reads carry If-Match."""
         return True
 
+    @property
+    def lists_in_key_order(self) -> bool:
+        """Yes, but for directory buckets (Amazon S3 API reference: ListObjectsV2)."""
+        return not self._address.container.endswith("--x-s3")
+
     def probe(self) -> None:
         """See `UnderStore.probe`."""
         reply = self._list_page(MaxKeys=1, Prefix=self._prefix)

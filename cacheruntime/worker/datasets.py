@@ -16,7 +16,8 @@ from forebay.cacheruntime.catalogue import Catalogue
 from forebay.cacheruntime.catalogue_writer import CatalogueWriter
 from forebay.cacheruntime.config import CacheConfig
 from forebay.cacheruntime.errors import CacheError, ForebayError, NotAttached, SourceNotFound, SourceTimeout
-from forebay.cacheruntime.keys import DatasetId, dataset_id
+from forebay.cacheruntime.keys import DatasetId, dataset_id, node_id
+from forebay.cacheruntime.listing_order import ListingOrder
 from forebay.cacheruntime.understore.base import Entry, UnderStore
 from forebay.cacheruntime.understore.credentials import redact
 from forebay.cacheruntime.understore.factory import open_store
@@ -29,6 +30,9 @@ _GATHERED_ENTRIES = 10_000
 """Written in one transaction at most: nearly all that larger ones gain, in a few megabytes of memory."""
 _GATHERED_S = 0.2
 """What is listed is not held back for longer, as somebody may be looking."""
+
+_STALLED_S = 2.0
+"""A listing that has brought nothing for so long is not waited for: ten times what S3 takes for a page, and more."""
 
 _REGISTER_S = 60.0
 """A mount has registered the snapshot that it reads by then."""
@@ -45,6 +49,10 @@ class Snapshot:
     """The background listing is over, well or not."""
     first_page: trio.Event = field(default_factory=trio.Event)
     """Something is there to see, or the listing is over."""
+    order: ListingOrder | None = None
+    """How far the background listing is; None where its store promises no order."""
+    moved: trio.Event = field(default_factory=trio.Event)
+    """Set and replaced when the background listing has written something, or is over."""
     users: int = 0
     """Tasks of this worker that read or write it."""
     asked_for: float = 0.0
@@ -56,6 +64,11 @@ class Snapshot:
     def young(self) -> bool:
         """Whether a mount that is on no register yet may read it."""
         return bool(self.asked_for) and time.monotonic() - self.asked_for < _REGISTER_S
+
+    def has_moved(self) -> None:
+        """Wake those who wait for the background listing."""
+        moved, self.moved = self.moved, trio.Event()
+        moved.set()
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -236,12 +249,22 @@ class Datasets:
 
     async def _list(self, dataset: Dataset, snapshot: Snapshot) -> None:
         token = trio.lowlevel.current_trio_token()
+        order = snapshot.order = ListingOrder(dataset.store.url) if dataset.store.lists_in_key_order else None
+
+        def written() -> None:
+            snapshot.first_page.set()
+            snapshot.has_moved()
 
         def work() -> None:
-            for page in _gathered(dataset.store.list_tree()):
+            pages: Iterable[list[Entry]] = dataset.store.list_tree()
+            trusted = order is not None
+            for page in _gathered(order.follow(pages) if order is not None else pages):
                 with writable(snapshot):
-                    snapshot.writer.add(page)
-                token.run_sync_soon(snapshot.first_page.set)
+                    snapshot.writer.add(page, order.take_passed() if order is not None else ())
+                    if order is not None and trusted and not order.kept:
+                        trusted = False
+                        snapshot.writer.unlist_directories()
+                token.run_sync_soon(written)
             with writable(snapshot):
                 snapshot.writer.finish()
 
@@ -253,16 +276,24 @@ class Datasets:
             with suppress(lmdb.Error):  # no room even for that
                 await trio.to_thread.run_sync(snapshot.writer.finish, str(failure))
         snapshot.ended.set()
-        snapshot.first_page.set()
+        written()
 
     async def list_directory(self, dataset: Dataset, path: bytes, name: bytes = b"") -> None:
         """Bring one directory into every snapshot whose listing has not ended well.
 
         With a `name`, only that is asked for first: one file of a directory of a million must not wait for the rest.
+        A directory that the background listing is about to bring is waited for.
         """
         pending = [s for s in dataset.snapshots.values() if not s.catalogue.complete]
         with all_held(pending):
             if not pending or (name and await self._find_name(dataset, pending, path + b"/" + name if path else name)):
+                return
+            node = node_id(path, b"")
+            if all(s.catalogue.is_settled(node) or not s.ended.is_set() for s in pending):
+                for snapshot in pending:
+                    await _about_to_come(snapshot, path)
+            pending = [s for s in pending if not s.catalogue.is_settled(node)]
+            if not pending:
                 return
             key = (dataset.id, path)
             if (under_way := self._directories.get(key)) is not None:
@@ -318,6 +349,40 @@ class Datasets:
         with all_held(snapshots):
             # Cancelled only when the worker ends, which must not wait for a source that does not answer.
             await trio.to_thread.run_sync(work, limiter=self._listers, abandon_on_cancel=True)
+
+
+async def _about_to_come(snapshot: Snapshot, path: bytes) -> None:
+    """Wait for a directory as long as the background listing brings it sooner than a listing of its own would.
+
+    That is while the listing is among the directory's own entries and goes on: what is left to list of them is the same
+    either way, and two listings at a time are slower than one. The entries of a subdirectory may be any number, and a
+    listing of its own leaves them out. A directory is also waited for when the listing has it but has not written it
+    yet, or comes to it next; but not for longer than that takes, for it may turn out to be another.
+    """
+    node, chances = node_id(path, b""), 2
+    while snapshot.order is not None and not snapshot.ended.is_set() and not snapshot.catalogue.is_settled(node):
+        if not snapshot.order.kept:
+            return
+        if not snapshot.order.stands_in(path):
+            if not chances or not (snapshot.order.is_behind(path) or _comes_next(snapshot, path)):
+                return
+            chances -= 1
+        moved = snapshot.moved
+        with trio.move_on_after(_STALLED_S) as patience:
+            await moved.wait()
+        if patience.cancelled_caught:
+            return
+
+
+def _comes_next(snapshot: Snapshot, path: bytes) -> bool:
+    """Whether the first name behind the one at which the listing is, in the same directory, is that one."""
+    above, _, name = path.rpartition(b"/")
+    inside = above + b"/" if above else b""
+    if snapshot.order is None or not path or not snapshot.order.key.startswith(inside):
+        return False
+    catalogue, directory = snapshot.catalogue, node_id(above, b"")
+    at = catalogue.child(directory, snapshot.order.key[len(inside) :].partition(b"/")[0])
+    return at is not None and next((node.name == name for node in catalogue.children(directory, at.node)), False)
 
 
 def _gathered(pages: Iterable[list[Entry]]) -> Iterator[list[Entry]]:

@@ -98,6 +98,15 @@ class TestEveryStore:
         assert store.stat(f"dir/{name}") == listed[f"dir/{name}"]
         assert [entry.path for entry in store.list_directory(f"sub/{name}")] == [f"sub/{name}/x"]
 
+    def test_the_order_of_keys_where_it_is_promised(self, place: Place) -> None:
+        for path in ("a/b", "a-b", "a0", "a/b-c", "a/c/d", "a.b/c", "\ue000", "\U00010000", "Z"):
+            place.put(path, b"1")
+        store = place.open()
+        paths = [entry.path for page in store.list_tree() for entry in page if entry.kind is Kind.FILE]
+        assert store.lists_in_key_order == (place.name == "s3")
+        if store.lists_in_key_order:
+            assert paths == sorted(paths, key=os.fsencode)
+
     def test_ranges(self, place: Place) -> None:
         data = os.urandom(300_000)
         place.put("f", data)
@@ -246,6 +255,9 @@ class TestS3:
         pages = list(s3_place.open().list_tree())
         assert len(pages) == 2
         assert sum(map(len, pages)) == 1005
+
+    def test_directory_buckets_promise_no_order(self, s3_place: Place) -> None:
+        assert not open_store("s3://name--usw2-az1--x-s3", s3_place.options, QUICK_RETRY).lists_in_key_order
 
     def test_prefix_ends_at_a_slash(self, s3_place: Place) -> None:
         s3_place.put("pre/x", b"1")

@@ -26,6 +26,7 @@ class FakeStore:
     def __init__(self, url: str = "fake://store", *, pins_version: bool = True, piece_bytes: int = 1 << 16) -> None:
         self.url = url
         self.pins_version = pins_version
+        self.lists_in_key_order = True
         self.piece_bytes = piece_bytes
         self.files: dict[str, tuple[bytes, str]] = {}
         self.reads: list[Read] = []

@@ -39,6 +39,7 @@ class FlakyStore:
 
     url = "flaky://"
     pins_version = True
+    lists_in_key_order = True
 
     def __init__(self, clock: Clock, breaks: list[int], piece: int = 100) -> None:
         self.clock = clock
@@ -192,7 +193,7 @@ def test_a_fault_after_the_last_byte_has_the_end_checked_again() -> None:
 
 def test_the_store_inside_shows_through() -> None:
     store, inner, _ = retrying([])
-    assert (store.url, store.pins_version) == ("flaky://", True)
+    assert (store.url, store.pins_version, store.lists_in_key_order) == ("flaky://", True, True)
     store.close()
     assert inner.closed == 1
 

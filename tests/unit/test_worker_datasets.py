@@ -209,6 +209,235 @@ def test_listing_that_breaks_off(node: Node, monkeypatch: pytest.MonkeyPatch, ca
     assert "broke off: the wire was cut" in caplog.text
 
 
+class Walk:
+    """A store's listing that gives out the next page when the test says so."""
+
+    def __init__(self, store: FakeStore, pages: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+        self._pages = [[store.put(path, b"1") for path in page] for page in pages]
+        self._gates = [Gate() for _ in pages]
+        self.failure: ForebayError | None = None
+        """Instead of the end."""
+        self.directories: list[str] = []
+        """Those that were listed by themselves."""
+        real = store.list_directory
+
+        def list_directory(path: str) -> list[Entry]:
+            self.directories.append(path)
+            return real(path)
+
+        monkeypatch.setattr(store, "list_directory", list_directory)
+        monkeypatch.setattr(store, "list_tree", self._list_tree)
+        monkeypatch.setattr(datasets_module, "_GATHERED_S", 0.0)
+
+    def _list_tree(self) -> Any:
+        for page, gate in zip(self._pages, self._gates, strict=True):
+            gate("", 0)
+            yield page
+        if self.failure is not None:
+            raise self.failure
+
+    async def come(self, core: Core, count: int) -> tuple[Dataset, Snapshot]:
+        """Begin, and have that many pages written."""
+        dataset = await core.datasets.attach(SOURCE, {})
+        snapshot = core.datasets.snapshot_of(dataset, relist=True)
+        await self.more(snapshot, 0, count)
+        return dataset, snapshot
+
+    async def more(self, snapshot: Snapshot, done: int, count: int) -> None:
+        for gate in self._gates[done : done + count]:
+            moved = snapshot.moved
+            gate.let_go()
+            await moved.wait()
+
+    def rest(self) -> None:
+        for gate in self._gates:
+            gate.let_go()
+
+
+def _settled(snapshot: Snapshot, path: bytes) -> bool:
+    found = snapshot.catalogue.resolve(path)
+    return found is not None and snapshot.catalogue.is_settled(found.node)
+
+
+def test_directories_that_the_listing_has_passed_are_whole(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    walk = Walk(node.box.store, [["a/b/1", "a/b/2", "a/c"], ["a/d", "a0/1"], ["z"]], monkeypatch)
+
+    async def test(core: Core) -> None:
+        dataset, snapshot = await walk.come(core, 1)
+        assert [_settled(snapshot, path) for path in (b"", b"a", b"a/b")] == [False, False, True]
+        await core.datasets.list_directory(dataset, b"a/b")
+        await walk.more(snapshot, 1, 1)
+        assert [_settled(snapshot, path) for path in (b"", b"a", b"a0")] == [False, True, False]
+        await core.datasets.list_directory(dataset, b"a")
+        assert walk.directories == []
+        walk.rest()
+
+    node.run(test)
+
+
+async def _waits(core: Core, dataset: Dataset, path: bytes, meanwhile: Callable[[], Awaitable[None]]) -> None:
+    """Ask for a directory; the answer must not come before `meanwhile` has begun."""
+    answered = trio.Event()
+
+    async def ask() -> None:
+        await core.datasets.list_directory(dataset, path)
+        answered.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert not answered.is_set()
+        await meanwhile()
+
+
+def test_the_directory_in_which_the_listing_is_is_waited_for(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    walk = Walk(node.box.store, [["a/1", "b/1"], ["b/2"], ["b/3"], ["b/4", "c/1"], ["d"]], monkeypatch)
+
+    async def test(core: Core) -> None:
+        dataset, snapshot = await walk.come(core, 1)
+
+        async def meanwhile() -> None:
+            await walk.more(snapshot, 1, 3)
+
+        await _waits(core, dataset, b"b", meanwhile)
+        assert _names(snapshot.catalogue, b"b") == [b"1", b"2", b"3", b"4"]
+        assert not snapshot.ended.is_set()
+        assert walk.directories == []
+        walk.rest()
+
+    node.run(test)
+
+
+def test_the_directory_to_come_is_waited_for(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    walk = Walk(node.box.store, [["a/1"], ["b/1", "b/2"], ["c/1"], ["d"]], monkeypatch)
+
+    async def test(core: Core) -> None:
+        dataset, snapshot = await walk.come(core, 1)
+        await core.datasets.list_directory(dataset, b"")
+
+        async def meanwhile() -> None:
+            await walk.more(snapshot, 1, 2)
+
+        await _waits(core, dataset, b"b", meanwhile)
+        assert walk.directories == [""]
+        walk.rest()
+
+    node.run(test)
+
+
+def test_the_directory_to_come_is_waited_for_only_so_long(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    walk = Walk(node.box.store, [["a/1"], ["a/2"], ["a/3"], ["a/4"], ["b/1"]], monkeypatch)
+
+    async def test(core: Core) -> None:
+        dataset, snapshot = await walk.come(core, 1)
+        await core.datasets.list_directory(dataset, b"")
+
+        async def meanwhile() -> None:
+            await walk.more(snapshot, 1, 2)
+
+        await _waits(core, dataset, b"b", meanwhile)
+        assert walk.directories == ["", "b"]
+        assert _names(snapshot.catalogue, b"b") == [b"1"]
+        walk.rest()
+
+    node.run(test)
+
+
+@pytest.mark.parametrize("path", [b"", b"a", b"m", b"z"])
+def test_other_directories_are_listed_at_once(node: Node, monkeypatch: pytest.MonkeyPatch, path: bytes) -> None:
+    """Far away, and those around where the listing is: their own entries are not what comes next."""
+    walk = Walk(node.box.store, [["a/b/1"], ["a/b/2", "a/c", "l/1", "m/1"], ["z/1"]], monkeypatch)
+
+    async def test(core: Core) -> None:
+        dataset, snapshot = await walk.come(core, 1)
+        await core.datasets.list_directory(dataset, path)
+        assert walk.directories == [path.decode()]
+        assert _settled(snapshot, path)
+        walk.rest()
+
+    node.run(test)
+
+
+def test_a_store_without_order_has_its_directories_listed(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    node.box.store.lists_in_key_order = False
+    walk = Walk(node.box.store, [["a/1", "b/1"], ["b/2"]], monkeypatch)
+
+    async def test(core: Core) -> None:
+        dataset, snapshot = await walk.come(core, 1)
+        assert not _settled(snapshot, b"a")
+        await core.datasets.list_directory(dataset, b"b")
+        assert walk.directories == ["b"]
+        walk.rest()
+
+    node.run(test)
+
+
+def test_a_listing_that_stalls_is_not_waited_for(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets_module, "_STALLED_S", 0.05)
+    walk = Walk(node.box.store, [["b/1"], ["b/2"], ["b/3"]], monkeypatch)
+
+    async def test(core: Core) -> None:
+        dataset, snapshot = await walk.come(core, 1)
+        await core.datasets.list_directory(dataset, b"b")
+        assert walk.directories == ["b"]
+        assert _names(snapshot.catalogue, b"b") == [b"1", b"2", b"3"]
+        walk.rest()
+
+    node.run(test)
+
+
+def test_a_listing_that_breaks_off_is_not_waited_for(
+    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    walk = Walk(node.box.store, [["b/1"], ["b/2"]], monkeypatch)
+    walk.failure = SourceUnavailable("the wire was cut")
+    node.box.store.put("b/3", b"1")
+
+    async def test(core: Core) -> None:
+        dataset, snapshot = await walk.come(core, 1)
+
+        async def meanwhile() -> None:
+            walk.rest()
+
+        await _waits(core, dataset, b"b", meanwhile)
+        assert walk.directories == ["b"]
+        assert _names(snapshot.catalogue, b"b") == [b"1", b"2", b"3"]
+
+    node.run(test)
+    assert "broke off: the wire was cut" in caplog.text
+
+
+def test_a_store_that_breaks_its_order_is_asked_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    walk = Walk(node.box.store, [["a/1", "b/1"], ["a/2"], ["b/2"]], monkeypatch)
+
+    async def test(core: Core) -> None:
+        dataset, snapshot = await walk.come(core, 1)
+        assert _settled(snapshot, b"a")
+        await walk.more(snapshot, 1, 1)
+        assert not _settled(snapshot, b"a")
+        await core.datasets.list_directory(dataset, b"a")
+        assert walk.directories == ["a"]
+        walk.rest()
+
+    node.run(test)
+    assert "does not list its keys in order" in caplog.text
+
+
+def test_one_name_in_a_directory_that_is_being_listed(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    walk = Walk(node.box.store, [["b/1"], ["b/2"]], monkeypatch)
+
+    async def test(core: Core) -> None:
+        dataset, snapshot = await walk.come(core, 1)
+        await core.datasets.list_directory(dataset, b"b", b"2")
+        assert _names(snapshot.catalogue, b"b") == [b"1", b"2"]
+        assert walk.directories == []
+        walk.rest()
+
+    node.run(test)
+
+
 def test_stale_file_is_shown_as_it_is_now(node: Node) -> None:
     store = node.box.store
     for path in ("changed", "gone"):
