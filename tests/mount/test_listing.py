@@ -19,20 +19,23 @@ pytestmark = [pytest.mark.slow]
 @pytest.mark.semantics("C2")
 def test_usable_while_the_listing_is_under_way(forebay: Forebay, bucket: Any, s3_endpoint: str, side: Any) -> None:
     """Names that are not listed yet are looked up in the source, and absent ones are absent."""
-    bucket.put_empty([f"a/{number:04d}" for number in range(2000)])  # two pages
+    names = [f"{number:04d}" for number in range(1500)]
+    bucket.put_empty([f"a/{name}" for name in names[:500]] + [f"b/{name}" for name in names])  # two pages
     bucket.put("z/deep/file", b"content")
     page = len(urllib.request.urlopen(f"{s3_endpoint}/{bucket.name}?list-type=2&prefix=root/").read())
     bucket.link.hold_after(page * 3 // 2)  # the first page of the listing passes, the second is held up
     mount = forebay.mount(bucket.source, *bucket.args, *side.args)
     bucket.link.wait_held()
     assert forebay.dataset(mount)["listing"] == "under way"
+    assert sorted(os.listdir(mount / "a")) == names[:500], "the listing has passed it"
     bucket.link.let_others_pass(10 * MIB)
     assert (mount / "z/deep/file").read_bytes() == b"content"
     assert not (mount / "z/deep/nothing").exists()
     assert os.listdir(mount / "z/deep") == ["file"]
+    assert sorted(os.listdir(mount / "b")) == names, "the listing is in it, and does not go on"
     bucket.link.release()
     wait_until(lambda: forebay.dataset(mount)["listing"] == "complete", "the listing ends")
-    assert len(os.listdir(mount / "a")) == 2000
+    assert [len(os.listdir(mount / name)) for name in ("a", "b")] == [500, 1500]
     assert forebay.dataset(mount)["source_files"] == 2001
 
 
