@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from forebay.bench import sheet
-from forebay.bench.crew import family
+from forebay.bench.crew import cpu_seconds, family, spent
 from forebay.bench.dataset import Sample
 from forebay.bench.node import CommandFailed, Node
 from forebay.bench.reader import READ_BYTES
@@ -19,6 +19,11 @@ from forebay.cacheruntime.version import VERSION
 from forebay.fuse.counters import Counts, read_counts
 
 _LISTED_S = 60.0
+_SETTLED_S = 60.0
+_SETTLING_S = 0.3
+_IDLE_SHARE = 0.1
+"""Of one core: watching for the next thing to do takes some."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -211,6 +216,35 @@ def load_pages(folder: Path) -> None:
             with path.open("rb", buffering=0) as opened:
                 while os.readv(opened.fileno(), buffer):
                     pass
+
+
+def drop_names() -> bool:
+    """Have the kernel forget all names and inodes that nobody uses, on every mount of the machine; False without root.
+
+    proc(5), drop_caches: 2 takes dentries and inodes and leaves pages.
+    """
+    try:
+        Path("/proc/sys/vm/drop_caches").write_text("2\n")
+    except PermissionError:
+        return False
+    return True
+
+
+def settle(side: Side) -> None:
+    """Wait until a side's daemons do nothing, such as taking note of the inodes that the kernel has forgotten.
+
+    Raises:
+        SideFailed: they do not come to rest.
+    """
+    deadline = time.monotonic() + _SETTLED_S
+    used = cpu_seconds(side.pids())
+    while True:
+        time.sleep(_SETTLING_S)
+        before, used = used, cpu_seconds(side.pids())
+        if spent(before, used) <= _IDLE_SHARE * _SETTLING_S:
+            return
+        if time.monotonic() > deadline:
+            raise SideFailed(f"{side.name} does not come to rest in {_SETTLED_S:g} s")
 
 
 def _files(folder: Path) -> Iterator[Path]:
