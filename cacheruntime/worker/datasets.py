@@ -5,22 +5,22 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import lmdb
 import trio
 
-from forebay.cacheruntime.catalogue import Catalogue
 from forebay.cacheruntime.catalogue_writer import CatalogueWriter
 from forebay.cacheruntime.config import CacheConfig
-from forebay.cacheruntime.errors import CacheError, ForebayError, NotAttached, SourceNotFound, SourceTimeout
+from forebay.cacheruntime.errors import ForebayError, NotAttached, SourceNotFound, SourceTimeout
 from forebay.cacheruntime.keys import DatasetId, dataset_id, node_id
 from forebay.cacheruntime.listing_order import ListingOrder
 from forebay.cacheruntime.understore.base import Entry, UnderStore
 from forebay.cacheruntime.understore.credentials import redact
 from forebay.cacheruntime.understore.factory import open_store
+from forebay.cacheruntime.worker.snapshot import Snapshot, about_to_come, all_held, writable
 
 log = logging.getLogger(__name__)
 
@@ -30,54 +30,6 @@ _GATHERED_ENTRIES = 10_000
 """Written in one transaction at most: nearly all that larger ones gain, in a few megabytes of memory."""
 _GATHERED_S = 0.2
 """What is listed is not held back for longer, as somebody may be looking."""
-
-_STALLED_S = 2.0
-"""A listing that has brought nothing for so long is not waited for: ten times what S3 takes for a page, and more."""
-
-_REGISTER_S = 60.0
-"""A mount has registered the snapshot that it reads by then."""
-
-
-@dataclass
-class Snapshot:
-    """One listing of a dataset, under way or ended."""
-
-    number: int
-    writer: CatalogueWriter
-    catalogue: Catalogue
-    ended: trio.Event = field(default_factory=trio.Event)
-    """The background listing is over, well or not."""
-    first_page: trio.Event = field(default_factory=trio.Event)
-    """Something is there to see, or the listing is over."""
-    order: ListingOrder | None = None
-    """How far the background listing is; None where its store promises no order."""
-    moved: trio.Event = field(default_factory=trio.Event)
-    """Set and replaced when the background listing has written something, or is over."""
-    users: int = 0
-    """Tasks of this worker that read or write it."""
-    asked_for: float = 0.0
-    """When a client was last told of it (monotonic): a mount that is being made is on no register yet."""
-    failure: ForebayError | None = None
-    """Why the background listing broke off, when it did."""
-
-    @property
-    def young(self) -> bool:
-        """Whether a mount that is on no register yet may read it."""
-        return bool(self.asked_for) and time.monotonic() - self.asked_for < _REGISTER_S
-
-    def has_moved(self) -> None:
-        """Wake those who wait for the background listing."""
-        moved, self.moved = self.moved, trio.Event()
-        moved.set()
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """Keep it open meanwhile."""
-        self.users += 1
-        try:
-            yield
-        finally:
-            self.users -= 1
 
 
 @dataclass
@@ -291,7 +243,7 @@ class Datasets:
             node = node_id(path, b"")
             if all(s.catalogue.is_settled(node) or not s.ended.is_set() for s in pending):
                 for snapshot in pending:
-                    await _about_to_come(snapshot, path)
+                    await about_to_come(snapshot, path)
             pending = [s for s in pending if not s.catalogue.is_settled(node)]
             if not pending:
                 return
@@ -351,40 +303,6 @@ class Datasets:
             await trio.to_thread.run_sync(work, limiter=self._listers, abandon_on_cancel=True)
 
 
-async def _about_to_come(snapshot: Snapshot, path: bytes) -> None:
-    """Wait for a directory as long as the background listing brings it sooner than a listing of its own would.
-
-    That is while the listing is among the directory's own entries and goes on: what is left to list of them is the same
-    either way, and two listings at a time are slower than one. The entries of a subdirectory may be any number, and a
-    listing of its own leaves them out. A directory is also waited for when the listing has it but has not written it
-    yet, or comes to it next; but not for longer than that takes, for it may turn out to be another.
-    """
-    node, chances = node_id(path, b""), 2
-    while snapshot.order is not None and not snapshot.ended.is_set() and not snapshot.catalogue.is_settled(node):
-        if not snapshot.order.kept:
-            return
-        if not snapshot.order.stands_in(path):
-            if not chances or not (snapshot.order.is_behind(path) or _comes_next(snapshot, path)):
-                return
-            chances -= 1
-        moved = snapshot.moved
-        with trio.move_on_after(_STALLED_S) as patience:
-            await moved.wait()
-        if patience.cancelled_caught:
-            return
-
-
-def _comes_next(snapshot: Snapshot, path: bytes) -> bool:
-    """Whether the first name behind the one at which the listing is, in the same directory, is that one."""
-    above, _, name = path.rpartition(b"/")
-    inside = above + b"/" if above else b""
-    if snapshot.order is None or not path or not snapshot.order.key.startswith(inside):
-        return False
-    catalogue, directory = snapshot.catalogue, node_id(above, b"")
-    at = catalogue.child(directory, snapshot.order.key[len(inside) :].partition(b"/")[0])
-    return at is not None and next((node.name == name for node in catalogue.children(directory, at.node)), False)
-
-
 def _gathered(pages: Iterable[list[Entry]]) -> Iterator[list[Entry]]:
     """Join pages that come fast, for one large transaction costs less than many; the first is given out at once.
 
@@ -403,21 +321,3 @@ def _gathered(pages: Iterable[list[Entry]]) -> Iterator[list[Entry]]:
         yield gathered
         raise
     yield gathered
-
-
-@contextmanager
-def writable(snapshot: Snapshot) -> Iterator[None]:
-    """Raise CacheError, with the cure, when its catalogue cannot be written."""
-    try:
-        yield
-    except lmdb.Error as error:
-        raise CacheError(f"{snapshot.writer.folder} cannot be written: {error}; make room there") from error
-
-
-@contextmanager
-def all_held(snapshots: list[Snapshot]) -> Iterator[None]:
-    """Keep all of them open meanwhile."""
-    with ExitStack() as stack:
-        for snapshot in snapshots:
-            stack.enter_context(snapshot.held())
-        yield

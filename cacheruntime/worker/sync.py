@@ -10,7 +10,8 @@ import trio
 from forebay.cacheruntime.catalogue_changes import Counts, record_changes
 from forebay.cacheruntime.errors import ForebayError
 from forebay.cacheruntime.keys import DatasetId
-from forebay.cacheruntime.worker.datasets import Dataset, Datasets, Snapshot, all_held, writable
+from forebay.cacheruntime.worker.datasets import Dataset, Datasets
+from forebay.cacheruntime.worker.snapshot import Snapshot, all_held, writable
 
 log = logging.getLogger(__name__)
 

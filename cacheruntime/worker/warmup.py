@@ -10,9 +10,10 @@ import trio
 from forebay.cacheruntime.catalogue import Node
 from forebay.cacheruntime.errors import ForebayError, SourceNotFound
 from forebay.cacheruntime.understore.base import Kind
-from forebay.cacheruntime.worker.datasets import Dataset, Snapshot
+from forebay.cacheruntime.worker.datasets import Dataset
 from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
+from forebay.cacheruntime.worker.snapshot import Snapshot
 from forebay.cacheruntime.worker.storage import Storage
 
 _PROGRESS_INTERVAL_S = 0.2

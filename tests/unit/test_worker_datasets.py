@@ -19,8 +19,10 @@ from forebay.cacheruntime.errors import ForebayError, NotAttached, SourceNotFoun
 from forebay.cacheruntime.understore.base import Entry
 from forebay.cacheruntime.worker import core as core_module
 from forebay.cacheruntime.worker import datasets as datasets_module
+from forebay.cacheruntime.worker import snapshot as snapshot_module
 from forebay.cacheruntime.worker.core import Core
-from forebay.cacheruntime.worker.datasets import Dataset, Snapshot
+from forebay.cacheruntime.worker.datasets import Dataset
+from forebay.cacheruntime.worker.snapshot import Snapshot
 from forebay.cacheruntime.worker.warmup import Warmup
 from forebay.proto import worker_pb2 as pb
 
@@ -373,7 +375,7 @@ def test_a_store_without_order_has_its_directories_listed(node: Node, monkeypatc
 
 
 def test_a_listing_that_stalls_is_not_waited_for(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets_module, "_STALLED_S", 0.05)
+    monkeypatch.setattr(snapshot_module, "_STALLED_S", 0.05)
     walk = Walk(node.box.store, [["b/1"], ["b/2"], ["b/3"]], monkeypatch)
 
     async def test(core: Core) -> None:
