@@ -1,5 +1,6 @@
 """Pages of ListObjectsV2 read ahead of botocore, against botocore alone."""
 
+from datetime import datetime
 from io import BytesIO
 from typing import Any
 
@@ -56,8 +57,10 @@ class _Bucket:
         for item in reply.get("Contents", []):
             for member in item.keys() - {"Key", "LastModified", "ETag", "Size"}:
                 del item[member]
+            # A member that is there twice is a list of elements, which have no equality.
+            item.update({name: len(value) for name, value in item.items() if isinstance(value, list)})
             # Other classes of time zone, the same moment.
-            if "LastModified" in item:
+            if isinstance(item.get("LastModified"), datetime):
                 item["LastModified"] = item["LastModified"].timestamp(), item["LastModified"].utcoffset()
         return "page", reply
 
