@@ -13,8 +13,8 @@ from forebay.bench.sheet import PEERS, Aim, LineSpec, Reading
 from forebay.bench.sides import Dataset, Forebay, Side, SideFailed, drop_names, settle
 
 _FOLDERS = 100
-_STATS = 20_000
-_FIND_S = 10.0  # a slower walk is stopped; its rate is that of what it had printed
+_STATS = 10_000
+_FIND_S = 5.0  # a slower walk is stopped; its rate is that of what it had printed
 _EMPTY_DIGEST = 0x2D06800538D394C2  # XXH3-64 of nothing
 
 
