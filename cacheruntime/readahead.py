@@ -111,7 +111,7 @@ class Readahead:
         if scan is None:
             # One small read far away may be an index or a footer; only its own blocks are fetched.
             self._places = [*self._places, _Scan(end, size)][-_PLACES:]
-            self._count(offset - offset % _BLOCK_BYTES, end)
+            self._count(offset - offset % _BLOCK_BYTES, end, file_size)
             return Advice(size)
         expected = bool(scan.window) and end <= scan.ahead_end
         # Blocks up to there are counted; a gap was not fetched.
@@ -123,7 +123,7 @@ class Readahead:
         self._debt = max(0, self._debt - size)
         advice = self._advance(scan, offset, size, end, file_size, expected)
         self._merge(scan)
-        self._count(counted, scan.ahead_end)
+        self._count(counted, scan.ahead_end, file_size)
         return advice
 
     def _nearest(self, offset: int, size: int) -> _Scan | None:
@@ -175,8 +175,8 @@ class Readahead:
                 scan.ahead_end = max(scan.ahead_end, other.ahead_end)
         self._places = [place for place in self._places if not low <= place.end <= scan.ahead_end]
 
-    def _count(self, start: int, end: int) -> None:
-        self.fetched_bytes += max(0, _whole_blocks(end) - start)
+    def _count(self, start: int, end: int, file_size: int) -> None:
+        self.fetched_bytes += max(0, min(_whole_blocks(end), file_size) - start)
 
 
 def _whole_blocks(size: int) -> int:

@@ -331,7 +331,8 @@ def _dataset_row(report: DatasetReport, config: CacheConfig) -> dict[str, Any]:
         if state.dataset_id == report.dataset_id and state.cache_dir == str(config.cache_dir):
             for name, value in vars(read_counts(folder)).items():
                 setattr(counts, name, getattr(counts, name) + value)
-    return asdict(report) | {"hit_ratio": counts.hit_ratio, "counters": vars(counts)}
+    ratios = {"hit_ratio": counts.hit_ratio, "amplification": counts.amplification}
+    return asdict(report) | ratios | {"counters": vars(counts)}
 
 
 def doctor(cache_dir: Path | None, tiers: list[str], json: bool) -> None:

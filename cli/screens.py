@@ -92,6 +92,10 @@ def _dataset(row: dict[str, Any]) -> None:
     if row["hit_ratio"] is not None:
         passed = f", {counts['passthrough_opens']} opens passed through" if counts["passthrough_opens"] else ""
         print(f"    hit ratio  {row['hit_ratio']:.1%} ({counts['hits']} hits, {counts['misses']} misses{passed})")
+    if row["amplification"] is not None:
+        print(f"    cold reads {row['amplification']:.1f} bytes fetched for each byte asked for, read-ahead included")
+    if counts["pushes"]:
+        print(f"    put ahead  {counts['pushes']} files, {counts['pushes_lost']} of them lost before they were read")
 
 
 def warmup(updates: Iterable[pb.WarmupProgress], as_json: bool) -> pb.WarmupProgress | None:

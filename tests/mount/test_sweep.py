@@ -51,6 +51,7 @@ def test_a_directory_read_at_random_is_fetched_whole(forebay: Forebay, bucket: A
     _read(mount, contents, names[half:])
     row = forebay.dataset(mount)
     assert _gets(forebay) == COUNT, "nothing is fetched twice"
+    assert row["amplification"] == 1, "each byte that was asked for and missing was asked of the worker once"
     assert row["counters"]["errors"] == 0
     forebay.umount(mount)
 

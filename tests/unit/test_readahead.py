@@ -265,3 +265,11 @@ def test_scans_that_are_given_up_early_lose_their_read_ahead_and_a_long_one_has_
     assert len(run.asked) - before <= 1.25 * 50, "nothing is learnt anew"
     _scan(run, 9000 * MIB, 256 * MIB)
     assert run.readahead.windows[-1] == MOST
+
+
+def test_no_more_is_counted_than_a_file_has() -> None:
+    for size in (20_000, MIB, 5 * MIB // 2):
+        readahead = Readahead(MIB, 64 * MIB)
+        for offset in range(0, size, 128 << 10):
+            readahead.observe(offset, 128 << 10, size)
+        assert readahead.asked_bytes == readahead.fetched_bytes == size
