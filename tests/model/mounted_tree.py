@@ -45,12 +45,15 @@ class MountedTree:
     def __init__(self, paths: tuple[str, ...]) -> None:
         self.source: dict[str, Shown] = dict.fromkeys(paths)
         self.shown: dict[str, list[Shown]] = {path: [None] for path in paths}
+        self.held: set[str] = set()
+        """Paths that were opened. A read through an old handle that fails looks at the name again (C5)."""
         self.syncs = 0
 
     def change(self, path: str, version: Shown) -> None:
         """The source has another file there, or none."""
         self.source[path] = version
-        if any(self.shown[path]):  # else the name is new, and nobody looks for it before the next sync
+        # Else the name is new, and nobody looks for it before the next sync.
+        if any(self.shown[path]) or path in self.held:
             self.shown[path].append(version)
 
     def sync(self) -> None:
@@ -62,6 +65,7 @@ class MountedTree:
         """An open succeeded and told that size."""
         candidates = [version for version in self.shown[path] if version is not None and len(version.data) == size]
         assert candidates, f"{path} has {size} bytes, and may be {self.shown[path]}"
+        self.held.add(path)
         return OpenFile(self, path, candidates, self.syncs)
 
     def check_stat(self, path: str, answer: object) -> None:
