@@ -206,7 +206,7 @@ class FileSystem:
             return None
         place = self._content.find(found.content, offset, end)
         if place is None:
-            wait = self.misses.wait_for(found, handle, offset, end - offset)
+            wait = self.misses.wait_for(found, handle, offset, end - offset, again)
             if not again:
                 self._counters.add("misses")
                 self._counters.add("miss_bytes", end - offset)

@@ -73,8 +73,19 @@ class Misses:
         """The handle was closed."""
         self._readers.pop((node, handle), None)
 
-    def wait_for(self, node: Node, handle: int, offset: int, size: int) -> Callable[[], Awaitable[bytes | None]]:
-        """What brings bytes that are missing: for `NotReady`."""
+    def wait_for(
+        self, node: Node, handle: int, offset: int, size: int, again: bool
+    ) -> Callable[[], Awaitable[bytes | None]]:
+        """What brings bytes that are missing: for `NotReady`.
+
+        Args:
+            node, handle, offset, size: of the READ.
+            again: they were waited for, and are not there.
+        """
+        if again:
+            # The index may have them while their tier file was removed from outside: only the worker finds that out.
+            again_asked = self._request(node, offset, size, size)
+            return lambda: self._wait_filled(node, again_asked)
         advice = self._observe(node, handle, offset, size)
         if advice.expected:
             if advice.ahead_bytes:

@@ -1,9 +1,11 @@
 """Tiers that are too small or full: no read fails, no quota is exceeded, and it is said."""
 
 import hashlib
+import mmap
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -180,4 +182,25 @@ def test_tier_removed_under_the_worker(forebay: Forebay, folder: Any, side: Any)
     subprocess.run(["rm", "-rf", tier], check=True)
     forebay.mount(folder.source, "--tier", f"SSD:{tier}:100MiB", *side.args, at=mount)
     _read_all(forebay, mount, 2)
+    forebay.umount(mount)
+
+
+def test_regression_tier_file_removed_under_a_sequential_reader(forebay: Forebay, folder: Any) -> None:
+    """What was fetched ahead was looked for in the index again and again, which did not know that it was gone: EIO."""
+    forebay.expect_log("was removed from outside")
+    data = payload("sequence", 32 * MIB)
+    folder.put("file", data)
+    mount = forebay.mount(folder.source, "--open-mode", "cached")
+    descriptor = os.open(mount / "file", os.O_RDONLY | os.O_DIRECT)
+    try:
+        for step in range(24):
+            with mmap.mmap(-1, MIB) as buffer:
+                assert os.preadv(descriptor, [buffer], step * MIB) == MIB
+                assert buffer[:] == data[step * MIB : (step + 1) * MIB]
+            if step >= 8 and not step % 4:
+                time.sleep(0.1)  # what was asked for ahead is there
+                for path in (forebay.cache_dir / "tier" / "files").glob("*/*"):
+                    path.unlink()
+    finally:
+        os.close(descriptor)
     forebay.umount(mount)
