@@ -97,6 +97,8 @@ class _Client:
         try:
             with scope:
                 kind, payload = await self._outcome(request, lease)
+            if not scope.cancelled_caught:
+                # A reply that was begun is sent to its end, wanted or not: others follow it.
                 await self._send(number, kind, payload)
         finally:
             del self._under_way[number]

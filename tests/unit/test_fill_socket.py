@@ -160,6 +160,24 @@ def test_a_request_that_is_cancelled_ends_at_the_worker(tmp_path: Path) -> None:
     _run(tmp_path, test)
 
 
+def test_a_request_that_is_taken_back_amid_its_reply_leaves_the_others_whole(tmp_path: Path) -> None:
+    """The rest of the reply was left out, and the next one taken for it."""
+
+    async def test(_: _Core, __: FillConnection, path: Path) -> None:
+        client = await trio.open_unix_socket(path)
+        await client.send_all(pack_request(7, pb.FillRequest(offset=1)))
+        received = bytearray(await client.receive_some(100))
+        await client.send_all(REQUEST.pack(TAKE_BACK, 7) + pack_request(8, pb.FillRequest()))
+        await trio.testing.wait_all_tasks_blocked()
+        expected = REPLY.pack(len(LARGE), 7, ReplyKind.THROUGH) + LARGE + REPLY.pack(0, 8, ReplyKind.CACHED)
+        while len(received) < len(expected):
+            received += await client.receive_some()
+        assert received == expected
+        await client.aclose()
+
+    _run(tmp_path, test)
+
+
 def test_silence_has_an_end(tmp_path: Path) -> None:
     async def test(core: _Core, connection: FillConnection, _: Path) -> None:
         with pytest.raises(WorkerUnavailable, match="not within"):
