@@ -178,6 +178,22 @@ def test_a_request_that_is_taken_back_amid_its_reply_leaves_the_others_whole(tmp
     _run(tmp_path, test)
 
 
+def test_a_number_may_be_used_again(tmp_path: Path) -> None:
+    """A thread that had its reply asked again before the worker had put the first request away: the worker ended."""
+
+    async def test(_: _Core, connection: FillConnection, path: Path) -> None:
+        client = await trio.open_unix_socket(path)
+        await client.send_all(pack_request(1, pb.FillRequest()) * 2)
+        received = b""
+        while len(received) < 2 * REPLY.size:
+            received += await client.receive_some()
+        assert received == REPLY.pack(0, 1, ReplyKind.CACHED) * 2
+        assert await _ask(connection, 0) is None
+        await client.aclose()
+
+    _run(tmp_path, test)
+
+
 def test_silence_has_an_end(tmp_path: Path) -> None:
     async def test(core: _Core, connection: FillConnection, _: Path) -> None:
         with pytest.raises(WorkerUnavailable, match="not within"):
