@@ -276,6 +276,7 @@ class FileSystem:
         """Serve another snapshot from now on. What is open stays: its nodes are in the new catalogue too."""
         self._catalogue = catalogue
         self.misses.show(catalogue)
+        self._sweeps.forget()
         self._nodes.clear()
 
     def lseek(self, node: int, offset: int, whence: int) -> int:

@@ -117,6 +117,12 @@ class Sweeps:
         if not sweep.to_miss:
             self._go_on(sweep)
 
+    def forget(self) -> None:
+        """Another snapshot is served from now on: what was to come of the last one may be gone."""
+        for sweep in self._sweeps.values():
+            sweep.over = True
+        self._sweeps.clear()
+
     def _go_on(self, sweep: _Sweep) -> None:
         """Spend the credit, from where the sweep began to the end of the directory and then from its begin."""
         for _ in range(_LOOKED_AT):
