@@ -322,7 +322,7 @@ class AttachedClient:
         def ask(fills: FillConnection, left_s: float) -> Awaitable[bytes | None]:
             nonlocal begun
             call, begun = begun, None
-            if call is None:
+            if call is None or call.connection is not fills:  # it was lost since, with all that was sent
                 request.dataset_id = self._dataset_id
                 call = fills.begin(request)
             return fills.finish(call, left_s)

@@ -82,9 +82,11 @@ def _gone(why: object) -> WorkerUnavailable:
 class FillCall:
     """A request under way."""
 
-    __slots__ = ("kind", "number", "payload", "replied")
+    __slots__ = ("connection", "kind", "number", "payload", "replied")
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, connection: "FillConnection", number: int) -> None:
+        self.connection = connection
+        """The one that knows the number."""
         self.number = number
         self.replied = trio.Event()
         self.kind = -1
@@ -121,7 +123,7 @@ class FillConnection:
 
     def begin(self, request: pb.FillRequest) -> FillCall:
         """Send a request, for `finish`."""
-        call = FillCall(self._number())
+        call = FillCall(self, self._number())
         if self.lost:
             call.replied.set()
             return call
@@ -130,7 +132,7 @@ class FillConnection:
         return call
 
     async def finish(self, call: FillCall, timeout_s: float) -> bytes | None:
-        """Wait for the reply; see `outcome_of`.
+        """Wait for the reply to a request of this connection; see `outcome_of`.
 
         Raises:
             ForebayError: what the worker raised; WorkerUnavailable when it is gone or silent.

@@ -43,6 +43,9 @@ _DOT, _DOT_DOT = 1, 2
 
 _NODES = 8192
 
+_SIBLINGS = 4096
+"""Names looked at for the next small files of a directory, 3 us each: all others wait meanwhile."""
+
 _XATTR_PREFIX = b"user.forebay."
 _FILE_XATTRS = (b"user.forebay.source", b"user.forebay.etag", b"user.forebay.cached", b"user.forebay.tier")
 
@@ -262,7 +265,7 @@ class FileSystem:
         return self.pusher is not None and self.pusher.offer(node)
 
     def siblings(self, after: NodeId, count: int) -> list[Node]:
-        """The next small files of a directory behind a node, or the first of one."""
+        """The next small files of a directory behind a node, or the first of one; empty ones are never asked for."""
         known = self._catalogue.node(after)
         if known is None:
             return []
@@ -270,12 +273,14 @@ class FileSystem:
             siblings = self._catalogue.children(after)
         else:
             siblings = self._catalogue.children(known.parent, after)
-        return list(islice((s for s in siblings if s.kind is Kind.FILE and s.size < SMALL_FILE_BYTES), count))
+        near = islice(siblings, _SIBLINGS)
+        return list(islice((s for s in near if s.kind is Kind.FILE and 0 < s.size < SMALL_FILE_BYTES), count))
 
     def show(self, catalogue: Catalogue) -> None:
         """Serve another snapshot from now on. What is open stays: its nodes are in the new catalogue too."""
         self._catalogue = catalogue
         self.misses.show(catalogue)
+        self._sweeps.forget()
         self._nodes.clear()
 
     def lseek(self, node: int, offset: int, whence: int) -> int:

@@ -69,12 +69,16 @@ class Means(Protocol):
 class _Sweep:
     """One directory."""
 
-    __slots__ = ("coming", "credit", "directory", "failures", "frontier", "over", "passed", "to_miss", "wrapped")
+    __slots__ = (
+        "asked", "coming", "credit", "directory", "failures", "frontier", "over", "passed", "to_miss", "wrapped",
+    )  # fmt: skip
 
     def __init__(self, directory: NodeId, to_miss: int) -> None:
         self.directory = directory
         self.to_miss = to_miss
         """Requests before it begins."""
+        self.asked = directory
+        """The file that was asked for last; a file may be asked for in several requests."""
         self.credit = 0
         self.coming: deque[Node] = deque()
         self.frontier = directory
@@ -105,6 +109,9 @@ class Sweeps:
             sweep = self._sweeps[node.parent] = _Sweep(node.parent, _SURE if sweep is None else _AGAIN)
             if len(self._sweeps) > _DIRECTORIES:
                 self._sweeps.popitem(last=False)
+        if sweep.asked == node.node:
+            return
+        sweep.asked = node.node
         if foreseen:
             sweep.credit += _EARNED if foreseen == _FETCHED else _EARNED * _WITNESS
         elif sweep.to_miss:
@@ -116,6 +123,12 @@ class Sweeps:
             sweep.credit += 1
         if not sweep.to_miss:
             self._go_on(sweep)
+
+    def forget(self) -> None:
+        """Another snapshot is served from now on: what was to come of the last one may be gone."""
+        for sweep in self._sweeps.values():
+            sweep.over = True
+        self._sweeps.clear()
 
     def _go_on(self, sweep: _Sweep) -> None:
         """Spend the credit, from where the sweep began to the end of the directory and then from its begin."""

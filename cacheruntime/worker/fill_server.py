@@ -97,9 +97,12 @@ class _Client:
         try:
             with scope:
                 kind, payload = await self._outcome(request, lease)
+            if not scope.cancelled_caught:
+                # A reply that was begun is sent to its end, wanted or not: others follow it.
                 await self._send(number, kind, payload)
         finally:
-            del self._under_way[number]
+            if self._under_way.get(number) is scope:  # who has the reply may use its number again before we are here
+                del self._under_way[number]
             lease.release()
 
     async def _outcome(self, request: pb.FillRequest, lease: Lease | None) -> tuple[ReplyKind, bytes]:

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forebay.cacheruntime.client import AttachedClient, SourceSpec
 from forebay.cacheruntime.errors import ForebayError, SourceStale, WorkerUnavailable
 from forebay.cacheruntime.fill_socket import (
     REPLY,
@@ -156,6 +158,82 @@ def test_a_request_that_is_cancelled_ends_at_the_worker(tmp_path: Path) -> None:
             nursery.cancel_scope.cancel()
         await core.ended.wait()
         assert await _ask(connection, 0) is None
+
+    _run(tmp_path, test)
+
+
+def test_a_request_that_is_taken_back_amid_its_reply_leaves_the_others_whole(tmp_path: Path) -> None:
+    """The rest of the reply was left out, and the next one taken for it."""
+
+    async def test(_: _Core, __: FillConnection, path: Path) -> None:
+        client = await trio.open_unix_socket(path)
+        await client.send_all(pack_request(7, pb.FillRequest(offset=1)))
+        received = bytearray(await client.receive_some(100))
+        await client.send_all(REQUEST.pack(TAKE_BACK, 7) + pack_request(8, pb.FillRequest()))
+        await trio.testing.wait_all_tasks_blocked()
+        expected = REPLY.pack(len(LARGE), 7, ReplyKind.THROUGH) + LARGE + REPLY.pack(0, 8, ReplyKind.CACHED)
+        while len(received) < len(expected):
+            received += await client.receive_some()
+        assert received == expected
+        await client.aclose()
+
+    _run(tmp_path, test)
+
+
+def test_a_number_may_be_used_again(tmp_path: Path) -> None:
+    """A thread that had its reply asked again before the worker had put the first request away: the worker ended."""
+
+    async def test(_: _Core, connection: FillConnection, path: Path) -> None:
+        client = await trio.open_unix_socket(path)
+        await client.send_all(pack_request(1, pb.FillRequest()) * 2)
+        received = b""
+        while len(received) < 2 * REPLY.size:
+            received += await client.receive_some()
+        assert received == REPLY.pack(0, 1, ReplyKind.CACHED) * 2
+        assert await _ask(connection, 0) is None
+        await client.aclose()
+
+    _run(tmp_path, test)
+
+
+class _Worker:
+    """What `AttachedClient` wants of a `WorkerClient`."""
+
+    def __init__(self, path: Path) -> None:
+        self.config = SimpleNamespace(fill_socket_path=path)
+        self.stub = None
+        self.attached = 0
+
+    def close(self) -> None:
+        pass
+
+    def attach(self, *_: object, **__: object) -> pb.AttachReply:
+        self.attached += 1
+        return pb.AttachReply(dataset_id="it")
+
+
+def test_what_was_begun_on_a_lost_connection_is_no_request_of_the_next(tmp_path: Path) -> None:
+    """Its number is another reader's there: he waited in vain; and the new connection was taken for lost."""
+
+    async def test(core: _Core, _: FillConnection, path: Path) -> None:
+        worker = _Worker(path)
+        client = AttachedClient(worker, SourceSpec("s3://b", {}), 0)  # type: ignore[arg-type]
+        await client.post_fill_later(pb.FillRequest())
+        lost = client._fills
+        assert lost is not None
+        lost.close()
+        begun = client.begin_fill(request := pb.FillRequest())
+        assert begun is not None
+        await client.post_fill_later(pb.FillRequest())  # over the next
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.fill, pb.FillRequest(offset=4), RUN_S)
+            await core.began.wait()
+            assert await client.fill(request, RUN_S, begun) is None
+            assert not core.ended.is_set()
+            assert worker.attached == 2
+            nursery.cancel_scope.cancel()
+        assert client._fills is not None
+        client._fills.close()
 
     _run(tmp_path, test)
 

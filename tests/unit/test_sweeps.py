@@ -200,6 +200,30 @@ def test_a_directory_that_was_evicted_is_swept_again() -> None:
     assert len(source.fetched) > 300
 
 
+def test_a_file_that_is_asked_for_in_pieces_is_one_file() -> None:
+    source = _Source(100)
+    for node in _shuffled(source.files[1], 7)[: _SURE - 1]:
+        for _ in range(4):
+            source.sweeps.observe(node)
+    assert not source.fetched
+
+
+def test_nothing_of_a_snapshot_is_fetched_behind_the_switch_to_the_next() -> None:
+    """What was removed eight syncs ago has no path; to ask for it ended the handler."""
+    source = _Source(100)
+    files = _shuffled(source.files[1], 8)
+    for node in files[: _SURE + 20]:
+        source.read(node)
+    fetched = len(source.fetched)
+    assert fetched
+    source.sweeps.forget()
+    source.drain()
+    assert len(source.fetched) == fetched
+    for node in files[_SURE + 20 :][:_SURE]:
+        source.read(node)
+    assert len(source.fetched) == fetched + _START
+
+
 def test_memory_is_bounded() -> None:
     source = _Source(*[1] * 5000)
     for directory in range(1, 5001):
