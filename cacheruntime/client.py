@@ -8,6 +8,7 @@ import fcntl
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -121,6 +122,7 @@ class WorkerClient:
     """A connection to the worker of one cache folder.
 
     Resources: `close` ends the connection. Not to be used across a fork.
+    Concurrency: any number of threads; one of them connects anew, and none closes what another has just connected.
     """
 
     def __init__(self, config: CacheConfig) -> None:
@@ -128,6 +130,7 @@ class WorkerClient:
         self._channel: grpc.Channel | None = None
         self._stub: Any = None
         self._fills = BlockingFills(config.fill_socket_path, _FILL_S)
+        self._lock = threading.RLock()
 
     @property
     def config(self) -> CacheConfig:
@@ -136,7 +139,8 @@ class WorkerClient:
     @property
     def stub(self) -> Any:
         """The connected stub; connects when there is none."""
-        return self._stub or self.connect()
+        with self._lock:
+            return self._stub or self.connect()
 
     def connect(self) -> Any:
         """The stub, connected to a running worker (started if need be).
@@ -144,6 +148,10 @@ class WorkerClient:
         Raises:
             ForebayError: there is none and none could be started.
         """
+        with self._lock:
+            return self._connect_anew()
+
+    def _connect_anew(self) -> Any:
         deadline = time.monotonic() + _START_S
         while True:
             start_worker(self._config)
@@ -163,10 +171,17 @@ class WorkerClient:
         return self._stub
 
     def close(self) -> None:
-        if self._channel is not None:
-            self._channel.close()
-        self._channel = self._stub = None
-        self._fills.close()
+        with self._lock:
+            if self._channel is not None:
+                self._channel.close()
+            self._channel = self._stub = None
+            self._fills.close()
+
+    def _lost(self, stub: Any) -> None:
+        """That connection is of no use any more; another one, which some thread has made since, stays."""
+        with self._lock:
+            if self._stub is stub:
+                self.close()
 
     def check_tiers(self, asked: bool) -> None:
         """See that the running worker has the tiers of our configuration, if the user `asked` for some.
@@ -195,10 +210,13 @@ class WorkerClient:
             stub = self.stub
             try:
                 return getattr(stub, method)(request, timeout=timeout_s)
-            except grpc.RpcError as error:
+            except (grpc.RpcError, ValueError) as error:
+                # ValueError: another thread found the worker gone first, and has closed the channel.
                 mapped = rpc.to_error(error)
-                self.close()
-                if attempt or not isinstance(mapped, WorkerUnavailable):
+                if not isinstance(mapped, WorkerUnavailable):
+                    raise mapped from error
+                self._lost(stub)
+                if attempt:
                     raise mapped from error
         raise AssertionError("unreachable")
 
@@ -211,12 +229,15 @@ class WorkerClient:
         Raises:
             ForebayError: what the worker raised; NotAttached when it is a new one.
         """
-        try:
-            return self._fills.fill(request)
-        except WorkerUnavailable:
-            self.close()
-            self.connect()
-            return self._fills.fill(request)
+        for attempt in (0, 1):
+            stub = self.stub
+            try:
+                return self._fills.fill(request)
+            except WorkerUnavailable:
+                self._lost(stub)
+                if attempt:
+                    raise
+        raise AssertionError("unreachable")
 
     def attach(self, spec: SourceSpec, *, list_tree: bool = False, relist: bool = False, snapshot: int = 0) -> Any:
         """See `Attach` in proto/worker.proto."""

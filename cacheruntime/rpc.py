@@ -17,7 +17,7 @@ from forebay.cacheruntime.errors import ForebayError, WorkerUnavailable, by_name
 _T = TypeVar("_T")
 
 MESSAGE_BYTES = 70 * (1 << 20)
-"""Largest message: a read-through reply of the widest request, with room to spare."""
+"""Largest message. None of ours comes near it; a listing of a directory (Stat) is the longest."""
 
 OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
@@ -56,8 +56,10 @@ def in_loop(token: trio.lowlevel.TrioToken, call: Callable[[], object]) -> None:
         token.run_sync_soon(call)
 
 
-def to_error(error: grpc.RpcError) -> ForebayError:
-    """The ForebayError that a failed call stands for."""
+def to_error(error: grpc.RpcError | ValueError) -> ForebayError:
+    """The ForebayError that a failed call stands for; ValueError is grpc's for a channel that was closed."""
+    if isinstance(error, ValueError):
+        return WorkerUnavailable(f"the connection to the cache worker is closed ({error})")
     code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
     details = (error.details() if isinstance(error, grpc.Call) else str(error)) or ""
     if code is grpc.StatusCode.FAILED_PRECONDITION:

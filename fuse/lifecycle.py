@@ -232,17 +232,19 @@ def upgrade(directory: str | None, config: CacheConfig) -> list[mounts.MountStat
     chosen = [(f, s) for f, s in mounts.live(config.runtime_dir) if real in (None, s.dir)]
     if real is not None and not chosen:
         raise MountError(f"{directory} is not mounted; `forebay mounts` lists what is")
-    upgraded = []
-    for folder, before in chosen:
-        _, trouble = _launch_supervisor(["take-over", str(folder)], [])
-        if trouble:
-            raise MountError(f"{before.dir} goes on as before, for its new processes did not start: {trouble}")
-        upgraded.append(mounts.read_state(folder) or before)
-    for cache_dir in {state.cache_dir for state in upgraded}:
-        pid = worker_pid(replace(config, cache_dir=Path(cache_dir)))
-        if pid is not None:
-            os.kill(pid, signal.SIGTERM)
-            _wait_gone(pid, _END_WAIT_S)
+    upgraded: list[mounts.MountState] = []
+    try:
+        for folder, before in chosen:
+            _, trouble = _launch_supervisor(["take-over", str(folder)], [])
+            if trouble:
+                raise MountError(f"{before.dir} goes on as before, for its new processes did not start: {trouble}")
+            upgraded.append(mounts.read_state(folder) or before)
+    finally:  # also when a later mount was not: the new handlers may not understand an old worker
+        for cache_dir in {state.cache_dir for state in upgraded}:
+            pid = worker_pid(replace(config, cache_dir=Path(cache_dir)))
+            if pid is not None:
+                os.kill(pid, signal.SIGTERM)
+                _wait_gone(pid, _END_WAIT_S)
     return upgraded
 
 

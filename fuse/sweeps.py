@@ -109,6 +109,8 @@ class Sweeps:
             sweep = self._sweeps[node.parent] = _Sweep(node.parent, _SURE if sweep is None else _AGAIN)
             if len(self._sweeps) > _DIRECTORIES:
                 self._sweeps.popitem(last=False)
+        else:
+            self._sweeps.move_to_end(node.parent)
         if sweep.asked == node.node:
             return
         sweep.asked = node.node

@@ -4,7 +4,7 @@ The budget is one number (`FillConfig.memory_bytes`) with three shares:
 
 * half for GETs under way: each holds a piece of the store's, a block, and what the HTTP client has read ahead;
 * a quarter for bytes that no tier had room for and that the next request may want;
-* a quarter for replies that carry such bytes, with their copies on the way into the message.
+* a quarter for replies that carry such bytes, with their copies on the way into the socket.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ GET_BYTES = 4 * MIB
 client holds. Measured: docs/decisions/0013."""
 
 REPLY_COPIES = 4
-"""A block that goes through a reply: itself, the cut, the message, the message on the wire."""
+"""A block that goes through a reply: itself, the cut, the frame, what the socket holds."""
 
 
 @dataclass(frozen=True)

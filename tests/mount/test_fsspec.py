@@ -1,5 +1,7 @@
 """forebay:// reads what a mount would, through the same cache. Each reader is a process of its own."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -103,3 +105,46 @@ def test_pandas_and_the_mount_share_the_cache(forebay: Forebay, tmp_path: Path) 
     assert run(forebay, code, str(root)) == f"{sum(range(300_000))}\n"
     after = forebay.status()
     assert [tier["used_bytes"] for tier in after["tiers"]] == [tier["used_bytes"] for tier in before["tiers"]]
+
+
+def test_regression_threads_outlive_the_worker_together(forebay: Forebay, tree: Path) -> None:
+    """One thread closed the connection that another had just made: "Cannot invoke RPC on closed channel"."""
+    for number in range(400):
+        (tree / "sub" / f"{number}").write_bytes(b"%d" % number * 100)
+    code = """
+import sys, threading, fsspec
+root, wrong = "forebay://file://" + sys.argv[1], []
+numbers = iter(range(400))
+lock = threading.Lock()
+
+def read():
+    while True:
+        with lock:
+            number = next(numbers, None)
+        if number is None:
+            return
+        try:
+            with fsspec.open(f"{root}/sub/{number}") as file:
+                assert file.read() == b"%d" % number * 100, number
+        except BaseException as error:
+            wrong.append(repr(error))
+        if number % 50 == 0:
+            print(number, flush=True)
+
+threads = [threading.Thread(target=read) for _ in range(12)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert not wrong, (len(wrong), wrong[:3])
+print("good")
+"""
+    reading = subprocess.Popen(
+        [sys.executable, "-c", code, str(tree)], env=forebay.environ, stdout=subprocess.PIPE, text=True
+    )
+    assert reading.stdout is not None
+    for line in reading.stdout:
+        if line == "good\n":
+            break
+        for pid, command in forebay.processes().items():
+            if "cacheruntime.worker" in command:
+                os.kill(pid, signal.SIGKILL)
+    assert reading.wait(30) == 0

@@ -1,7 +1,6 @@
 """Every process of a mount is replaced under its readers: killed, stopped, upgraded, added, and taken away."""
 
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -281,6 +280,11 @@ def _supervisors(forebay: Forebay) -> list[int]:
     return [row["pids"]["supervisor"] for row in rows if alive(row["pids"]["supervisor"])]
 
 
+def _is_healthy(forebay: Forebay) -> bool:
+    (row,) = forebay.run("mounts", "--json").json()
+    return bool(row["healthy"])
+
+
 @pytest.mark.soak
 def test_soak_everything_is_replaced_again_and_again(forebay: Forebay, bucket: Any) -> None:
     """Two minutes of reading by eight, while something is killed, stopped or upgraded all the time."""
@@ -291,15 +295,17 @@ def test_soak_everything_is_replaced_again_and_again(forebay: Forebay, bucket: A
     stop, turn = threading.Event(), 0
     while not stop.wait(0.5) and any(p.poll() is None for p in reading.processes) and turn < 240:
         turn += 1
+        if turn % 16 == 5:  # with all handlers killed as well, before another is there, the mount would be gone (D9)
+            wait_until(lambda: _is_healthy(forebay), "a handler that serves")
         for pid, command in forebay.processes().items():
             what = "supervisor" if turn % 16 == 5 else "worker" if turn % 8 == 3 else "handler"
             if f"forebay.fuse.{what}" in command or f"forebay.cacheruntime.{what}" in command:
                 os.kill(pid, signal.SIGSTOP if turn % 16 == 9 else signal.SIGKILL)
-        if turn % 16 == 5:  # with all handlers killed as well, before another is there, the mount would be gone (D9)
+        if turn % 16 == 5:
             wait_until(lambda: _supervisors(forebay), "another supervisor")
         if turn % 16 == 13:
             forebay.run("upgrade", code=None)
     _check(reading.results(900), contents)
-    assert json.loads(forebay.run("mounts", "--json").out)[0]["healthy"]
+    assert _is_healthy(forebay)
     forebay.umount(mount)
     assert forebay.leftovers() == []
