@@ -76,7 +76,7 @@ class RangeServer:
         items = "".join(
             f"<Contents><Key>{number}</Key><LastModified>2024-01-01T00:00:00.000Z</LastModified>"
             f"<ETag>&quot;{number}&quot;</ETag><Size>{self.size}</Size></Contents>"
-            for number in range(self.count)
+            for number in sorted(range(self.count), key=str)
         )
         return (
             '<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>bucket</Name><Prefix></Prefix>'
