@@ -55,7 +55,7 @@ async def _serve(config: CacheConfig, storage: Storage) -> None:
         core = Core(config, storage, nursery, VERSION)
         await nursery.start(serve_fills, core, config.fill_socket_path)
         server = start_server(core, socket)
-        print("ready", flush=True)
+        _say("ready")
         _detach_output()
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
 
@@ -74,6 +74,12 @@ async def _serve(config: CacheConfig, storage: Storage) -> None:
                 nursery.cancel_scope.cancel()
 
 
+def _say(line: str) -> None:
+    """To whoever started us; he may have been killed meanwhile, and others wait for this worker too."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
+
+
 def _detach_output() -> None:
     """Whoever started the worker has read its line; its pipe must not kill or block us later."""
     null = os.open(os.devnull, os.O_RDWR)
@@ -87,24 +93,23 @@ def main() -> int:
         config = CacheConfig.from_json(sys.stdin.read())
         lock = _take_lock(config.lock_path)
         if lock is None:
-            print("taken", flush=True)
+            _say("taken")
             return 0
         _set_up_log(config.cache_dir)
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         storage = Storage(config, boot_id)
         config.remember_tiers()
     except ForebayError as error:
-        print(f"error {type(error).__name__}: {error}", flush=True)
+        _say(f"error {type(error).__name__}: {error}")
         return 1
     except OSError as error:
         what = f"the cache folder {config.cache_dir} cannot be used: {error.strerror or error}"
-        print(f"error TierUnusable: {what}; make room or name another by --cache-dir", flush=True)
+        _say(f"error TierUnusable: {what}; make room or name another by --cache-dir")
         return 1
     try:
         trio.run(_serve, config, storage)
     except ForebayError as error:
-        with contextlib.suppress(OSError):
-            print(f"error {type(error).__name__}: {error}", flush=True)
+        _say(f"error {type(error).__name__}: {error}")
         return 1
     except BaseException:
         logging.exception("the worker ends by a fault of its own; the next request starts another")

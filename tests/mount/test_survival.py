@@ -3,9 +3,9 @@
 import hashlib
 import os
 import signal
-import threading
+import subprocess
+import sys
 import time
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,10 @@ import pytest
 from forebay_command import Forebay, alive, wait_until
 from fuse_mounts import mounts_below
 from source_tree import MIB, payload
+
+from forebay.cacheruntime.client import WorkerClient
+from forebay.cacheruntime.config import CacheConfig, default_tier
+from forebay.proto import worker_pb2 as pb
 
 pytestmark = [pytest.mark.slow]
 
@@ -321,12 +325,10 @@ def test_soak_everything_is_killed_again_and_again(forebay: Forebay, bucket: Any
         [{"jobs": [[how, str(mount / n)] for n in names], "seed": s, "rounds": 60}
          for s, how in enumerate(("read", "pread", "mmap", "sendfile", "direct") * 2)]
     )  # fmt: skip
-    stop, turns = threading.Event(), count()
-    while not stop.wait(0.7) and any(p.poll() is None for p in reading.processes):
-        # Two thirds are killed while they start, or soon after; with no other nobody would ever read anything.
-        if not next(turns) % 3:
-            wait_until(lambda: forebay.run("mounts", "--json").json()[0]["healthy"], "a handler that serves")
-            stop.wait(0.5)
+    # For a minute, not until all have ended: nobody takes their words off them before, and a pipe holds 64 KiB.
+    until = time.monotonic() + 60
+    while time.monotonic() < until and any(p.poll() is None for p in reading.processes):
+        time.sleep(0.7)
         for pid, command in forebay.processes().items():
             if "handler" in command or ("cacheruntime.worker" in command and time.monotonic() % 3 < 1):
                 os.kill(pid, signal.SIGKILL)
@@ -355,3 +357,24 @@ def test_mount_while_a_warmup_of_the_source_runs(forebay: Forebay, bucket: Any) 
     assert (warmup.returncode, err) == (0, "")
     assert (mount / "11").read_bytes() == payload(11, 2 * MIB)
     forebay.umount(mount)
+
+
+def test_regression_a_worker_serves_though_who_started_it_was_killed(forebay: Forebay) -> None:
+    """It ended when it could not say that it was ready."""
+    config = CacheConfig(forebay.cache_dir, (default_tier(forebay.root),), forebay.runtime_dir)
+    with subprocess.Popen(
+        [sys.executable, "-m", "forebay.cacheruntime.worker"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=forebay.environ, cwd="/", start_new_session=True,
+    ) as worker:  # fmt: skip
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        worker.stdout.close()
+        worker.stdin.write(config.to_json().encode())
+        worker.stdin.close()
+        wait_until(config.fill_socket_path.exists, "its socket")
+        time.sleep(0.5)
+        client = WorkerClient(config)
+        assert client.call("Status", pb.StatusRequest()).pid == worker.pid
+        client.call("Retire", pb.RetireRequest())
+        client.close()
+        assert worker.wait(20) == 0
