@@ -206,19 +206,15 @@ class WorkerClient:
         Raises:
             ForebayError: what the worker raised.
         """
-        for attempt in (0, 1):
-            stub = self.stub
+
+        def ask(stub: Any) -> Any:
             try:
                 return getattr(stub, method)(request, timeout=timeout_s)
             except (grpc.RpcError, ValueError) as error:
                 # ValueError: another thread found the worker gone first, and has closed the channel.
-                mapped = rpc.to_error(error)
-                if not isinstance(mapped, WorkerUnavailable):
-                    raise mapped from error
-                self._lost(stub)
-                if attempt:
-                    raise mapped from error
-        raise AssertionError("unreachable")
+                raise rpc.to_error(error) from error
+
+        return self._persist(ask)
 
     def fill(self, request: pb.FillRequest) -> bytes | None:
         """Have a range fetched and wait for it, unless it is to be done in the background.
@@ -229,10 +225,14 @@ class WorkerClient:
         Raises:
             ForebayError: what the worker raised; NotAttached when it is a new one.
         """
+        return self._persist(lambda _: self._fills.fill(request))
+
+    def _persist(self, ask: Callable[[Any], _T]) -> _T:
+        """Ask with the stub, and once more when the worker proves to be gone."""
         for attempt in (0, 1):
             stub = self.stub
             try:
-                return self._fills.fill(request)
+                return ask(stub)
             except WorkerUnavailable:
                 self._lost(stub)
                 if attempt:

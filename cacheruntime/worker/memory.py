@@ -18,8 +18,8 @@ MOST_BYTES = 512 * MIB
 """Of the default budget: more does not make fetching faster."""
 
 GET_BYTES = 4 * MIB
-"""One GET under way: obstore's piece and the one before it (1 MiB and a little each), the block, and what the HTTP
-client holds. Measured: docs/decisions/0013."""
+"""One GET under way: the pieces of a block (1 MiB, and what the last one has of the next), and what obstore and the HTTP
+client hold. Measured with whole blocks that were copied together, which took no less: docs/decisions/0013."""
 
 REPLY_COPIES = 4
 """A block that goes through a reply: itself, the cut, the frame, what the socket holds."""
@@ -100,7 +100,7 @@ class Lease:
 
     @property
     def is_held(self) -> bool:
-        """Whether there is something to release; may be asked from any thread."""
+        """Whether there is something to release."""
         return self._held > 0
 
     async def hold(self, size: int) -> None:
