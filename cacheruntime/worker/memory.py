@@ -18,8 +18,8 @@ MOST_BYTES = 512 * MIB
 """Of the default budget: more does not make fetching faster."""
 
 GET_BYTES = 4 * MIB
-"""One GET under way: the pieces of a block (1 MiB, and what the last one has of the next), and what obstore and the HTTP
-client hold. Measured with whole blocks that were copied together, which took no less: docs/decisions/0013."""
+"""One GET under way: the pieces of a block (1 MiB, and what the last has of the next), and what obstore and the HTTP
+client hold. Measured with blocks that were copied together, which took no less: docs/decisions/0013."""
 
 REPLY_COPIES = 4
 """A block that goes through a reply: itself, the cut, the frame, what the socket holds."""
