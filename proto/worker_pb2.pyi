@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AttachRequest(_message.Message):
-    __slots__ = ("source", "options", "list", "relist", "snapshot")
+    __slots__ = ("source", "options", "list", "relist", "snapshot", "cache_policy")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -20,12 +20,34 @@ class AttachRequest(_message.Message):
     LIST_FIELD_NUMBER: _ClassVar[int]
     RELIST_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    CACHE_POLICY_FIELD_NUMBER: _ClassVar[int]
     source: str
     options: _containers.ScalarMap[str, str]
     list: bool
     relist: bool
     snapshot: int
-    def __init__(self, source: _Optional[str] = ..., options: _Optional[_Mapping[str, str]] = ..., list: _Optional[bool] = ..., relist: _Optional[bool] = ..., snapshot: _Optional[int] = ...) -> None: ...
+    cache_policy: CachePolicy
+    def __init__(self, source: _Optional[str] = ..., options: _Optional[_Mapping[str, str]] = ..., list: _Optional[bool] = ..., relist: _Optional[bool] = ..., snapshot: _Optional[int] = ..., cache_policy: _Optional[_Union[CachePolicy, _Mapping]] = ...) -> None: ...
+
+class CachePolicy(_message.Message):
+    __slots__ = ("policy", "quota_bytes", "paths")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PATHS_FIELD_NUMBER: _ClassVar[int]
+    policy: str
+    quota_bytes: int
+    paths: _containers.RepeatedCompositeFieldContainer[PathRule]
+    def __init__(self, policy: _Optional[str] = ..., quota_bytes: _Optional[int] = ..., paths: _Optional[_Iterable[_Union[PathRule, _Mapping]]] = ...) -> None: ...
+
+class PathRule(_message.Message):
+    __slots__ = ("path", "quota_bytes", "pinned")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    QUOTA_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    path: bytes
+    quota_bytes: int
+    pinned: bool
+    def __init__(self, path: _Optional[bytes] = ..., quota_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ...) -> None: ...
 
 class AttachReply(_message.Message):
     __slots__ = ("dataset_id", "snapshot", "catalogue")
