@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from forebay.cacheruntime import mounts as register
-from forebay.cacheruntime.client import SourceSpec, WorkerClient, worker_pid
+from forebay.cacheruntime.client import WorkerClient, worker_pid
 from forebay.cacheruntime.config import (
     CacheConfig,
     TierConfig,
@@ -20,6 +20,7 @@ from forebay.cacheruntime.config import (
     default_runtime_dir,
     default_tier,
 )
+from forebay.cacheruntime.dataset_source import SourceSpec
 from forebay.cacheruntime.errors import MountError, NotAttached, SourceNotFound, UsageError
 from forebay.cacheruntime.keys import DatasetId, dataset_id
 from forebay.cacheruntime.status import DatasetReport, cache_report
@@ -32,10 +33,6 @@ from forebay.proto import worker_pb2 as pb
 
 _NO_ID = 2**32 - 1
 """(uid_t) -1, which names nobody (chown(2))."""
-
-_SWITCH_S = 30.0
-"""A mount that has not taken a new snapshot by then is in trouble. Below the minute that the worker keeps one that
-nobody has registered."""
 
 ENGINES = ("kernel", "pyfuse3")
 OPEN_MODES = ("auto", "passthrough", "no-open", "cached")
@@ -215,7 +212,7 @@ def mounted_at(target: str, config: CacheConfig) -> register.MountState | None:
 
 
 def sync(directory: str, options: list[str], json: bool) -> None:
-    from forebay.fuse.switch import switch_mounts
+    from forebay.fuse.switch import SWITCH_S, switch_mounts
 
     config = cache_config(None, [])
     state = mounted_at(directory, config)
@@ -226,7 +223,7 @@ def sync(directory: str, options: list[str], json: bool) -> None:
     try:
         client.connect()
         reply = _synced(client, state, options)
-        switched = switch_mounts(config.runtime_dir, state.dataset_id, reply.snapshot, reply.catalogue, _SWITCH_S)
+        switched = switch_mounts(config.runtime_dir, state.dataset_id, reply.snapshot, reply.catalogue, SWITCH_S)
     finally:
         lifecycle.retire(client)
         client.close()

@@ -271,6 +271,17 @@ class Storage:
         self.index.drop_pack(pack)
         tier.give_back(held - self._held(tier))
 
+    def drop_dataset(self, dataset: DatasetId) -> int:
+        """Remove all that is cached of a dataset; returns how many bytes that were. Open readers keep theirs."""
+        held = sum(holding.bytes for holding in self.index.reader.holdings() if holding.dataset == dataset)
+        for tier in self.tiers:
+            alone = [content for pack, content in self.index.reader.members(dataset, tier.number) if not pack]
+            for content in alone:
+                self.drop_file(content)
+        for pack in [pack for pack in self.index.reader.packs() if pack.dataset == dataset]:
+            self.drop_pack(pack)
+        return held
+
     def _held(self, tier: Tier) -> int:
         return sum(holding.bytes for holding in self.index.reader.holdings() if holding.tier == tier.number)
 
