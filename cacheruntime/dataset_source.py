@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from forebay.cacheruntime.keys import DatasetId, Roots, dataset_id
+from forebay.cacheruntime.understore.address import without_userinfo
 from forebay.cacheruntime.understore.factory import canonical_source
 from forebay.proto import worker_pb2 as pb
 
@@ -89,6 +90,8 @@ class Tree:
     """A mount lists it again."""
     interval_s: float = 0.0
     """Mounts have it synced this often; 0: never."""
+    owner: str = ""
+    """Whose the files seem to be, as `--owner` takes it; empty: who mounts."""
 
     def retention(self) -> pb.Retention:
         return pb.Retention(count=self.keep_count, age_s=self.keep_age_s, pinned=self.keep_pinned)
@@ -99,6 +102,10 @@ class Tree:
             for rule in self.path_rules
         ]
         return pb.CachePolicy(policy=self.policy, quota_bytes=self.quota_bytes, paths=rules)
+
+    def to_json(self) -> dict[str, Any]:
+        """For a process of ours; credentials are in it."""
+        return asdict(self)
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> "Tree":
@@ -123,6 +130,13 @@ class SourceSpec:
     tree: Tree | None = None
     snapshot: int = 0
     """Pinned to this one."""
+    shown: str = ""
+    """As a user writes it; empty: `source`."""
+
+    @property
+    def shown_source(self) -> str:
+        """Without credentials."""
+        return self.shown or without_userinfo(self.source)
 
     @property
     def url(self) -> str:
@@ -146,13 +160,3 @@ class SourceSpec:
         """The other datasets that what it caches belongs to."""
         stores = self.tree.stores if self.tree is not None else ()
         return tuple(sorted({store.owner for store in stores if store.owner}))
-
-    def to_json(self) -> dict[str, Any]:
-        """For a process of ours; credentials are in it."""
-        tree = asdict(self.tree) if self.tree is not None else None
-        return {"source": self.source, "options": dict(self.options), "tree": tree, "snapshot": self.snapshot}
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> "SourceSpec":
-        tree = Tree.from_json(raw["tree"]) if raw["tree"] is not None else None
-        return cls(raw["source"], raw["options"], tree, raw["snapshot"])

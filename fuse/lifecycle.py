@@ -19,7 +19,6 @@ from forebay.cacheruntime.client import WorkerClient, environment_without_secret
 from forebay.cacheruntime.config import CacheConfig
 from forebay.cacheruntime.dataset_source import SourceSpec
 from forebay.cacheruntime.errors import ForebayError, MountError, UsageError, WorkerUnavailable
-from forebay.cacheruntime.understore.address import without_userinfo
 from forebay.fuse import mounting
 from forebay.fuse.mount_spec import MountSpec
 from forebay.fuse.open_mode import OpenMode, choose
@@ -153,7 +152,7 @@ def _spec(
         directory=directory,
         folder=str(folder),
         source=request.source.source,
-        shown_source=without_userinfo(request.source.source),
+        shown_source=request.source.shown_source,
         source_url=request.source.url,
         options=dict(request.source.options),
         config=config.to_json(),
@@ -172,7 +171,7 @@ def _spec(
         handlers_min=request.handlers_min,
         handlers_max=request.handlers_max,
         log=str(config.cache_dir / "mounts.log"),
-        tree=request.source.to_json()["tree"],
+        tree=request.source.tree.to_json() if request.source.tree is not None else None,
         pinned=bool(request.source.snapshot),
     )
 

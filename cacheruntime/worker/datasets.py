@@ -319,11 +319,16 @@ class Datasets:
         return removed
 
     def forget(self, source: str) -> tuple[list[DatasetId], int]:
-        """Remove all snapshots of datasets with that name; returns the datasets' ids and how many snapshots it were."""
+        """Remove all snapshots of datasets with that name, and of parts of them.
+
+        Returns:
+            The ids, and how many snapshots it were.
+        """
         names, count = [], 0
         for folder in self._root.iterdir() if self._root.exists() else ():
             with suppress(OSError):
-                if (folder / "source").read_text() == source:
+                known_as = (folder / "source").read_text()
+                if known_as == source or known_as.startswith(f"{source}/"):
                     names.append(DatasetId(folder.name))
         for name in names:
             count += len(numbers_in(self.folder(name)))

@@ -97,6 +97,7 @@ class Syncs:
                     not joined and not fresh.asked_for and fresh.ended.is_set()
                 ):  # no client was told of it, and none will be
                     self._datasets.drop(dataset, fresh)
+        self._datasets.collect(dataset)
         log.info("synced %s: snapshot %d, %s", dataset.store.url, outcome.snapshot.number, outcome.since(0)[1])
         return outcome
 
