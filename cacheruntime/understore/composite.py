@@ -113,11 +113,14 @@ class CompositeStore:
         for child in self._children:
             above = [path for path in (*_ancestors(child.path), child.path) if path and path not in shown]
             shown.update(above)
-            if above:
-                yield [Entry(path, Kind.DIRECTORY) for path in above]
-            pages = child.store.list_tree()
+            # With the first page, for whoever waits for that wants to see files.
+            ahead = [Entry(path, Kind.DIRECTORY) for path in above]
+            pages = self._naming(child, child.store.list_tree)
             while (page := self._naming(child, lambda pages=pages: next(pages, None))) is not None:  # type: ignore[misc]
-                yield _below(page, child.path)
+                yield [*ahead, *_below(page, child.path)]
+                ahead = []
+            if ahead:
+                yield ahead
 
     def list_directory(self, path: str) -> list[Entry]:
         """See `UnderStore.list_directory`."""
