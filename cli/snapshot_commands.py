@@ -43,7 +43,7 @@ def sync(target: str, options: list[str], show: bool, limit: int, cache_dir: Pat
     client = WorkerClient(config)
     try:
         client.connect()
-        reply = _synced(client, state, spec, options)
+        reply = _synced(client, state, spec, options, first=first)
         switched = switch_mounts(config.runtime_dir, folder.name, reply.snapshot, reply.catalogue, SWITCH_S)
         names = list(_names(reply)) if show else []
     finally:
@@ -70,13 +70,18 @@ def sync(target: str, options: list[str], show: bool, limit: int, cache_dir: Pat
 
 
 def _synced(
-    client: WorkerClient, state: register.MountState | None, spec: SourceSpec | None, options: list[str]
+    client: WorkerClient,
+    state: register.MountState | None,
+    spec: SourceSpec | None,
+    options: list[str],
+    *,
+    first: bool = False,
 ) -> pb.SyncReply:
-    """Have the worker list a source again; a worker that was started anew is told of it first."""
+    """Have the worker list a source again (or for the first time); one that was started anew is told of it first."""
     shown = state.snapshot if state is not None and not state.pinned else 0
     if spec is not None:
         following = SourceSpec(spec.source, spec.options, spec.tree, 0, spec.shown)  # a pin is of mounts alone
-        client.attach(following, list_tree=True, snapshot=shown, stored=True)
+        client.attach(following, list_tree=not first, snapshot=shown, stored=True)
         return client.sync(spec.dataset_id, shown)
     assert state is not None
     if not options:
@@ -191,12 +196,14 @@ def _collect(target: Target, retention: pb.Retention) -> list[int]:
 
 def diff(text: str, old: int, new: int, limit: int, cache_dir: Path | None, options: list[str], json: bool) -> None:
     target = find_target(text, cache_dir, options)
-    before, after = (_open(target, number) for number in (old, new))
-    try:
-        changes = sorted(changed_names(before, after), key=lambda change: change.path) if old != new else []
-    finally:
-        before.close()
-        if old != new:
+    folders = _folders(target, old, new)
+    changes: list[NamedChange] = []
+    if old != new:  # a process may open a catalogue once only
+        before, after = (Catalogue(folder) for folder in folders)
+        try:
+            changes = sorted(changed_names(before, after), key=lambda change: change.path)
+        finally:
+            before.close()
             after.close()
     names = by_kind(changes)
     if json:
@@ -208,13 +215,14 @@ def diff(text: str, old: int, new: int, limit: int, cache_dir: Path | None, opti
         dataset_screens.differences(old, new, changes, limit)
 
 
-def _open(target: Target, number: int) -> Catalogue:
-    """A whole snapshot. Raises: SourceNotFound: it is not there."""
+def _folders(target: Target, *numbers: int) -> list[Path]:
+    """Of whole snapshots. Raises: SourceNotFound: one is not there."""
     whole = [stored.number for stored in stored_snapshots(target.folder) if stored.complete]
-    if number not in whole:
-        there = f"there are {', '.join(map(str, whole))}" if whole else "there is none yet"
-        raise SourceNotFound(f"{target.shown} has no snapshot {number}; {there}")
-    return Catalogue(target.folder / str(number))
+    for number in numbers:
+        if number not in whole:
+            there = f"there are {', '.join(map(str, whole))}" if whole else "there is none yet"
+            raise SourceNotFound(f"{target.shown} has no snapshot {number}; {there}")
+    return [target.folder / str(number) for number in numbers]
 
 
 def export(text: str, file: Path, number: int | None, cache_dir: Path | None, options: list[str]) -> None:
@@ -232,7 +240,7 @@ def export(text: str, file: Path, number: int | None, cache_dir: Path | None, op
             f"{target.shown} has no whole snapshot in {target.config.cache_dir}; mount or sync it first"
         )
     chosen = number or pinned or whole[-1]
-    catalogue = _open(target, chosen)
+    catalogue = Catalogue(*_folders(target, chosen))
     try:
         about = {"forebay.source": target.shown, "forebay.snapshot": str(chosen)}
         rows = write(catalogue, file, _roots(target), about)

@@ -497,6 +497,7 @@ def _gathered(pages: Iterable[list[Entry]]) -> Iterator[list[Entry]]:
                 gathered = []
                 due = time.monotonic() + _GATHERED_S
     except ForebayError:
-        yield gathered
+        if gathered:  # nothing is no first page: who waits for one is to hear of the error
+            yield gathered
         raise
     yield gathered

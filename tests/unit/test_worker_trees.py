@@ -144,6 +144,7 @@ def test_what_one_dataset_cached_is_a_hit_for_another(node: Node) -> None:
         await node.read(core, view, "v/x")
         assert len(node.stores[ONE].reads) == 1
         plain = await core.attach(pb.AttachRequest(source=ONE, list=True))
+        await dataset_of(core, plain).snapshots[1].ended.wait()
         found = catalogue(core, plain).resolve(b"x")
         assert found is not None
         assert node.box.storage.find(found.content) is not None
