@@ -27,6 +27,7 @@ class StoreMount:
     of_snapshot: int = 0
     of_path: str = ""
     stores: tuple["StoreMount", ...] = ()
+    owner_path: str = ""
 
     @property
     def url(self) -> str:
@@ -43,16 +44,18 @@ class StoreMount:
         return [("/".join(filter(None, (self.path, path))), url) for path, url in whole.below(self.of_path)]
 
     def to_proto(self) -> pb.StoreMount:
-        fields = {name: getattr(self, name) for name in ("path", "source", "owner", "of_dataset", "of_snapshot")}
-        inner = [store.to_proto() for store in self.stores]
-        return pb.StoreMount(**fields, of_path=self.of_path, options=dict(self.options), stores=inner)
+        return pb.StoreMount(
+            path=self.path, source=self.source, options=dict(self.options), owner=self.owner,
+            of_dataset=self.of_dataset, of_snapshot=self.of_snapshot, of_path=self.of_path,
+            stores=[store.to_proto() for store in self.stores], owner_path=self.owner_path,
+        )  # fmt: skip
 
     @classmethod
     def from_proto(cls, made: pb.StoreMount) -> "StoreMount":
         inner = tuple(cls.from_proto(store) for store in made.stores)
         return cls(
             made.path, made.source, dict(made.options), made.owner,
-            made.of_dataset, made.of_snapshot, made.of_path, inner,
+            made.of_dataset, made.of_snapshot, made.of_path, inner, made.owner_path,
         )  # fmt: skip
 
     @classmethod

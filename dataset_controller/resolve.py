@@ -153,13 +153,14 @@ class Resolver:
         if snapshot:
             yield StoreMount("", owner=owner, of_dataset=name, of_snapshot=snapshot, of_path=below, stores=stores)
             return
-        found = [_below(store, below) for store in stores]
+        owned = [store if store.owner else replace(store, owner=owner, owner_path=store.path) for store in stores]
+        found = [_below(store, below) for store in owned]
         if not any(found):
             paths = ", ".join(f"/{store.path}" for store in stores)
             raise SourceNotFound(f"{shown_name(of.key)} has nothing at /{below}; its mounts are at {paths}")
         for each in found:
             if each is not None:
-                yield replace(each, owner=each.owner or owner)
+                yield each
 
     def _options(self, dataset: Dataset, mount: Mount) -> dict[str, str]:
         scheme = parse_address(mount.mount_point, {}).scheme
@@ -212,4 +213,5 @@ def _below(store: StoreMount, path: str) -> StoreMount | None:
     rest = path[len(store.path) :].lstrip("/")
     if store.of_dataset:
         return replace(store, path="", of_path="/".join(filter(None, (store.of_path, rest))))
-    return replace(store, path="", source=f"{store.source.rstrip('/')}/{rest}" if rest else store.source)
+    source = f"{store.source.rstrip('/')}/{rest}" if rest else store.source
+    return replace(store, path="", source=source, owner_path="/".join(filter(None, (store.owner_path, rest))))

@@ -274,7 +274,7 @@ class RetireReply(_message.Message):
     def __init__(self, leaving: _Optional[bool] = ...) -> None: ...
 
 class StoreMount(_message.Message):
-    __slots__ = ("path", "source", "options", "owner", "of_dataset", "of_snapshot", "of_path", "stores")
+    __slots__ = ("path", "source", "options", "owner", "of_dataset", "of_snapshot", "of_path", "stores", "owner_path")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -290,6 +290,7 @@ class StoreMount(_message.Message):
     OF_SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     OF_PATH_FIELD_NUMBER: _ClassVar[int]
     STORES_FIELD_NUMBER: _ClassVar[int]
+    OWNER_PATH_FIELD_NUMBER: _ClassVar[int]
     path: str
     source: str
     options: _containers.ScalarMap[str, str]
@@ -298,7 +299,8 @@ class StoreMount(_message.Message):
     of_snapshot: int
     of_path: str
     stores: _containers.RepeatedCompositeFieldContainer[StoreMount]
-    def __init__(self, path: _Optional[str] = ..., source: _Optional[str] = ..., options: _Optional[_Mapping[str, str]] = ..., owner: _Optional[str] = ..., of_dataset: _Optional[str] = ..., of_snapshot: _Optional[int] = ..., of_path: _Optional[str] = ..., stores: _Optional[_Iterable[_Union[StoreMount, _Mapping]]] = ...) -> None: ...
+    owner_path: str
+    def __init__(self, path: _Optional[str] = ..., source: _Optional[str] = ..., options: _Optional[_Mapping[str, str]] = ..., owner: _Optional[str] = ..., of_dataset: _Optional[str] = ..., of_snapshot: _Optional[int] = ..., of_path: _Optional[str] = ..., stores: _Optional[_Iterable[_Union[StoreMount, _Mapping]]] = ..., owner_path: _Optional[str] = ...) -> None: ...
 
 class Retention(_message.Message):
     __slots__ = ("count", "age_s", "pinned")

@@ -28,6 +28,8 @@ class Child:
     store: UnderStore
     owner: str = ""
     """The dataset that what is cached of it belongs to; '' for the one whose tree it is."""
+    owner_path: str = ""
+    """Where the store's root is in the owner."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class Place:
     store: UnderStore
     path: str
     owner: str
+    """As in `Child`."""
+    owner_path: str
+    """The path in the owner."""
 
 
 class CompositeStore:
@@ -91,8 +96,8 @@ class CompositeStore:
             raise SourceNotFound(f"{self._url}: there is no file {path!r}: no store is mounted there")
         if isinstance(child.store, CompositeStore):
             place = child.store.locate(below)
-            return replace(place, owner=place.owner or child.owner)
-        return Place(child.store, below, child.owner)
+            return replace(place, owner=place.owner or child.owner)  # such a store is the owner's own tree
+        return Place(child.store, below, child.owner, _joined(child.owner_path, below) if child.owner else path)
 
     def probe(self) -> None:
         """All stores at once, for a person waits; the first that fails is named."""

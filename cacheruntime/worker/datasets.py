@@ -92,7 +92,8 @@ class Dataset:
         if not isinstance(self.store, CompositeStore):
             return SourceFile(self.id, self.store, path, size, version)
         place = self.store.locate(path)
-        return SourceFile(DatasetId(place.owner or self.id), place.store, place.path, size, version)
+        owner = DatasetId(place.owner or self.id)
+        return SourceFile(owner, place.store, place.path, size, version, place.owner_path)
 
 
 class Datasets:
@@ -177,7 +178,7 @@ class Datasets:
                     store: UnderStore = await self._open_snapshot(each)
                 else:
                     store = await trio.to_thread.run_sync(open_store, each.source, dict(each.options), self._retry)
-                children.append(Child(each.path, store, each.owner))
+                children.append(Child(each.path, store, each.owner, each.owner_path))
         except BaseException:
             for child in children:
                 child.store.close()

@@ -84,6 +84,8 @@ def test_a_view_of_a_part(below: str, wanted: list[tuple[str, str]]) -> None:
     view = dataset("view", (f"dataset://both/{below}", "/v"), ("s3://c", "/c"))
     spec = source("dataset://view", BOTH, view)
     assert stores(spec) == [*((f"v/{path}".rstrip("/"), url) for path, url in wanted), ("c", "s3://c")]
+    assert spec.tree is not None
+    assert [store.owner_path for store in spec.tree.stores] == ["train/images" if below == "train" else below, ""]
     assert spec.owners == (BOTH_ID,)
 
 
@@ -127,6 +129,8 @@ def test_views_of_views() -> None:
     spec = source("dataset://two", BOTH, one, two)
     assert stores(spec) == [("two", "s3://b/images")]
     assert spec.owners == (BOTH_ID,), "what it caches belongs to the one whose stores they are"
+    assert spec.tree is not None
+    assert [store.owner_path for store in spec.tree.stores] == ["train/images"]
 
 
 def test_circles_are_refused() -> None:

@@ -140,7 +140,9 @@ def test_what_one_dataset_cached_is_a_hit_for_another(node: Node) -> None:
     async def test(core: Core) -> None:
         reply = await node.attach(core)
         await node.read(core, reply, "a/x")
-        view = await node.attach(core, StoreMount("v", ONE, owner=reply.dataset_id), name="dataset://default/view")
+        view = await node.attach(
+            core, StoreMount("v", ONE, owner=reply.dataset_id, owner_path="a"), name="dataset://default/view"
+        )
         await node.read(core, view, "v/x")
         assert len(node.stores[ONE].reads) == 1
         plain = await core.attach(pb.AttachRequest(source=ONE, list=True))
@@ -151,6 +153,9 @@ def test_what_one_dataset_cached_is_a_hit_for_another(node: Node) -> None:
         await node.read(core, view, "v/d/y")
         (held,) = [held for held in node.box.storage.index.reader.holdings() if held.bytes]
         assert (held.dataset, held.files) == (reply.dataset_id, 2), "what a view caches belongs to the whole"
+        file = dataset_of(core, view).file("v/d/y", 7, "v1")
+        assert (file.path, file.dataset, file.dataset_path) == ("d/y", reply.dataset_id, "a/d/y")
+        assert dataset_of(core, reply).file("deep/b/z", 5, "v1").dataset_path == "deep/b/z"
 
     node.run(test)
 
@@ -181,6 +186,8 @@ def test_a_view_of_a_snapshot_shows_what_was_listed(node: Node) -> None:
         store = StoreMount("old", owner=whole.dataset_id, of_dataset=NAME, of_snapshot=1, of_path="deep", stores=STORES)
         view = await node.attach(core, store, name="dataset://default/view")
         assert paths(core, view) == {"old/b/z", "old/b/sub/w"}
+        file = dataset_of(core, view).file("old/b/z", 5, "v1")
+        assert (file.path, file.dataset, file.dataset_path) == ("z", whole.dataset_id, "deep/b/z")
         with pytest.raises(SourceStale):
             await node.read(core, view, "old/b/z")
         await node.read(core, view, "old/b/sub/w")
