@@ -17,7 +17,7 @@ GIB = 1 << 30
 
 KEPT_SNAPSHOTS = 8
 """Kept of a dataset by default, the newest included, beside those in use: enough to look a week of nightly syncs back;
-each takes about 200 bytes of disk for a file."""
+each takes about 350 bytes of disk for a file."""
 
 _LARGEST = 2.0**63
 """No file system holds more bytes, and no unit makes a larger number meaningful."""

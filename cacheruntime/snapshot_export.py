@@ -54,7 +54,8 @@ def export(catalogue: Catalogue, file: Path, roots: Roots, about: dict[str, str]
                     writer.write_batch(_batch(group, roots, schema))
                     rows += len(group)
                     group = []
-            writer.write_batch(_batch(group, roots, schema))
+            if group:
+                writer.write_batch(_batch(group, roots, schema))
             rows += len(group)
         os.replace(draft, file)
     except OSError as error:
