@@ -157,15 +157,16 @@ class NextUse(Generic[Item]):
         self._changes += 1
         order = self._reader(reader)
         before = order.position if order.told else position
-        for number in order.pass_to(position):
+        passed = order.pass_to(position)
+        for number in passed:
             self._posted[number] -= 1
+            self._touch(number)
+        for number in passed:
             queue = self._queue[number]
-            if queue is not None:
-                self._touch(number)
-                if queue is order.queue and self._key[number] < order.position:
-                    self._place(number)
-            else:
+            if queue is None:
                 self._release(number)
+            elif queue is order.queue and self._key[number] < order.position:
+                self._place(number)
         self._pace(order, order.position - before)
 
     def leave(self, reader: str) -> None:

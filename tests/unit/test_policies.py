@@ -287,6 +287,14 @@ def test_who_has_no_next_use_is_the_farthest_most_recent_first() -> None:
     assert "".join(policy.victims()) == "adecb"
 
 
+def test_regression_an_item_that_is_passed_twice_at_once_is_as_recent_as_the_second_time() -> None:
+    policy = NextUse[str]()
+    filled(policy, "ab")
+    policy.post("job", 0, "aba")
+    policy.advance("job", 3)
+    assert "".join(policy.victims()) == "ab"
+
+
 def test_admits_what_is_needed_sooner_than_all_that_would_go() -> None:
     policy = NextUse[str]()
     filled(policy, "abc")
