@@ -25,6 +25,12 @@ from forebay.dataset_controller.state_folder import Key
 
 DEFAULT_NAMESPACE = "default"
 
+_PLACE_VARIABLES = (
+    "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "STORAGE_EMULATOR_HOST", "OSS_ENDPOINT", "AZURE_STORAGE_ENDPOINT",
+    "AZURE_STORAGE_ACCOUNT", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_CONNECTION_STRING",
+)  # fmt: skip
+"""They decide which store a URL means. A manifest means the same one in every shell, so it says that itself."""
+
 
 def full_name(key: Key) -> str:
     """How the worker calls a dataset."""
@@ -171,7 +177,8 @@ class Resolver:
             except UsageError as error:
                 if not self._without_secrets:
                     raise UsageError(f"dataset {dataset.key[1]}: option {option.name}: {error}") from error
-        return resolve_options(mount.mount_point, options, self._environ)
+        environ = {name: value for name, value in self._environ.items() if name not in _PLACE_VARIABLES}
+        return resolve_options(mount.mount_point, options, environ)
 
     def _tree(self, dataset: Dataset, stores: tuple[StoreMount, ...], below: str) -> Tree:
         spec = dataset.spec

@@ -158,12 +158,12 @@ class Core:
 
     async def collect_snapshots(self, request: pb.CollectSnapshotsRequest) -> pb.CollectSnapshotsReply:
         with self._busy():
-            removed = self.datasets.collect_by_id(DatasetId(request.dataset_id), _keep(request.retention))
+            removed = self.datasets.history.collect_by_id(DatasetId(request.dataset_id), _keep(request.retention))
             return pb.CollectSnapshotsReply(removed=removed)
 
     async def forget(self, request: pb.ForgetRequest) -> pb.ForgetReply:
         with self._busy():
-            names, count = self.datasets.forget(request.name)
+            names, count = self.datasets.history.forget(request.name)
             reply = pb.ForgetReply(snapshots=count)
             if request.purge:
                 reply.bytes = sum(self._storage.drop_dataset(name) for name in names)

@@ -6,7 +6,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import lmdb
@@ -23,17 +22,13 @@ from forebay.cacheruntime.listing_order import ListingOrder
 from forebay.cacheruntime.mounts import MountState
 from forebay.cacheruntime.snapshot_history import (
     UNCHANGED,
-    Keep,
-    StoredSnapshot,
-    expired,
-    numbers_in,
-    stored_snapshots,
 )
 from forebay.cacheruntime.understore.base import Entry, UnderStore
 from forebay.cacheruntime.understore.composite import Child, CompositeStore
 from forebay.cacheruntime.understore.credentials import redact
 from forebay.cacheruntime.understore.factory import open_store
-from forebay.cacheruntime.worker.fetch import SourceFile
+from forebay.cacheruntime.worker.dataset import Dataset, Definition
+from forebay.cacheruntime.worker.history import History
 from forebay.cacheruntime.worker.snapshot import Snapshot, about_to_come, all_held, writable
 from forebay.cacheruntime.worker.snapshot_store import SnapshotStore
 
@@ -47,55 +42,6 @@ _GATHERED_S = 0.2
 """What is listed is not held back for longer, as somebody may be looking."""
 
 
-@dataclass(frozen=True)
-class Definition:
-    """What a dataset is made of. Credentials are in it."""
-
-    source: str
-    options: dict[str, str]
-    stores: tuple[StoreMount, ...] = ()
-    """Of a dataset with a name; `source` is that name then."""
-
-
-@dataclass
-class Dataset:
-    """One attached source."""
-
-    id: DatasetId
-    definition: Definition
-    store: UnderStore
-    roots: Roots
-    snapshots: dict[int, Snapshot] = field(default_factory=dict)
-    """Those that are open: the newest, those in use, and those that were lately."""
-    dropped: list[Snapshot] = field(default_factory=list)
-    """Removed from sight and disk while tasks of this worker still had them; to be closed."""
-    last_used: float = 0.0
-    keep: Keep = field(default_factory=Keep)
-    pinned: set[int] = field(default_factory=set)
-    """Snapshots that a client asked for by number: they stay as they are."""
-
-    @property
-    def newest(self) -> Snapshot | None:
-        return self.snapshots[max(self.snapshots)] if self.snapshots else None
-
-    @property
-    def owners(self) -> set[str]:
-        """Ids of the other datasets that what it caches belongs to."""
-        return {store.owner for store in self.definition.stores if store.owner}
-
-    def file(self, path: str, size: int, version: str) -> SourceFile:
-        """One version of one file, as its own store knows it.
-
-        Raises:
-            SourceNotFound: the path is in no store.
-        """
-        if not isinstance(self.store, CompositeStore):
-            return SourceFile(self.id, self.store, path, size, version)
-        place = self.store.locate(path)
-        owner = DatasetId(place.owner or self.id)
-        return SourceFile(owner, place.store, place.path, size, version, place.owner_path)
-
-
 class Datasets:
     """All datasets that were attached since the worker started."""
 
@@ -106,7 +52,6 @@ class Datasets:
             nursery: runs the listings.
             mounts: the live ones of this cache.
         """
-        self._root = config.cache_dir / "datasets"
         self._retry = config.retry
         self._nursery = nursery
         self._mounts = mounts
@@ -115,6 +60,7 @@ class Datasets:
         self._comparers = trio.CapacityLimiter(1)
         self._directories: dict[tuple[DatasetId, bytes], trio.Event] = {}
         self.all: dict[DatasetId, Dataset] = {}
+        self.history = History(config.cache_dir / "datasets", self.all, mounts)
 
     def get(self, name: str) -> Dataset:
         """Raises NotAttached, upon which the client attaches again: this worker is a new one."""
@@ -127,9 +73,6 @@ class Datasets:
     def last_used(self, name: DatasetId) -> float:
         """When it was last read, by itself or as part of another one (monotonic); 0.0: not since the worker started."""
         return max((d.last_used for d in self.all.values() if d.id == name or name in d.owners), default=0.0)
-
-    def folder(self, name: DatasetId) -> Path:
-        return self._root / name
 
     async def attach(self, source: str, options: dict[str, str], stores: tuple[StoreMount, ...] = ()) -> Dataset:
         """Open a source, or take it up again with these options; it has answered when this returns.
@@ -188,7 +131,7 @@ class Datasets:
     async def _open_snapshot(self, mount: StoreMount) -> SnapshotStore:
         """A snapshot of another dataset, which is attached for that if it is not."""
         base = await self._attach(Definition(mount.of_dataset, {}, mount.stores), probe=False)
-        snapshot = self._pinned(base, mount.of_snapshot)
+        snapshot = self._whole(base, mount.of_snapshot)
         assert isinstance(base.store, CompositeStore)  # it has stores
         url = f"{mount.of_dataset}@{mount.of_snapshot}"
         return SnapshotStore(url, base.store, snapshot.catalogue, mount.of_path)
@@ -200,6 +143,9 @@ class Datasets:
             await trio.to_thread.run_sync(store.probe, abandon_on_cancel=True)
         if waiting.cancelled_caught:
             raise SourceTimeout(f"{store.url} did not answer within {allowed_s:g} s; check endpoint and network")
+
+    def folder(self, name: DatasetId) -> Path:
+        return self.history.folder(name)
 
     def snapshot_of(
         self, dataset: Dataset, relist: bool, number: int = 0, *, stored: bool = False, pinned: bool = False
@@ -218,32 +164,28 @@ class Datasets:
         """
         newest = dataset.newest
         if number and pinned:
-            snapshot = self._pinned(dataset, number)
+            snapshot = self._whole(dataset, number)
+            snapshot.pinned_at = time.monotonic()
         elif number:
             snapshot = dataset.snapshots.get(number) or self._open(dataset, number)
         elif newest is not None and (not relist or not newest.ended.is_set()):
             snapshot = newest
         else:
-            whole = [s.number for s in self._stored(dataset) if s.complete] if stored and newest is None else []
+            whole = [s.number for s in self.history.stored(dataset) if s.complete] if stored and newest is None else []
             snapshot = self._open(dataset, whole[-1]) if whole else self.next_snapshot(dataset)
         snapshot.asked_for = time.monotonic()
         return snapshot
 
-    def _pinned(self, dataset: Dataset, number: int) -> Snapshot:
-        whole = [stored.number for stored in self._stored(dataset) if stored.complete]
+    def _whole(self, dataset: Dataset, number: int) -> Snapshot:
+        whole = [stored.number for stored in self.history.stored(dataset) if stored.complete]
         if number not in whole:
             there = f"there are {', '.join(map(str, whole))}" if whole else "there is none"
             raise SourceNotFound(f"{dataset.store.url} has no snapshot {number}; {there}")
-        dataset.pinned.add(number)
         return dataset.snapshots.get(number) or self._open(dataset, number)
-
-    def _stored(self, dataset: Dataset) -> list[StoredSnapshot]:
-        opened = {number: snapshot.catalogue for number, snapshot in dataset.snapshots.items()}
-        return stored_snapshots(self.folder(dataset.id), opened)
 
     def next_snapshot(self, dataset: Dataset) -> Snapshot:
         """Begin to list the source into a new snapshot, and remove those that nobody needs any more."""
-        self.collect(dataset)
+        self.history.collect(dataset)
         return self._open(dataset, self._next_number(dataset))
 
     def opened(self, dataset: Dataset, number: int) -> Snapshot | None:
@@ -258,14 +200,8 @@ class Datasets:
         """Remove a snapshot that no client was told of, though tasks of this worker may be writing to it."""
         del dataset.snapshots[snapshot.number]
         dataset.dropped.append(snapshot)
-        self._close_dropped(dataset)
+        self.history.close_dropped(dataset)
         shutil.rmtree(snapshot.writer.folder, ignore_errors=True)
-
-    @staticmethod
-    def _close_dropped(dataset: Dataset) -> None:
-        for snapshot in [s for s in dataset.dropped if not s.users]:
-            dataset.dropped.remove(snapshot)
-            snapshot.writer.close()
 
     def _next_number(self, dataset: Dataset) -> int:
         """One more than the last, also when that one is gone: a number names one listing for ever."""
@@ -287,59 +223,6 @@ class Datasets:
         else:
             self._nursery.start_soon(self._list, dataset, snapshot)
         return snapshot
-
-    def collect(self, dataset: Dataset, keep: Keep | None = None) -> list[int]:
-        """Remove the snapshots that have no reason to stay; returns their numbers. Closes those that nobody uses.
-
-        Whoever still has one mapped keeps it until he closes it.
-        """
-        self._close_dropped(dataset)
-        keep = keep or dataset.keep
-        shown = {state.snapshot for state in self._mounts() if state.dataset_id == dataset.id}
-        busy = {n for n, s in dataset.snapshots.items() if s.users or s.young or not s.ended.is_set()}
-        newest = dataset.newest
-        in_use = shown | busy | dataset.pinned
-        removed = expired(self._stored(dataset), keep, in_use, time.time_ns())
-        for number, snapshot in list(dataset.snapshots.items()):
-            if number in removed or (number not in in_use and snapshot is not newest):
-                del dataset.snapshots[number]
-                snapshot.writer.close()
-        for number in removed:
-            shutil.rmtree(self.folder(dataset.id) / str(number), ignore_errors=True)
-        return removed
-
-    def collect_by_id(self, name: DatasetId, keep: Keep) -> list[int]:
-        """The same for a dataset that need not be attached."""
-        known = self.all.get(name)
-        if known is not None:
-            return self.collect(known, keep)
-        shown = {state.snapshot for state in self._mounts() if state.dataset_id == name}
-        removed = expired(stored_snapshots(self.folder(name)), keep, shown, time.time_ns())
-        for number in removed:
-            shutil.rmtree(self.folder(name) / str(number), ignore_errors=True)
-        return removed
-
-    def forget(self, source: str) -> tuple[list[DatasetId], int]:
-        """Remove all snapshots of datasets with that name, and of parts of them.
-
-        Returns:
-            The ids, and how many snapshots it were.
-        """
-        names, count = [], 0
-        for folder in self._root.iterdir() if self._root.exists() else ():
-            with suppress(OSError):
-                known_as = (folder / "source").read_text()
-                if known_as == source or known_as.startswith(f"{source}/"):
-                    names.append(DatasetId(folder.name))
-        for name in names:
-            count += len(numbers_in(self.folder(name)))
-            known = self.all.pop(name, None)
-            if known is not None:
-                for snapshot in known.snapshots.values():
-                    if not snapshot.users and snapshot.ended.is_set():
-                        snapshot.writer.close()
-            shutil.rmtree(self.folder(name), ignore_errors=True)
-        return names, count
 
     async def _list(self, dataset: Dataset, snapshot: Snapshot) -> None:
         token = trio.lowlevel.current_trio_token()
@@ -369,18 +252,20 @@ class Datasets:
             log.warning("listing of %s broke off: %s", dataset.store.url, failure)
             with suppress(lmdb.Error):  # no room even for that
                 await trio.to_thread.run_sync(snapshot.writer.finish, str(failure))
-        snapshot.ended.set()
-        written()
-        if snapshot.catalogue.complete and snapshot.asked_for:  # a sync looks at its own
-            await self._note_unchanged(dataset, snapshot)
+        with snapshot.held():
+            snapshot.ended.set()
+            written()
+            if snapshot.asked_for and snapshot.failure is None:  # a sync looks at its own
+                with suppress(OSError, lmdb.Error):  # it is a matter of tidiness
+                    await self._note_unchanged(dataset, snapshot)
 
     async def _note_unchanged(self, dataset: Dataset, snapshot: Snapshot) -> None:
         """Mark a snapshot that shows what the one before it shows: it is no history."""
-        before = [s for s in self._stored(dataset) if s.complete and s.number < snapshot.number]
+        before = [s for s in self.history.stored(dataset) if s.complete and s.number < snapshot.number]
         if not before or before[-1].totals is None or not _same_totals(before[-1].totals, snapshot.catalogue.totals()):
             return
         previous = self.opened(dataset, before[-1].number)
-        if previous is None or dataset.snapshots.get(snapshot.number) is not snapshot:
+        if previous is None:
             return
 
         def work() -> None:
@@ -388,7 +273,7 @@ class Datasets:
                 if next(compare(old, new, lambda _: None), None) is None:
                     (snapshot.writer.folder / UNCHANGED).touch()
 
-        with previous.held(), snapshot.held(), suppress(OSError):  # it was removed meanwhile
+        with previous.held():
             await trio.to_thread.run_sync(work, limiter=self._comparers, abandon_on_cancel=True)
 
     async def list_directory(self, dataset: Dataset, path: bytes, name: bytes = b"") -> None:
@@ -468,7 +353,10 @@ class Datasets:
 
     def _corrigible(self, dataset: Dataset) -> list[Snapshot]:
         shown = {(state.snapshot, state.pinned) for state in self._mounts() if state.dataset_id == dataset.id}
-        pinned = dataset.pinned | dataset.keep.pinned | {number for number, is_pinned in shown if is_pinned}
+        pinned = (
+            self.history.viewed(dataset) | dataset.keep.pinned | {number for number, is_pinned in shown if is_pinned}
+        )
+        pinned |= {number for number, snapshot in dataset.snapshots.items() if snapshot.being_pinned}
         newest = dataset.newest
         return [
             snapshot

@@ -10,7 +10,7 @@ import trio
 from forebay.cacheruntime.catalogue import Node
 from forebay.cacheruntime.errors import ForebayError, SourceNotFound
 from forebay.cacheruntime.understore.base import Kind
-from forebay.cacheruntime.worker.datasets import Dataset
+from forebay.cacheruntime.worker.dataset import Dataset
 from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.snapshot import Snapshot
 from forebay.cacheruntime.worker.storage import Storage

@@ -181,6 +181,18 @@ def test_secrets_are_read_when_it_is_attached(tmp_path: Path) -> None:
     assert "very-secret" not in repr(spec)
 
 
+def test_a_manifest_means_the_same_stores_in_every_shell() -> None:
+    plain = dataset("plain", ("s3://b/x", "/s3"), ("az://c/y", "/az"))
+    environ = {
+        "AWS_ENDPOINT_URL": "http://elsewhere", "AZURE_STORAGE_ACCOUNT": "other", "AWS_ACCESS_KEY_ID": "AK",
+        "AWS_SECRET_ACCESS_KEY": "SK",
+    }  # fmt: skip
+    spec = Resolver({plain.key: plain}, Path("/nowhere"), environ).source(Found(plain, 0, ""))
+    assert spec.dataset_id == source("dataset://plain", plain).dataset_id
+    assert spec.tree is not None
+    assert spec.tree.stores[0].options == {"access_key_id": "AK", "secret_access_key": "SK"}
+
+
 def test_what_travels_comes_back() -> None:
     view = dataset(
         "view", ("dataset://both@3/train", "/old"), ("s3://c", "/c"),

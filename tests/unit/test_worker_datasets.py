@@ -22,7 +22,7 @@ from forebay.cacheruntime.worker import core as core_module
 from forebay.cacheruntime.worker import datasets as datasets_module
 from forebay.cacheruntime.worker import snapshot as snapshot_module
 from forebay.cacheruntime.worker.core import Core
-from forebay.cacheruntime.worker.datasets import Dataset
+from forebay.cacheruntime.worker.dataset import Dataset
 from forebay.cacheruntime.worker.snapshot import Snapshot
 from forebay.cacheruntime.worker.warmup import Warmup
 from forebay.proto import worker_pb2 as pb

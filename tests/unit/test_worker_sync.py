@@ -17,7 +17,7 @@ from forebay.cacheruntime.mounts import MountState
 from forebay.cacheruntime.snapshot_history import Keep
 from forebay.cacheruntime.worker import datasets as datasets_module
 from forebay.cacheruntime.worker.core import Core
-from forebay.cacheruntime.worker.datasets import Dataset
+from forebay.cacheruntime.worker.dataset import Dataset
 from forebay.proto import worker_pb2 as pb
 
 SOURCE = "fake://store"

@@ -18,7 +18,7 @@ from forebay.cacheruntime.mounts import MountState
 from forebay.cacheruntime.snapshot_history import UNCHANGED, numbers_in
 from forebay.cacheruntime.worker import datasets as datasets_module
 from forebay.cacheruntime.worker.core import Core
-from forebay.cacheruntime.worker.datasets import Dataset
+from forebay.cacheruntime.worker.dataset import Dataset
 from forebay.proto import worker_pb2 as pb
 
 NAME = "dataset://default/both"
@@ -273,7 +273,7 @@ def test_a_listing_that_shows_nothing_new_is_no_history(node: Node) -> None:
         reply = await node.attach(core, relist=True)
         await trio.sleep(0.1)
         assert not (Path(reply.catalogue) / UNCHANGED).exists()
-        core.datasets.collect(dataset_of(core, reply))
+        core.datasets.history.collect(dataset_of(core, reply))
         assert numbers_in(folder.parent) == [1, 5]
 
     node.run(test)
@@ -288,7 +288,7 @@ def test_old_snapshots_go_by_the_datasets_own_rule(node: Node) -> None:
                 snapshot.asked_for -= 100
         folder = Path(reply.catalogue).parent
         dataset = dataset_of(core, reply)
-        core.datasets.collect(dataset)
+        core.datasets.history.collect(dataset)
         assert numbers_in(folder) == [2, 5, 6]
         assert set(dataset.snapshots) == {6}, "what is kept for later is not kept open"
         request = pb.CollectSnapshotsRequest(dataset_id=dataset.id, retention=pb.Retention(count=1))
