@@ -15,11 +15,14 @@ from forebay.cacheruntime.errors import ForebayError, SourceStale, SourceUnavail
 from forebay.cacheruntime.keys import DatasetId
 from forebay.cacheruntime.snapshot_history import Keep
 from forebay.cacheruntime.understore.base import Entry
+from forebay.cacheruntime.worker.check import Check
 from forebay.cacheruntime.worker.datasets import Datasets
 from forebay.cacheruntime.worker.fill import Filler
+from forebay.cacheruntime.worker.keeper import Keeper
 from forebay.cacheruntime.worker.memory import Lease
 from forebay.cacheruntime.worker.storage import Storage
 from forebay.cacheruntime.worker.sync import Syncs
+from forebay.cacheruntime.worker.verify import Pace
 from forebay.cacheruntime.worker.warmup import Warmup, jobs_or_default
 from forebay.proto import worker_pb2 as pb
 
@@ -47,7 +50,9 @@ class Core:
         self._retiring = False
         self.datasets = Datasets(config, nursery, self._mounts)
         self.syncs = Syncs(self.datasets, self._snapshots_shown)
-        self.filler = Filler(storage, config.fill, nursery, self._idle)
+        storage.idle = self._idle
+        self.filler = Filler(storage, config.fill, nursery)
+        self.keeper = Keeper(storage, self.filler.verifier)
 
     async def attach(self, request: pb.AttachRequest) -> pb.AttachReply:
         with self._busy():
@@ -55,6 +60,8 @@ class Core:
             dataset = await self.datasets.attach(request.source, dict(request.options), stores)
             if request.HasField("retention"):
                 dataset.keep = _keep(request.retention)
+            if request.HasField("cache_policy"):
+                self._storage.set_policy(dataset.id, request.cache_policy)
             reply = pb.AttachReply(dataset_id=dataset.id)
             if request.list:
                 snapshot = self.datasets.snapshot_of(
@@ -76,6 +83,8 @@ class Core:
             ref = request.file
             path = os.fsdecode(ref.path)
             file = dataset.file(path, ref.size, ref.version)
+            if request.suspect:
+                self.filler.verifier.suspected.add(file.content)
             try:
                 return await self.filler.fill(
                     file, request.offset, request.length, request.window,
@@ -128,6 +137,17 @@ class Core:
                 await job.run()
             except ForebayError as error:
                 job.failed = error
+
+    async def start_check(self, request: pb.CheckRequest) -> Check:
+        """Start a check; it ends by itself or with its scope's cancellation (the client went away)."""
+        pace = Pace(request.bytes_s, time.monotonic, time.sleep)
+        check = Check(self._storage, deep=request.deep, repair=request.repair, pace=pace)
+        self._nursery.start_soon(self._run_check, check)
+        return check
+
+    async def _run_check(self, check: Check) -> None:
+        with self._busy(), check.scope:
+            await check.run()
 
     async def status(self, request: pb.StatusRequest) -> pb.StatusReply:
         reply = pb.StatusReply(pid=os.getpid(), version=self._version)
