@@ -687,6 +687,18 @@ class Storage:
             self.drop_file(content)
         return files, size
 
+    def drop_dataset(self, dataset: DatasetId) -> int:
+        """Remove all that is cached of a dataset, also what is pinned; returns how many bytes that were.
+
+        Open readers keep theirs.
+        """
+        held = sum(holding.bytes for holding in self.index.reader.holdings() if holding.dataset == dataset)
+        for pack in [pack for pack in self.index.reader.packs() if pack.dataset == dataset]:
+            self.drop_pack(pack)
+        for _, content in list(self.index.reader.members(dataset)):
+            self.drop_file(content)
+        return held
+
     # Behind the scenes
 
     def tidy(self, now: float | None = None) -> None:
