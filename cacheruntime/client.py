@@ -271,7 +271,15 @@ class WorkerClient:
         Raises:
             ForebayError: it cannot go on; single files that fail are counted instead.
         """
-        stream = self.stub.Warmup(request)
+        yield from self.stream("Warmup", request)
+
+    def stream(self, method: str, request: Any) -> Iterator[Any]:
+        """Make a call whose answer is a stream. Dropping the iterator ends it.
+
+        Raises:
+            ForebayError: what the worker raised.
+        """
+        stream = getattr(self.stub, method)(request)
         try:
             yield from stream
         except grpc.RpcError as error:

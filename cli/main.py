@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from forebay.cli import dataset_app
+from forebay.cli.check_app import check
 from forebay.cli.options import SOURCE_HELP, TARGET_HELP, CacheDir, Json, Options, Tiers
 
 app = typer.Typer(
@@ -183,6 +184,9 @@ def replay(
     from forebay.cli import debug_commands
 
     debug_commands.replay(recording, json)
+
+
+app.command()(check)
 
 
 @app.command()
