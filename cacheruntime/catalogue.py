@@ -21,10 +21,15 @@ being written.
     ``small_bytes`` -> 8-byte counters over visible files; ``source`` -> the under-store's canonical URL, or that of
     the dataset; ``listed`` -> when the listing ended, 8 bytes of nanoseconds since the epoch.
 
+Beside it, once the listing has ended well: ``summary.json``, the `Totals` as they were then. It is written last and
+synced, so who finds none has half a catalogue before him; and it tells of a snapshot without opening what may be torn
+after a power loss.
+
 A name that is absent is known to be absent when the listing is complete, or when its directory's node carries
 `_LISTED`: it was listed ahead of the rest, or a listing in key order has gone past it.
 """
 
+import json
 import stat
 import struct
 from collections.abc import Iterator
@@ -109,6 +114,19 @@ class Totals:
     error: str
     listed_ns: int = 0
     """When the listing ended, nanoseconds since the epoch; 0 while it is under way, or where an old version listed."""
+
+
+def summary_path(folder: Path) -> Path:
+    """Of a snapshot's summary."""
+    return folder / "summary.json"
+
+
+def read_summary(folder: Path) -> Totals | None:
+    """What a snapshot held when its listing had ended; None when it has not ended well."""
+    try:
+        return Totals(**json.loads(summary_path(folder).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def pack_record(node: Node) -> bytes:
