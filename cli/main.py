@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from forebay.cli import simulate_app
+
 app = typer.Typer(
     name="forebay",
     help="Reads an object store as a folder: slow the first time, at local speed after.",
@@ -223,6 +225,9 @@ def replay(
     from forebay.cli import debug_commands
 
     debug_commands.replay(recording, json)
+
+
+simulate_app.register(app)
 
 
 @app.command()

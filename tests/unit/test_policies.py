@@ -60,7 +60,7 @@ def test_lru_on_random_epochs(fraction: float) -> None:
 
 
 @pytest.mark.parametrize("fraction", FRACTIONS)
-@pytest.mark.parametrize("posted", [{}, {"by_epoch": True}, {"ahead": 256}, {"ahead": 256, "by_epoch": True}])
+@pytest.mark.parametrize("posted", [{}, {"epochs": 1}, {"epochs": 2}, {"ahead": 256}, {"ahead": 256, "epochs": 1}])
 def test_next_use_hits_as_much_as_fits_for_one_reader(fraction: float, posted: dict[str, Any]) -> None:
     ratio = warm_ratio(epochs_of(1), "next-use", fraction, **posted)
     assert fraction - 0.01 <= ratio <= fraction + 0.001
