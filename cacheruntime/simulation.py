@@ -1,15 +1,13 @@
 """What a cache would have done with a sequence of accesses, by policy and size, with the worker's own policies."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
 from forebay.cacheruntime.policies import NextUse, Policy, policy_named
-
-Numbers = npt.NDArray[np.int64]
+from forebay.cacheruntime.stack_distance import Numbers, stack_distances
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,30 @@ def simulate(
         used += size
         peak = max(peak, used)
     counted = workload.items[uncounted:]
+    if not len(counted):
+        hits = hit_bytes = 0
     return Outcome(len(counted), hits, int(workload.sizes[counted].sum()), hit_bytes, peak)
+
+
+def lru_outcomes(workload: Workload, capacities: Sequence[int], uncounted: int = 0) -> list[Outcome] | None:
+    """The outcomes of `lru` for all these sizes of cache in one pass; None when not all items have the same size.
+
+    The same as those of `simulate`. Items of different sizes have no such pass: what fits then hangs on how the room
+    is cut up.
+    """
+    sizes = np.unique(workload.sizes[workload.items])
+    if len(sizes) != 1:
+        return None
+    size = int(sizes[0])
+    distances = np.sort(stack_distances(workload.items)[uncounted:])
+    first, accesses = int(np.searchsorted(distances, 0)), len(distances)
+    distinct = workload.distinct_bytes
+    outcomes = []
+    for capacity in capacities:
+        hits = int(np.searchsorted(distances, capacity // size)) - first
+        peak = min(capacity // size * size, distinct)
+        outcomes.append(Outcome(accesses, hits, accesses * size, hits * size, peak))
+    return outcomes
 
 
 def _posting(workload: Workload, policy: NextUse[int], ahead: int | None, epochs: int | None) -> Iterator[None]:

@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 
 from forebay.cacheruntime.config import parse_size
 from forebay.cacheruntime.errors import UsageError
-from forebay.cacheruntime.simulation import Numbers, Workload
+from forebay.cacheruntime.simulation import Workload
+from forebay.cacheruntime.stack_distance import Numbers
 
 _ORACLE = np.dtype([("time", "<u4"), ("key", "<u8"), ("size", "<u4"), ("next", "<i8")])
 

@@ -12,8 +12,9 @@ from forebay.cacheruntime.config import parse_size
 from forebay.cacheruntime.errors import MountError, UsageError
 from forebay.cacheruntime.keys import ROOT_NODE, NodeId
 from forebay.cacheruntime.policies import POLICIES, policy_named
-from forebay.cacheruntime.simulation import Numbers, Outcome, Workload, shuffled_epochs
+from forebay.cacheruntime.simulation import Outcome, Workload, lru_outcomes, shuffled_epochs
 from forebay.cacheruntime.simulation import simulate as run
+from forebay.cacheruntime.stack_distance import Numbers
 from forebay.cacheruntime.workloads import ACCESSES_MAX, distribution, read_file, workload_of
 from forebay.cli import screens, simulate_screens
 from forebay.cli.commands import cache_config, mounted_at
@@ -78,11 +79,16 @@ def simulate(request: Request) -> None:
     jobs = request.jobs or _DEFAULT_JOBS
     epochs = len(workload.items) // (workload.epoch * jobs) if workload.epoch else None
     uncounted = workload.epoch * jobs if workload.epoch and epochs != 1 else 0
+    caches = _caches(request.caches, workload)
+    at_once = lru_outcomes(workload, caches, uncounted) if "lru" in policies else None
     cells = []
-    for cache in _caches(request.caches, workload):
+    for index, cache in enumerate(caches):
         for policy in policies:
-            with screens.errors.status(f"{policy}, {simulate_screens.amount(cache, workload.sized)} of cache"):
-                outcome = run(workload, policy, cache, ahead, known_epochs, uncounted)
+            if policy == "lru" and at_once is not None:
+                outcome = at_once[index]
+            else:
+                with screens.errors.status(f"{policy}, {simulate_screens.amount(cache, workload.sized)} of cache"):
+                    outcome = run(workload, policy, cache, ahead, known_epochs, uncounted)
             cells.append(Cell(policy, cache, cache / workload.distinct_bytes, outcome))
     counted = 1 if epochs is None else max(epochs - 1, 1)
     prediction = Prediction(workload, jobs, epochs, counted, note, cells)
