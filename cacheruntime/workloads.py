@@ -33,6 +33,9 @@ _FORMS = "100000x100KiB, lognormal:COUNT,MEDIAN,SIGMA, uniform:COUNT,MIN,MAX, or
 
 _PART = re.compile(r"\s*(?:(\d+)x([\d.]+\s*[A-Za-z]*)|(lognormal|uniform):(.*))\s*", re.IGNORECASE)
 
+_SHOWN = 60
+"""Characters of a line that is wrong; a file that is no text has long ones."""
+
 ACCESSES_MAX = 50_000_000
 """A list of so many takes 400 MB, and an hour for every policy and size."""
 
@@ -163,8 +166,10 @@ def _text(path: Path, lines: Iterable[str], item_size: int | None) -> Workload:
             for index, append, read in at:
                 append(read(row[index]) if index < len(row) or index < width else 0)
         except (ValueError, IndexError, UsageError) as error:
-            why = str(error) if isinstance(error, UsageError) else f"it has the columns {','.join(names)}"
-            raise UsageError(f"{path}, line {number}: {','.join(row)!r} cannot be understood: {why}") from error
+            hint = "sizes are like 113201 or 110KiB" if isinstance(error, UsageError) else "in that order"
+            why = f"the columns are {','.join(names)}, {hint}"
+            shown = ",".join(row)[:_SHOWN]
+            raise UsageError(f"{path}, line {number}: {shown!r} cannot be understood: {why}") from error
     return _in_order(columns, item_size)
 
 
@@ -191,7 +196,10 @@ def _integers(table: pa.Table, name: str) -> Numbers:
 
 def _in_order(columns: dict[str, Any], item_size: int | None) -> Workload:
     if "time" in columns:
-        order = np.argsort(np.asarray(columns["time"]), kind="stable").tolist()
+        try:
+            order = np.argsort(np.asarray(columns["time"]), kind="stable").tolist()
+        except TypeError:
+            raise UsageError("the column `time` has something in it that is no time") from None
         columns = {name: [values[index] for index in order] for name, values in columns.items()}
     return workload_of(columns["key"], columns.get("size"), columns.get("reader"), item_size)
 

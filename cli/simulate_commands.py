@@ -22,6 +22,9 @@ from forebay.fuse.recorded_accesses import recorded_accesses
 
 _DEFAULT_CACHES = ("10%", "25%", "50%", "75%", "90%")
 _DEFAULT_JOBS, _DEFAULT_EPOCHS = 1, 4
+_BYTES_MAX = 2.0**62
+"""Sums of sizes are 64-bit numbers."""
+
 _PLOTS = (".png", ".svg")
 
 
@@ -75,6 +78,8 @@ def simulate(request: Request) -> None:
     if request.plot is not None:
         _check_plot(request.plot)
     workload, note = _workload(request)
+    if workload.sizes[workload.items].astype(float).sum() > _BYTES_MAX:
+        raise UsageError("all that is read comes to more than 4 EiB; are the sizes right?")
     ahead, known_epochs = _posted(request.posted, workload)
     jobs = request.jobs or _DEFAULT_JOBS
     epochs = len(workload.items) // (workload.epoch * jobs) if workload.epoch else None
@@ -108,12 +113,12 @@ def _workload(request: Request) -> tuple[Workload, str]:
         path = Path(request.what)
         if mounted_at(request.what, cache_config(None, [])) is not None:
             sizes = _sizes_of_mount(request.what)
-        elif path.is_dir():
+        elif os.path.isdir(path):
             recordings = sorted(path.glob("*.fuse"))
             if not recordings:
                 raise UsageError(f"{path} is neither a mount nor a folder with recordings of `forebay debug record`")
             return _recorded(request, recordings, item_size)
-        elif path.exists():
+        elif os.path.exists(path):
             if path.suffix == ".fuse":
                 return _recorded(request, [path], item_size)
             found = read_file(path, item_size)

@@ -110,7 +110,8 @@ def plot(prediction: "Prediction", file: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     for policy, points in lines.items():
         axes.plot(*zip(*points, strict=True), marker="o", label=policy)
-    axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="hit ratio")
+    largest = max(cell.cache_ratio for cell in prediction.cells)
+    axes.set(xlim=(0, max(largest, 1)), ylim=(0, 1), ylabel="hit ratio")
     total = amount(prediction.workload.distinct_bytes, prediction.workload.sized)
     axes.set_xlabel(f"size of the cache, in parts of {total}")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))

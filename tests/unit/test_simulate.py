@@ -94,6 +94,8 @@ def test_a_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
         (("10x1KiB", "--posted", "some"), "--posted 'some'; allowed are all, next, epoch, or a number"),
         (("10x1KiB", "--plot", "x.bmp"), "--plot x.bmp: the name has to end in .png or .svg"),
         (("10x1KiB", "--plot", "/nowhere/x.png"), "--plot /nowhere/x.png: its folder is not there"),
+        (("100x1000000TiB",), "all that is read comes to more than 4 EiB"),
+        (("x" * 300,), "'xxx"),
         (("10x1KiB", "--mount", "/mnt"), "--mount is for recordings"),
         (("10000000x1KiB", "--jobs", "4"), "10,000,000 files by 4 jobs in 4 epochs are 160,000,000 accesses"),
     ],

@@ -106,9 +106,9 @@ def test_compressed(tmp_path: Path) -> None:
     [
         ("", "there is no access"),
         ("key,size\n", "there is no access"),
-        ("a,1\nb,many\n", "line 2: 'b,many' cannot be understood: size 'many'"),
+        ("a,1\nb,many\n", "line 2: 'b,many' cannot be understood: the columns are key,size, sizes are like"),
         ("a,-5\n", "line 1: 'a,-5' cannot be understood"),
-        ("key,time\na,noon\n", "line 2: 'a,noon' cannot be understood: it has the columns key,time"),
+        ("key,time\na,noon\n", "line 2: 'a,noon' cannot be understood: the columns are key,time, in that order"),
         ("key,size,reader\na,1\n", "line 2: 'a,1' cannot be understood"),
         ("a,1\nb\n", "sizes of 1 of 2 files are not known; name one for these with --item-size"),
     ],
@@ -158,3 +158,9 @@ def test_parquet_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "y.parquet").write_bytes(b"no parquet")
     with pytest.raises(UsageError, match=r"y\.parquet cannot be read"):
         read_file(tmp_path / "y.parquet")
+    pq.write_table(pa.table({"key": ["a", "b"], "time": [None, 1]}), tmp_path / "z.parquet")
+    with pytest.raises(UsageError, match="the column `time` has something in it that is no time"):
+        read_file(tmp_path / "z.parquet")
+    pq.write_table(pa.table({"key": ["a"], "size": ["much"]}), tmp_path / "u.parquet")
+    with pytest.raises(UsageError, match=r"u\.parquet cannot be read: .*much"):
+        read_file(tmp_path / "u.parquet")
