@@ -60,6 +60,7 @@ def test_lru_on_random_epochs(fraction: float) -> None:
     assert warm_ratio(epochs_of(1), "lru", fraction) == pytest.approx(expected, abs=0.012)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fraction", FRACTIONS)
 @pytest.mark.parametrize("posted", [{}, {"epochs": 1}, {"epochs": 2}, {"ahead": 256}, {"ahead": 256, "epochs": 1}])
 def test_next_use_hits_as_much_as_fits_for_one_reader(fraction: float, posted: dict[str, Any]) -> None:
