@@ -3,7 +3,8 @@
 What a recording knows: the kernel's requests, not our replies. So a file is its node id, which names one version of it.
 An access is an OPEN; in a mount in no-open mode, where there is none, it is a run of READs of one file, which ends when
 the file is read from its beginning again, or not for a second. Sizes are the ends of READs, rounded up to a page by the
-kernel. What came out of the page cache is in no recording, nor are the READs of files that were opened as passthrough.
+kernel. What came out of the page cache is in no recording (also what was put there ahead), nor are the READs of files
+that were opened as passthrough.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -31,8 +31,8 @@ class Policy(Protocol[Item]):
 
         Lazy: what is called on the policy between two of them counts for the next one. The caller drops them and calls
         `removed` for each, while it iterates or after. It takes no more than it means to drop, since the hand of
-        `sieve` moves with each. Items that it cannot drop are passed over again by each call, so very many should not be
-        left in.
+        `sieve` moves with each. Items that it cannot drop are passed over again by each call, so very many should not
+        be left in.
         """
 
     def admits(self, item: Item, size: int) -> bool:
