@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from forebay.cli.options import Json
+
 
 def register(app: typer.Typer) -> None:
     app.command()(simulate)
@@ -64,7 +66,7 @@ def simulate(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png|svg", help="Draw the curves; needs forebay[plot].")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    json: Json = False,
 ) -> None:
     """Predict what a cache would hit, by policy and size.
 

@@ -174,7 +174,7 @@ def _recorded(request: Request, recordings: list[Path], item_size: int | None) -
             f"the sizes of {unknown} of {len(set(found.nodes))} files are not in the recording (passthrough); name the"
             " mount with --mount DIR, or a size for these with --item-size"
         )
-    note = "what the page cache answered, files put there ahead included, is not in a recording: it counts too few reads"
+    note = "what the page cache answered, also of files put there ahead, is not in a recording: it counts too low"
     return _trace(request, workload_of(found.nodes, sizes, item_size=item_size)), note
 
 

@@ -105,7 +105,11 @@ class Mover:
 
     async def move(self, item: Item, target: Tier) -> bool:
         """Move a file or a pack; False, with nothing changed, when that could not be."""
-        return await (self._move_file(item, target) if isinstance(item, bytes) else self._move_pack(item, target))
+        self._storage.moving += 1
+        try:
+            return await (self._move_file(item, target) if isinstance(item, bytes) else self._move_pack(item, target))
+        finally:
+            self._storage.moving -= 1
 
     async def _move_file(self, content: Item, target: Tier) -> bool:
         assert isinstance(content, bytes)
@@ -121,6 +125,7 @@ class Mover:
         def copy() -> Seal:
             return _copy_file(old, new, cached, lambda block: index.reader.checksum(content, block), self._pace)
 
+        target.take(size)
         seal = await self._copied(content, copy, source, target, size)
         if seal is None:
             return False
@@ -150,6 +155,7 @@ class Mover:
         def copy() -> Seal:
             return _copy_pack(old, new, whole, entries, self._pace)
 
+        target.take(pack.length)
         seal = await self._copied(number, copy, source, target, pack.length)
         if seal is None:
             return False
@@ -164,7 +170,6 @@ class Mover:
 
     async def _copied(self, item: Item, copy: Callable[[], Seal], source: Tier, target: Tier, size: int) -> Seal | None:
         """Copy with room taken in the target; None: it failed, and nothing is left of it."""
-        target.take(size)
         self._storage.index.doom(target.number, item)
         try:
             return await trio.to_thread.run_sync(copy, limiter=self._thread)
