@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from forebay.cli import dataset_app, simulate_app
+from forebay.cli.check_app import check
 from forebay.cli.options import SOURCE_HELP, TARGET_HELP, CacheDir, Json, Options, Tiers
 
 app = typer.Typer(
@@ -185,6 +186,7 @@ def replay(
     debug_commands.replay(recording, json)
 
 
+app.command()(check)
 simulate_app.register(app)
 
 
