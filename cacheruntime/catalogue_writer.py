@@ -115,6 +115,7 @@ class CatalogueWriter:
 
     def finish(self, error: str = "") -> None:
         """The listing has ended; with `error`, before it was whole."""
+        self._env.sync(True)  # what `complete` vouches for, before that
         with self._env.begin(write=True) as txn:
             txn.put(b"listed", time.time_ns().to_bytes(8, "big"), db=self._meta)
             if error:

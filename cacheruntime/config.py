@@ -10,6 +10,7 @@ from enum import Enum
 from hashlib import blake2b
 from pathlib import Path
 
+from forebay.cacheruntime.durable import write_durably
 from forebay.cacheruntime.errors import UsageError
 
 KIB = 1 << 10
@@ -165,9 +166,7 @@ class CacheConfig:
 
     def remember_tiers(self) -> None:
         """Note the tiers in the cache folder, so that later commands need not be told."""
-        draft = self.cache_dir / f"tiers.{os.getpid()}"
-        draft.write_text("".join(f"{tier}\n" for tier in self.tiers))
-        draft.rename(self.cache_dir / "tiers")
+        write_durably(self.cache_dir / "tiers", "".join(f"{tier}\n" for tier in self.tiers))
 
     def remembered_tiers(self) -> tuple[TierConfig, ...]:
         """The tiers that this cache folder was last used with; none when it was not."""

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from forebay.cacheruntime.durable import sync_folder, write_durably
 from forebay.cacheruntime.errors import UsageError
 from forebay.dataset_controller.dataset_types import Dataset
 from forebay.dataset_controller.manifest_files import parse_document
@@ -89,7 +90,7 @@ class StateFolder:
         path = self._path(dataset.key)
         try:
             _make_folder(path.parent, self.root)
-            _write(path, json.dumps(manifest, indent=1))
+            write_durably(path, json.dumps(manifest, indent=1))
         except OSError as error:
             raise self._unusable(error) from error
         return "configured" if before is not None else "created"
@@ -99,7 +100,7 @@ class StateFolder:
         path = self._path(key)
         try:
             path.unlink(missing_ok=True)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except OSError as error:
             raise self._unusable(error) from error
 
@@ -132,30 +133,7 @@ def _make_folder(folder: Path, root: Path) -> None:
         ours = path == root or root in path.parents
         with suppress(FileExistsError):
             path.mkdir(mode=0o700 if ours else 0o755)
-        _sync_folder(path.parent)
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "w") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(descriptor)
-        os.replace(draft, path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync_folder(path.parent)
 
 
 def described(stored: Stored) -> dict[str, Any]:

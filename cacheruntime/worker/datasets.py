@@ -16,6 +16,7 @@ from forebay.cacheruntime.catalogue_changes import compare
 from forebay.cacheruntime.catalogue_writer import CatalogueWriter
 from forebay.cacheruntime.config import CacheConfig
 from forebay.cacheruntime.dataset_source import StoreMount, tree_id
+from forebay.cacheruntime.durable import write_durably
 from forebay.cacheruntime.errors import ForebayError, NotAttached, SourceNotFound, SourceTimeout
 from forebay.cacheruntime.keys import DatasetId, Roots, dataset_id, node_id
 from forebay.cacheruntime.listing_order import ListingOrder
@@ -209,7 +210,7 @@ class Datasets:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         last = folder / "last-snapshot"
         number = (int(last.read_text()) if last.exists() else 0) + 1
-        last.write_text(str(number))
+        write_durably(last, str(number))
         return number
 
     def _open(self, dataset: Dataset, number: int) -> Snapshot:
