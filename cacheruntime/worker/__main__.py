@@ -89,6 +89,13 @@ def _detach_output() -> None:
     os.close(null)
 
 
+def _of_ours(failure: BaseException) -> ForebayError | None:
+    """The error to tell whoever starts us, out of the groups that nurseries make."""
+    if isinstance(failure, BaseExceptionGroup):
+        return next((found for error in failure.exceptions if (found := _of_ours(error)) is not None), None)
+    return failure if isinstance(failure, ForebayError) else None
+
+
 def main() -> int:
     try:
         config = CacheConfig.from_json(sys.stdin.read())
@@ -109,10 +116,11 @@ def main() -> int:
         return 1
     try:
         trio.run(_serve, config, storage)
-    except ForebayError as error:
-        _say(f"error {type(error).__name__}: {error}")
-        return 1
-    except BaseException:
+    except BaseException as failure:
+        trouble = _of_ours(failure)
+        if trouble is not None:
+            _say(f"error {type(trouble).__name__}: {trouble}")
+            return 1
         logging.exception("the worker ends by a fault of its own; the next request starts another")
         raise
     finally:
