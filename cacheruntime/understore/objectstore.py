@@ -69,6 +69,11 @@ def client_config(options: Mapping[str, str], endpoint: str) -> "ClientConfig":
     return config
 
 
+def quoted_etag(etag: str | None) -> str:
+    """An ETag as If-Match takes it; empty if there is none. Azure's listings, and oss2, leave its quotes out."""
+    return f'"{etag}"' if etag and not etag.endswith('"') else etag or ""
+
+
 def addressable(key: str) -> bool:
     """Whether obstore can name that key: it parses paths, and drops or refuses what it finds odd.
 
@@ -127,7 +132,9 @@ def mapped_error(error: Exception, what: str, *, reading: bool = False) -> Sourc
     code_match = re.search(r"<Code>(\w+)</Code>", text)
     code = code_match[1] if code_match else ""
     reason = f"HTTP {status} {code}".rstrip() if status else _first_line(text)
-    if isinstance(error, PreconditionError) or status in (412, 416):
+    # Azure answers a range beyond the end with the whole object; obstore then finds the range impossible.
+    beyond_end = re.search(r"Wanted range starting at|InvalidRangeRequest|InvalidRange\b", text) is not None
+    if isinstance(error, PreconditionError) or status in (412, 416) or (beyond_end and reading):
         return SourceStale(f"{what} has changed since it was listed ({reason})")
     if isinstance(error, FileNotFoundError) or status == 404:
         if reading and code != "NoSuchBucket":
@@ -252,6 +259,8 @@ class ObjectUnderStore:
         ]
         if not found and path:
             raise SourceNotFound(f"directory {path!r} does not exist at {self._where}")
+        if not found and self._address.path:
+            return [self.stat(self._address.path.rpartition("/")[2])]  # the root may itself be a file
         return found
 
     def stat(self, path: str) -> Entry:
@@ -267,7 +276,7 @@ class ObjectUnderStore:
             meta = obstore.head(self._store, self._address.path)
         except (BaseError, OSError, ValueError) as error:
             raise mapped_error(error, self._where) from error
-        return Entry(path, Kind.FILE, meta["size"], mtime_ns(meta["last_modified"]), meta["e_tag"] or "")
+        return Entry(path, Kind.FILE, meta["size"], mtime_ns(meta["last_modified"]), quoted_etag(meta["e_tag"]))
 
     def read_range(self, path: str, start: int, length: int, version: str) -> "Iterator[Buffer]":
         """See `UnderStore.read_range`."""
@@ -292,7 +301,7 @@ class ObjectUnderStore:
         path = str(meta["path"]).removeprefix(self._prefix)
         if meta["size"] == 0 and next_path.startswith(f"{meta['path']}/"):
             return Entry(path, Kind.DIRECTORY, 0, mtime_ns(meta["last_modified"]))
-        return Entry(path, Kind.FILE, meta["size"], mtime_ns(meta["last_modified"]), meta["e_tag"] or "")
+        return Entry(path, Kind.FILE, meta["size"], mtime_ns(meta["last_modified"]), quoted_etag(meta["e_tag"]))
 
 
 def mtime_ns(moment: datetime) -> int:

@@ -30,6 +30,7 @@ _PIECE_BYTES = 1 << 20
 _PASSING = frozenset({
     errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN,
     errno.ENETUNREACH, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ECONNRESET, errno.EREMOTEIO, errno.ENOTCONN,
+    errno.ESTALE,
 })  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -143,6 +144,8 @@ class PosixStore:
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 raise SourceStale(f"{full!r} is gone since it was listed") from error
+            if error.errno == errno.ESTALE:
+                raise SourceStale(f"{full!r} has been replaced on its server") from error
             raise _mapped(error, full) from error
         try:
             _compare(descriptor, version, full)
@@ -217,6 +220,4 @@ def _mapped(error: OSError, full: str) -> SourceError:
         return SourceDenied(f"{full!r} may not be read ({why}); the worker runs as user id {os.geteuid()}")
     if error.errno in _PASSING:
         return SourceUnavailable(f"{full!r} cannot be read just now ({why})")
-    if error.errno == errno.ESTALE:
-        return SourceStale(f"{full!r} has been replaced on its server ({why})")
     return SourceError(f"{full!r} cannot be read ({why})")
