@@ -154,9 +154,9 @@ NGINX = """<html>\r\n<head><title>Index of /data/</title></head>\r\n<body>\r\n<h
 APACHE = """<!DOCTYPE HTML PUBLIC "-//W3C//DTD HTML 3.2 Final//EN"><html><head><title>Index of /data</title></head>
 <body><h1>Index of /data</h1><table><tr><th><a href="?C=N;O=D">Name</a></th><th><a href="?C=M;O=A">Last modified</a></th></tr>
 <tr><td><a href="/">Parent Directory</a></td><td>&nbsp;</td></tr>
-<tr><td><a href="d%20e/">d e/</a></td><td align="right">2026-11-27 20:00  </td></tr>
-<tr><td><a href="a%25b%23c.bin">a%b#c.bin</a></td><td align="right">2026-11-27 20:00  </td></tr>
-<tr><td><a href="%c3%bc">ü</a></td><td align="right">2026-11-27 20:00  </td></tr>
+<tr><td><a href="d%20e/">d e/</a></td><td align="right">2026-11-27 20:00</td></tr>
+<tr><td><a href="a%25b%23c.bin">a%b#c.bin</a></td><td align="right">2026-11-27 20:00</td></tr>
+<tr><td><a href="%c3%bc">ü</a></td><td align="right">2026-11-27 20:00</td></tr>
 <tr><td><a href="x&amp;y">x&amp;y</a></td></tr></table></body></html>"""
 
 ELSEWHERE = """<a href="http://other.example/data/z">z</a> <a href="//other.example/data/z">z</a> <a href="../up">up</a>
