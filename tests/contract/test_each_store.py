@@ -152,7 +152,8 @@ NGINX = """<html>\r\n<head><title>Index of /data/</title></head>\r\n<body>\r\n<h
 <a href="%C3%BC">ü</a>      27-Nov-2026 20:00    1\r\n</pre><hr></body>\r\n</html>\r\n"""
 
 APACHE = """<!DOCTYPE HTML PUBLIC "-//W3C//DTD HTML 3.2 Final//EN"><html><head><title>Index of /data</title></head>
-<body><h1>Index of /data</h1><table><tr><th><a href="?C=N;O=D">Name</a></th><th><a href="?C=M;O=A">Last modified</a></th></tr>
+<body><h1>Index of /data</h1><table><tr><th><a href="?C=N;O=D">Name</a></th>
+<th><a href="?C=M;O=A">Last modified</a></th></tr>
 <tr><td><a href="/">Parent Directory</a></td><td>&nbsp;</td></tr>
 <tr><td><a href="d%20e/">d e/</a></td><td align="right">2026-11-27 20:00</td></tr>
 <tr><td><a href="a%25b%23c.bin">a%b#c.bin</a></td><td align="right">2026-11-27 20:00</td></tr>
