@@ -76,23 +76,30 @@ class FileNames:
         self._node = blake2b(digest_size=8, person=_NODE)
         self._inode = blake2b(digest_size=8, person=_INODE)
 
-    def content(self, path: bytes, size: int, version: bytes) -> ContentId:
-        """Path and version in UTF-8 with surrogate escapes."""
+    def of_file(self, path: bytes, in_utf8: bytes, size: int, version: bytes) -> tuple[ContentId, NodeId, InodeNumber]:
+        """All three of a file.
+
+        Args:
+            path: as the file's name is here, not empty.
+            in_utf8: the same in UTF-8 with surrogate escapes, whatever the encoding of names is here.
+            size: in bytes.
+            version: in UTF-8 with surrogate escapes.
+        """
+        # In one go: a call more for each of a million files takes a tenth of a second.
         state = self._content.copy()
-        state.update(b"%b\0%d\0%b" % (path, size, version))
-        return ContentId(state.digest())
-
-    def node(self, path: bytes, version: bytes) -> NodeId:
-        """Path not empty."""
+        state.update(b"%b\0%d\0%b" % (in_utf8, size, version))
+        content = state.digest()
         state = self._node.copy()
-        state.update(path + _SEPARATOR + version)
-        return NodeId(_as_63(state.digest()))
-
-    def inode(self, path: bytes) -> InodeNumber:
-        """Path not empty."""
+        state.update(b"%b\0%b" % (path, content))
+        node = int.from_bytes(state.digest(), "little") >> 1
         state = self._inode.copy()
         state.update(path)
-        return InodeNumber(_as_63(state.digest()))
+        inode = int.from_bytes(state.digest(), "little") >> 1
+        return (  # as _as_63
+            ContentId(content),
+            NodeId(node if node > 2 else node + 3),
+            InodeNumber(inode if inode > 2 else inode + 3),
+        )
 
 
 def _encoded(text: str) -> bytes:

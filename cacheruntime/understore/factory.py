@@ -83,7 +83,7 @@ def _open(address: Address, source: str, options: Mapping[str, str], retrier: Re
     if address.scheme in ("file", "pvc"):
         from forebay.cacheruntime.understore.posix import PosixStore
 
-        return PosixStore(address.path, address.url)
+        return PosixStore(address.path, address.url, retrier)
     if address.scheme == "s3":
         from forebay.cacheruntime.understore.s3 import S3UnderStore
 

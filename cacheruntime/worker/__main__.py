@@ -7,6 +7,7 @@ or environment. It prints one line when it serves (``ready``) or cannot (``error
 
 import contextlib
 import fcntl
+import gc
 import logging
 import logging.handlers
 import os
@@ -96,6 +97,9 @@ def main() -> int:
             _say("taken")
             return 0
         _set_up_log(config.cache_dir)
+        # Modules live for ever, and the entries of a listing are no garbage: looking for some took 8 % of its time.
+        gc.freeze()
+        gc.set_threshold(50_000, 20, 20)
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         storage = Storage(config, boot_id)
         config.remember_tiers()
