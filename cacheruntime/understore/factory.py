@@ -95,7 +95,7 @@ def _open(address: Address, source: str, options: Mapping[str, str], retrier: Re
     if address.scheme in ("gs", "az"):
         from forebay.cacheruntime.understore.objectstore import ObjectUnderStore
 
-        return ObjectUnderStore(address, options)
+        return ObjectUnderStore(address, options, retrier)
     if address.scheme in WEB_SCHEMES:
         from forebay.cacheruntime.understore.web import WebStore
 

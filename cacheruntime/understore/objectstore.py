@@ -5,7 +5,7 @@ obstore receives and decrypts outside the interpreter lock, on its own threads. 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from forebay.cacheruntime.errors import (
 from forebay.cacheruntime.understore.address import Address
 from forebay.cacheruntime.understore.base import Entry, Kind
 from forebay.cacheruntime.understore.options import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, flag, seconds
+from forebay.cacheruntime.understore.retry import Retrier
 
 if TYPE_CHECKING:
     from obstore import GetOptions
@@ -192,8 +193,9 @@ class ObjectUnderStore:
     '.' or '..' segment or a control character fails as a whole and says so.
     """
 
-    def __init__(self, address: Address, options: Mapping[str, str]) -> None:
+    def __init__(self, address: Address, options: Mapping[str, str], retrier: Retrier) -> None:
         self._address = address
+        self._retrier = retrier
         self._where = address.url
         self._prefix = f"{address.path}/" if address.path else ""
         try:
@@ -223,24 +225,39 @@ class ObjectUnderStore:
 
     def list_tree(self) -> Iterator[list[Entry]]:
         """See `UnderStore.list_tree`."""
+        # The last entry of each page is held back: what comes behind it tells whether it is a directory's marker.
         held: Mapping[str, Any] | None = None
         nothing = True
-        try:
-            for metas in obstore.list(self._store, self._prefix or None, chunk_size=_PAGE_ENTRIES):
-                page = []
-                for meta in metas:
-                    if held is not None:
-                        page.append(self._entry(held, meta["path"]))
-                    held = meta
-                if page:
-                    nothing = False
-                    yield page
-        except (BaseError, OSError, ValueError) as error:
-            raise mapped_error(error, self._where) from error
+        for metas in self._pages():
+            page = []
+            for meta in metas:
+                if held is not None:
+                    page.append(self._entry(held, meta["path"]))
+                held = meta
+            if page:
+                nothing = False
+                yield page
         if held is not None:
             yield [self._entry(held, "")]
         elif nothing and self._address.path:
             yield [self.stat(self._address.path.rpartition("/")[2])]
+
+    def _pages(self) -> Iterator[Sequence[Mapping[str, Any]]]:
+        """What the service lists; after a fault it goes on behind the last key, and the deadline runs anew.
+
+        obstore cannot take up a listing's token again, but it can begin behind a key (`start-after`, `startFrom`).
+        """
+        patience, last = self._retrier.patience(), None
+        while True:
+            try:
+                for metas in obstore.list(self._store, self._prefix or None, offset=last, chunk_size=_PAGE_ENTRIES):
+                    if metas:
+                        last = metas[-1]["path"]
+                        patience = self._retrier.patience()
+                        yield metas
+                return
+            except (BaseError, OSError, ValueError) as error:
+                patience.wait_or_raise(mapped_error(error, self._where))
 
     def list_directory(self, path: str) -> list[Entry]:
         """See `UnderStore.list_directory`."""

@@ -15,7 +15,7 @@ class FaultProxy(ThreadingHTTPServer):
     """Passes HTTP on to one server; `faults` are used up, one for each request.
 
     "503" and "500" answer so, "403" and "401" refuse, "reset" drops the connection, "short" breaks off the body half
-    way. A HEAD has no body: "short" waits for the next request that has one.
+    way. A HEAD has no body: "short" waits for the next request that has one. An empty word lets one pass.
     """
 
     daemon_threads = True  # a kept-alive connection of a client would hold up the end

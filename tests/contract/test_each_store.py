@@ -29,6 +29,8 @@ from forebay.cacheruntime.understore.credentials import resolve_options
 from forebay.cacheruntime.understore.factory import canonical_source, open_store
 from forebay.cacheruntime.understore.web import links_below
 from tests.contract.conftest import QUICK_RETRY, Place
+from tests.contract.fault_proxy import FaultProxy
+from tests.contract.test_faults import PATIENT
 from tests.contract.test_understore import assert_good_message, files, read, tree
 from tests.contract.webhdfs_endpoint import WebHdfsEndpoint
 
@@ -77,34 +79,65 @@ class TestOss:
         assert_good_message(caught.value, options["endpoint"])
 
 
-class TestGoogle:
-    def test_pages_of_a_listing(self) -> None:
-        """In the form of the XML interface, by bench/listing.py: the emulator gives all as one page."""
-        names = [Listed(f"{number:05}", 1, 1) for number in range(10_000)]
+class Pages(ThreadingHTTPServer):
+    """Listings of a bucket in pages, by bench/listing.py: of Google's XML interface, whose emulator gives one page."""
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
-                data = page(lambda folder: names if folder == "root/" else (), "bucket", query).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+    block_on_close = False
 
-            def log_message(self, format: str, *args: object) -> None:
-                """Quiet."""
+    def __init__(self, names: list[Listed]) -> None:
+        super().__init__(("127.0.0.1", 0), PagesHandler)
+        self.names = names
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
 
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        options = {"endpoint": f"http://127.0.0.1:{server.server_port}", "anon": "true"}
-        store = open_store("gs://bucket/root", options, QUICK_RETRY)
+    def stop(self) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+
+class PagesHandler(BaseHTTPRequestHandler):
+    server: Pages
+
+    def do_GET(self) -> None:
+        query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
+        data = page(lambda folder: self.server.names if folder == "root/" else (), "bucket", query).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Quiet."""
+
+
+class TestPagesOfListings:
+    """A fault among the pages of a long listing costs that page alone."""
+
+    def test_google(self, proxy: Callable[[str], FaultProxy]) -> None:
+        server = Pages([Listed(f"{number:05}", 1, 1) for number in range(10_000)])
+        between = proxy(f"http://127.0.0.1:{server.server_port}")
+        store = open_store("gs://bucket/root", {"endpoint": between.url, "anon": "true"}, PATIENT)
+        between.faults.extend(["", "", "503", "", "reset", "", "", "short"])
         pages = list(store.list_tree())
-        server.shutdown()
-        thread.join()
-        server.server_close()
-        assert [entry.path for each in pages for entry in each] == [name.name for name in names]
+        server.stop()
+        assert [entry.path for each in pages for entry in each] == [name.name for name in server.names]
         assert max(map(len, pages)) <= 1000
+        assert not between.faults
+        assert len(between.requests) <= 10 + 3 + 3
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("kind", "names"), [("oss", 5000), ("az", 5005)])
+    def test_others(self, request: pytest.FixtureRequest, kind: str, names: int) -> None:
+        place: Place = request.getfixturevalue(f"{kind}_place")
+        for number in range(names):
+            place.put(f"{number:05}", b"")
+        store = place.keep(place.source, place.options, PATIENT)
+        assert place.proxy is not None
+        place.proxy.faults.extend(["", "503", "reset", "", "short"])
+        listed = [entry.path for each in store.list_tree() for entry in each]
+        assert listed == [f"{number:05}" for number in range(names)]
+        assert len(place.proxy.faults) < 3
 
 
 class TestAzure:
