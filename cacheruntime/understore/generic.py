@@ -238,8 +238,8 @@ def mapped_any_error(error: Exception, what: str) -> SourceError | UsageError:
         return SourceStale(f"{what} has changed since it was listed ({reason})")
     if re.search(r"libjvm|libhdfs", words):
         return UsageError(
-            f"{what} needs Hadoop's native client: libhdfs and Java were not found; set JAVA_HOME, HADOOP_HOME and "
-            f"CLASSPATH (hadoop classpath --glob) for the worker, or use webhdfs://"
+            f"{what} needs a client of HDFS: pip install hdfs-native, or set JAVA_HOME, HADOOP_HOME and CLASSPATH "
+            f"(hadoop classpath --glob) for the worker so that libhdfs is found, or use webhdfs://"
         )
     passing = (ConnectionError, TimeoutError, EOFError, OSError)
     if status in (408, 425, 429) or status >= 500 or (not status and isinstance(error, passing)):
@@ -257,12 +257,13 @@ def version_of(info: Mapping[str, Any]) -> str:
 
 def modified_ns(info: Mapping[str, Any]) -> int:
     """The time of the last change under whichever name and type the file system has it; 0 if none."""
-    for name in ("mtime", "LastModified", "last_modified", "modified", "modificationTime", "created"):
+    for name in ("mtime", "LastModified", "last_modified", "modified", "modificationTime", "modification_time",
+                 "created"):  # fmt: skip
         value = info.get(name)
         if isinstance(value, datetime):
             value = value.timestamp()  # some tell a float in listings and a datetime in info: both must agree
         if isinstance(value, (int, float)) and value > 0:
-            # WebHDFS counts milliseconds; no file of 1970 is meant. Microseconds are what a float holds today.
+            # HDFS counts milliseconds; no file of 1970 is meant. Microseconds are what a float holds today.
             return int(value) * 10**6 if value > 10**11 else round(value * 10**6) * 10**3
     return 0
 

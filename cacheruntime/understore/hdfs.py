@@ -1,6 +1,7 @@
-"""HDFS on fsspec's two clients: the native one (Arrow over libhdfs, which needs Java) and the REST one.
+"""HDFS on fsspec's clients: a native one (Arrow over libhdfs, which needs Java; or hdfs-native, which registers itself
+for the scheme where it is installed) and the REST one.
 
-Of the native one, reads are our own: fsspec opens the file anew for each piece, and fails on the first of them.
+Of the native one, reads are our own: over Arrow fsspec opens the file anew for each piece, and fails on the first.
 
 Of the REST one (Apache Hadoop: "WebHDFS REST API") fsspec makes the requests and signs in (simple, Kerberos, tokens).
 Not left to it: how long a silent server is waited for (for ever), reads (three requests for each MiB), and errors that
