@@ -48,7 +48,7 @@ Options = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-SOURCE_HELP = "s3://bucket/prefix, gs://, az://, oss://, https://, file:///path, pvc://claim, hdfs://, any fsspec URL."
+SOURCE_HELP = "s3://bucket/prefix, gs://, az://, https://..., file:///path, hdfs://, oss://, or any fsspec URL."
 
 
 @app.command()

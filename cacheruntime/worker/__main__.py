@@ -98,9 +98,6 @@ def main() -> int:
             _say("taken")
             return 0
         _set_up_log(config.cache_dir)
-        # Modules live for ever, and the entries of a listing are no garbage: looking for some took 8 % of its time.
-        gc.freeze()
-        gc.set_threshold(50_000, 20, 20)
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         storage = Storage(config, boot_id)
         config.remember_tiers()
@@ -111,6 +108,9 @@ def main() -> int:
         what = f"the cache folder {config.cache_dir} cannot be used: {error.strerror or error}"
         _say(f"error TierUnusable: {what}; make room or name another by --cache-dir")
         return 1
+    # Modules live for ever, and the entries of a listing are no garbage: looking for some took 8 % of its time.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
     try:
         trio.run(_serve, config, storage)
     except ForebayError as error:
