@@ -28,10 +28,11 @@ import trio
 
 from forebay.cacheruntime.catalogue import Catalogue, Node
 from forebay.cacheruntime.config import CacheConfig, RetryConfig
-from forebay.cacheruntime.keys import dataset_id
+from forebay.cacheruntime.keys import Roots, dataset_id
 from forebay.cacheruntime.understore.base import Entry, Kind, UnderStore
 from forebay.cacheruntime.understore.factory import open_store
-from forebay.cacheruntime.worker.datasets import Dataset, Datasets
+from forebay.cacheruntime.worker.dataset import Dataset, Definition
+from forebay.cacheruntime.worker.datasets import Datasets
 
 FOLDER_FILES = 1000
 _LOOKUPS = 100_000
@@ -93,8 +94,9 @@ def measure(store: UnderStore, cache_dir: Path) -> Outcome:
 
     async def list_all() -> tuple[float, float, Catalogue]:
         async with trio.open_nursery() as nursery:
-            datasets = Datasets(config, nursery, set)
-            dataset = Dataset(dataset_id(store.url), store.url, {}, store)
+            datasets = Datasets(config, nursery, list)
+            name = dataset_id(store.url)
+            dataset = datasets.all[name] = Dataset(name, Definition(store.url, {}), store, Roots(store.url))
             began, cpu = time.perf_counter(), time.process_time()
             snapshot = datasets.next_snapshot(dataset)
             await snapshot.ended.wait()

@@ -77,6 +77,12 @@ class FileNames:
         self._node = blake2b(digest_size=8, person=_NODE)
         self._inode = blake2b(digest_size=8, person=_INODE)
 
+    def content(self, path: bytes, size: int, version: bytes) -> ContentId:
+        """Path and version in UTF-8 with surrogate escapes."""
+        state = self._content.copy()
+        state.update(b"%b\0%d\0%b" % (path, size, version))
+        return ContentId(state.digest())
+
     def of_file(self, path: bytes, in_utf8: bytes, size: int, version: bytes) -> tuple[ContentId, NodeId, InodeNumber]:
         """All three of a file.
 
@@ -116,6 +122,11 @@ class TreeNames(FileNames):
             if path.startswith(inside):
                 return names.content(path[len(inside) :], size, version)
         return super().content(path, size, version)
+
+    def of_file(self, path: bytes, in_utf8: bytes, size: int, version: bytes) -> tuple[ContentId, NodeId, InodeNumber]:
+        """As of one store."""
+        content = self.content(in_utf8, size, version)
+        return content, node_id(path, content), inode_number(path)
 
 
 class Roots:
