@@ -6,7 +6,7 @@ import pytest
 from fake_store import FakeStore
 
 from forebay.cacheruntime.errors import SourceNotFound, SourceStale, SourceUnavailable
-from forebay.cacheruntime.keys import Roots, TreeNames, content_id, inode_number, node_id
+from forebay.cacheruntime.keys import FileNames, Roots, TreeNames, content_id, inode_number, node_id
 from forebay.cacheruntime.listing_order import ListingOrder
 from forebay.cacheruntime.understore.base import Entry, Kind
 from forebay.cacheruntime.understore.composite import Child, CompositeStore
