@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEBIAN := libfuse3-dev fuse3 pkg-config gcc libc6-dev python3-dev
 PEERS := nginx-light libnginx-mod-http-echo fio rclone s3fs
+AZURITE := 3.37.0
 
 .PHONY: demo test soak lint format bench proto setup clean
 
 demo: setup
 	$(BIN)/python -m forebay.bench.demo
 
-test: setup $(VENV)/.pyfuse3
+test: setup $(VENV)/.pyfuse3 $(VENV)/.azurite
 	$(BIN)/python -m pytest -q --numprocesses 3 --dist loadfile
 
 soak: setup $(VENV)/.pyfuse3
@@ -63,6 +64,14 @@ $(VENV)/.pyfuse3: $(VENV)/.installed
 	fi
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[pyfuse3]'
 	@touch $@
+
+# Azure's emulator. Without npm the tests of az:// are skipped and say so.
+$(VENV)/.azurite: $(VENV)/.installed
+	@if command -v npm >/dev/null; then \
+		npm install --silent --no-audit --no-fund --prefix $(VENV)/azurite azurite@$(AZURITE) && touch $@; \
+	else \
+		echo "the tests of az:// need npm: apt-get install npm"; \
+	fi
 
 clean:
 	rm -rf $(VENV) .editable .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
