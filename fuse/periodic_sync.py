@@ -29,7 +29,7 @@ _LONGEST_LOOK_S = 5.0
 """Between looks at who is the first handler and whether it is time."""
 
 _LATE_S = 10.0
-"""Beyond two intervals; who is later than that was not there before."""
+"""Beyond two pauses; who is later than that was not there before."""
 
 _JITTER = 0.1
 """Of the interval: machines that were started together do not list together for ever."""
@@ -63,8 +63,8 @@ class Turn:
             return False
         self._descriptor = descriptor
         next_at, failures = self._read()
-        latest = now_s + pause_s(interval_s, failures) * (1 + _JITTER)
-        if next_at is None or next_at > latest or now_s > next_at + 2 * interval_s + _LATE_S:
+        pause = pause_s(interval_s, failures)
+        if next_at is None or next_at > now_s + pause * (1 + _JITTER) or now_s > next_at + 2 * pause + _LATE_S:
             # The first mount of it, or the first for long or with a shorter interval: it has just been listed.
             self._write(now_s + interval_s, 0)
         elif now_s >= next_at:
