@@ -203,7 +203,9 @@ class Core:
                 self._idle_since = time.monotonic()
                 self._retiring = False
             elif self._retiring or time.monotonic() - self._idle_since > self._config.idle_exit_s:
-                return
+                await self.keeper.checkpoint()
+                if not self._calls and not self._has_mounts():
+                    return
 
     def _has_mounts(self) -> bool:
         return any(True for _ in self._mounts())

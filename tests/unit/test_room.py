@@ -376,6 +376,7 @@ def test_evicted_files_count_until_they_are_closed(make_box: MakeBox) -> None:
         fill(box, files[3])
         assert cached(box, files) == ".xx..", "again: its room comes when it is closed"
         assert opened.read() == box.store.files["f0"][0]
+    box.storage.tidy()
     fill(box, files[3])
     assert cached(box, files) == ".xxx."
 
