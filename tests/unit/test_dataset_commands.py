@@ -48,6 +48,7 @@ def test_a_fluid_manifest_from_apply_to_delete(forebay: Forebay) -> None:
     assert not forebay.cache_dir.exists(), "no worker was started for it"
 
 
+@pytest.mark.semantics("S6")
 def test_nothing_is_kept_unless_all_is_right(forebay: Forebay) -> None:
     two = forebay.root / "two.yaml"
     bad = json.dumps(VIEW | {"metadata": {"name": "bad"}, "spec": {"mounts": [{"mountpoint": "s3://b"}]}})

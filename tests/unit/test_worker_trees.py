@@ -296,6 +296,7 @@ def test_a_listing_that_shows_nothing_new_is_no_history(node: Node) -> None:
     node.run(test)
 
 
+@pytest.mark.semantics("S3")
 def test_old_snapshots_go_by_the_datasets_own_rule(node: Node) -> None:
     async def test(core: Core) -> None:
         for number in range(1, 7):
