@@ -63,6 +63,10 @@ class FileSlice(NamedTuple):
     length: int
 
 
+TRIES = 8
+"""For one request that goes on being NotReady: after that, what was brought in has gone away over and over."""
+
+
 class Unreadable(Exception):
     """The bytes of a `FileSlice` cannot be read, for its disk fails or somebody has shortened the file."""
 
