@@ -11,13 +11,15 @@ import trio
 
 from forebay.cacheruntime import mounts
 from forebay.cacheruntime.config import CacheConfig
-from forebay.cacheruntime.errors import ForebayError, SourceStale, SourceUnavailable
+from forebay.cacheruntime.errors import ForebayError, NotAttached, SourceStale, SourceUnavailable
 from forebay.cacheruntime.keys import DatasetId
 from forebay.cacheruntime.understore.base import Entry
 from forebay.cacheruntime.worker.datasets import Datasets
 from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.memory import Lease
+from forebay.cacheruntime.worker.orders import Orders
+from forebay.cacheruntime.worker.prefetch import Prefetcher
 from forebay.cacheruntime.worker.storage import Storage
 from forebay.cacheruntime.worker.sync import Syncs
 from forebay.cacheruntime.worker.warmup import Warmup, jobs_or_default
@@ -48,6 +50,9 @@ class Core:
         self.datasets = Datasets(config, nursery, self._snapshots_in_use)
         self.syncs = Syncs(self.datasets, self._snapshots_shown)
         self.filler = Filler(storage, config.fill, nursery, self._idle)
+        self.orders = Orders()
+        self.prefetcher = Prefetcher(self.orders, self.filler, storage)
+        self.orders.moved = self.prefetcher.wake
 
     async def attach(self, request: pb.AttachRequest) -> pb.AttachReply:
         with self._busy():
@@ -150,9 +155,34 @@ class Core:
                     shown.holdings.add(tier=position[held.tier], bytes=held.bytes, files=held.files)
         return reply
 
+    async def post_order(self, request: pb.PostOrderRequest, holder: object | None = None) -> pb.PostOrderReply:
+        """See `Orders.post`.
+
+        Args:
+            request: see proto/worker.proto.
+            holder: the connection that it came by, with whose end the reader is gone; None: gRPC.
+        """
+        with self._busy():
+            dataset = self.datasets.get(request.dataset_id)
+            snapshot = self.datasets.opened(dataset, request.snapshot)
+            if snapshot is None:
+                raise NotAttached(f"{dataset.store.url} has no snapshot {request.snapshot} any more")
+            if request.done:
+                self.orders.leave(request.reader)
+                return pb.PostOrderReply()
+            known = await self.orders.post(
+                dataset, snapshot, request.reader, request.nodes, request.first,
+                request.position, request.asked, holder,
+            )  # fmt: skip
+            return pb.PostOrderReply(known=known)
+
+    def reader_left(self, holder: object) -> None:
+        """A connection of the fill socket ended."""
+        self.orders.connection_ended(holder)
+
     async def retire(self, request: pb.RetireRequest) -> pb.RetireReply:
-        """Leave as soon as no mount and no call is left, without the grace period."""
-        leaving = self._calls == 0 and not self._has_mounts()
+        """Leave as soon as no mount, no reader with an order and no call is left, without the grace period."""
+        leaving = self._calls == 0 and not self.orders.active and not self._has_mounts()
         self._retiring = leaving
         return pb.RetireReply(leaving=leaving)
 
@@ -160,7 +190,8 @@ class Core:
         """Return once there was no mount and no call for the configured time."""
         while True:
             await trio.sleep(_WATCH_INTERVAL_S)
-            if self._calls or self._has_mounts():
+            self.orders.expire()
+            if self._calls or self.orders.active or self._has_mounts():
                 self._idle_since = time.monotonic()
                 self._retiring = False
             elif self._retiring or time.monotonic() - self._idle_since > self._config.idle_exit_s:
@@ -182,6 +213,8 @@ class Core:
     def _idle(self, dataset: DatasetId) -> float | None:
         used = self.datasets.last_used(dataset)
         if used and time.monotonic() - used < IN_USE_S:
+            return None
+        if self.orders.reads(dataset):
             return None
         if any(state.dataset_id == dataset for state in self._mounts()):
             return None

@@ -49,7 +49,7 @@ def _unary(name: str) -> Callable[[WorkerService, Any, grpc.ServicerContext], An
     return method
 
 
-for _name in ("Attach", "ListDirectory", "Sync", "Stat", "Status", "Retire"):
+for _name in ("Attach", "ListDirectory", "Sync", "Stat", "Status", "Retire", "PostOrder"):
     setattr(WorkerService, _name, _unary(_name))
 
 

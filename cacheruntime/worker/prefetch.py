@@ -1,0 +1,241 @@
+"""Fetching ahead of readers that have posted their order: a window of each reader's next files, most urgent first.
+
+The window of a reader is as long as it must be to hide the store's latency at the reader's pace, and no longer than
+what the tiers hold with certainty until it is read (`Limits`): what is evicted before its use would be fetched twice.
+Each position of an order is looked at once, so nothing is fetched twice for it either.
+"""
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import trio
+
+from forebay.cacheruntime.catalogue import Node
+from forebay.cacheruntime.config import MIB
+from forebay.cacheruntime.errors import ForebayError
+from forebay.cacheruntime.keys import NodeId
+from forebay.cacheruntime.understore.base import Kind
+from forebay.cacheruntime.worker.fetch import SourceFile
+from forebay.cacheruntime.worker.fill import Filler
+from forebay.cacheruntime.worker.orders import Orders, Reader
+from forebay.cacheruntime.worker.storage import Storage
+
+log = logging.getLogger(__name__)
+
+_FETCHES = 32
+"""Files asked for at once: twice the GETs that may be under way, so that none of their slots is ever free."""
+
+_FILES_AHEAD, _BYTES_AHEAD = 1024, 256 * MIB
+"""Fetched and not read yet, of one reader, at most."""
+
+_FETCHED_SHARE, _SPANNED_SHARE = 0.125, 0.5
+"""Of the tiers' quotas, all readers together: what is fetched ahead, and what lies between where a reader is and the
+end of its window, cached before or not. What is to stay until it is read must be far from being all."""
+
+_POSITIONS_MIN, _POSITIONS_MAX = 64, 4096
+"""Length of a window. Longer ones bring nothing: 4096 files are two seconds of a fast reader."""
+
+_LATENCIES = 4
+"""So many times the usual time of a fetch is looked ahead: stores take longer now and then."""
+
+_POSTS_S = 0.25
+"""And this much more, as readers tell where they are some ten times a second, and ask for whole batches."""
+
+_REST_S = 1.0
+"""A reader's files are not fetched ahead for so long after a fetch failed or found no room."""
+
+_LOOKED_AT_ONCE = 256
+"""Positions looked at between two checkpoints."""
+
+_DIRECTORIES = 4096
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one reader's window."""
+
+    positions: int
+    files: int
+    """Fetched ahead and not read."""
+    fetched_bytes: int
+    spanned_bytes: int
+    """From the reader's position to the end of the window, cached before or not."""
+
+
+def limits(files_per_s: float, latency_s: float, room_bytes: int, readers: int) -> Limits:
+    """How far ahead of a reader it is worth fetching.
+
+    Args:
+        files_per_s: its pace; 0: unknown.
+        latency_s: of a fetch.
+        room_bytes: of all tiers.
+        readers: that share them.
+    """
+    wanted = int(files_per_s * (_LATENCIES * latency_s + _POSTS_S)) if files_per_s else 4 * _POSITIONS_MIN
+    return Limits(
+        min(max(wanted, _POSITIONS_MIN), _POSITIONS_MAX),
+        _FILES_AHEAD,
+        min(_BYTES_AHEAD, int(_FETCHED_SHARE * room_bytes / readers)),
+        int(_SPANNED_SHARE * room_bytes / readers),
+    )
+
+
+class Looked(NamedTuple):
+    """A position of an order that the window has passed."""
+
+    position: int
+    size: int
+    """Bytes that will be read."""
+    fetched: bool
+    """It was not cached."""
+
+
+@dataclass(eq=False)
+class Window:
+    """What is ahead of one reader. Pure."""
+
+    cursor: int = 0
+    """Next position to look at."""
+    rests_until: float = 0.0
+    looked: "deque[Looked]" = field(default_factory=deque)
+    """Positions from the reader's on, up to the cursor."""
+    spanned_bytes: int = 0
+    fetched_bytes: int = 0
+    files: int = 0
+
+    def follow(self, position: int) -> None:
+        """The reader has come that far."""
+        self.cursor = max(self.cursor, position)
+        while self.looked and self.looked[0].position < position:
+            passed = self.looked.popleft()
+            self.spanned_bytes -= passed.size
+            if passed.fetched:
+                self.fetched_bytes -= passed.size
+                self.files -= 1
+
+    def is_open(self, reader: Reader, most: Limits, now: float) -> bool:
+        """Whether there is a position to look at within the limits."""
+        return (
+            self.cursor < min(reader.known, reader.asked + most.positions)
+            and self.cursor < reader.position + _POSITIONS_MAX
+            and self.files < most.files
+            and self.fetched_bytes < most.fetched_bytes
+            and self.spanned_bytes < most.spanned_bytes
+            and now >= self.rests_until
+        )
+
+    def passed(self, size: int, fetched: bool) -> None:
+        """The position at the cursor was looked at."""
+        self.looked.append(Looked(self.cursor, size, fetched))
+        self.spanned_bytes += size
+        if fetched:
+            self.fetched_bytes += size
+            self.files += 1
+        self.cursor += 1
+
+    def urgency_s(self, reader: Reader) -> float:
+        """Seconds until the reader comes to the cursor, as far as its pace is known."""
+        return (self.cursor - reader.asked) / max(reader.pace.files_per_s, 1.0)
+
+
+class Prefetcher:
+    """Fetches ahead of all readers of `orders`, behind all who wait for bytes. One event loop; `run` is a task."""
+
+    def __init__(
+        self, orders: Orders, filler: Filler, storage: Storage, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._orders = orders
+        self._filler = filler
+        self._storage = storage
+        self._clock = clock
+        self._windows: dict[Reader, Window] = {}
+        self._paths: dict[tuple[str, int, NodeId], bytes] = {}
+        self._wake = trio.Event()
+        self._under_way = 0
+        self.latency_s = 0.05
+        """Of a fetch: that of the last few."""
+        self.fetched_files = self.fetched_bytes = 0
+        """Since the worker started."""
+
+    def wake(self) -> None:
+        """Something of the orders has changed."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Fetch ahead until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._wake = trio.Event()
+                looked = 0
+                while self._under_way < _FETCHES and (ahead := self._most_urgent()) is not None:
+                    self._look(nursery, *ahead)
+                    looked += 1
+                    if looked % _LOOKED_AT_ONCE == 0:
+                        await trio.lowlevel.checkpoint()
+                with trio.move_on_after(_REST_S):
+                    await self._wake.wait()
+
+    def _most_urgent(self) -> tuple[Reader, Window] | None:
+        readers = list(self._orders.readers())
+        if len(self._windows) > len(readers):
+            left = self._windows
+            self._windows = {reader: left[reader] for reader in readers if reader in left}
+        now, room = self._clock(), sum(tier.config.quota_bytes for tier in self._storage.tiers)
+        found: tuple[float, Reader, Window] | None = None
+        for reader in readers:
+            window = self._windows.setdefault(reader, Window())
+            window.follow(reader.position)
+            if window.is_open(reader, limits(reader.pace.files_per_s, self.latency_s, room, len(readers)), now):
+                urgency_s = window.urgency_s(reader)
+                if found is None or urgency_s < found[0]:
+                    found = urgency_s, reader, window
+        return found[1:] if found else None
+
+    def _look(self, nursery: trio.Nursery, reader: Reader, window: Window) -> None:
+        """Take the position at a window's cursor; begin to fetch its file if it is not cached."""
+        catalogue = reader.snapshot.catalogue
+        node = catalogue.node(NodeId(reader.node(window.cursor)))
+        if node is None or node.kind is not Kind.FILE or not node.size:
+            window.passed(0, False)
+            return
+        wanted = min(node.size, self._filler.window_bytes)
+        cached = self._storage.index.reader.find(node.content)
+        missing = cached is None or not cached.has(0, wanted)
+        window.passed(wanted, missing)
+        if missing:
+            self._under_way += 1
+            nursery.start_soon(self._fetch, reader, window, node, wanted)
+
+    async def _fetch(self, reader: Reader, window: Window, node: Node, wanted: int) -> None:
+        dataset, began = reader.dataset, self._clock()
+        file = SourceFile(dataset.id, dataset.store, self._path(reader, node), node.size, node.version)
+        try:
+            await self._filler.fill(file, 0, wanted, wanted, through=False)
+            cached = self._storage.index.reader.find(node.content)
+            if cached is not None and cached.has(0, wanted):
+                self.latency_s += (self._clock() - began - self.latency_s) / 8
+                self.fetched_files += 1
+                self.fetched_bytes += wanted
+            else:
+                window.rests_until = self._clock() + _REST_S  # no tier has room
+        except ForebayError as error:
+            # Its reader will meet it too, and is told then.
+            log.info("%s: %r was not fetched ahead: %s", dataset.store.url, file.path, error)
+            window.rests_until = self._clock() + _REST_S
+        finally:
+            self._under_way -= 1
+            self.wake()
+
+    def _path(self, reader: Reader, node: Node) -> str:
+        key = reader.dataset.id, reader.snapshot.number, node.parent
+        above = self._paths.get(key)
+        if above is None:
+            if len(self._paths) >= _DIRECTORIES:
+                self._paths.clear()
+            above = self._paths[key] = reader.snapshot.catalogue.path_of(node.parent)
+        return os.fsdecode(above + b"/" + node.name if above else node.name)
