@@ -11,6 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
+FOLDERS = ("cacheruntime", "fuse", "proto", "cli", "pytorch")
+"""Of the wheel."""
+
 
 def test_generated_protobuf_modules_are_current(tmp_path: Path) -> None:
     out = tmp_path / "forebay" / "proto"
@@ -33,13 +36,24 @@ def test_wheel_has_every_module_and_nothing_else(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "cacheruntime", "fuse", "proto", "cli"],
+        [
+            "git",
+            "ls-files",
+            "--cached",
+            "--others",
+            "--exclude-standard",
+            "cacheruntime",
+            "fuse",
+            "proto",
+            "cli",
+            "pytorch",
+        ],
         cwd=ROOT,
         check=True,
         capture_output=True,
         text=True,
     ).stdout.split()
-    assert packed == {f"forebay/{name}" for name in tracked}
+    assert packed == {f"forebay/{name}".replace("forebay/pytorch/", "forebay/torch/") for name in tracked}
 
 
 def test_editable_links_point_at_the_folders() -> None:
@@ -54,6 +68,7 @@ def test_top_folders_shadow_nobody() -> None:
     assert not [
         folder for folder in ("cacheruntime", "fuse", "proto", "cli") if (ROOT / folder / "__init__.py").exists()
     ]
+    assert not (ROOT / "torch").exists(), "who looks for PyTorch from here must find PyTorch, or nothing"
 
 
 def test_readme_names_only_commands_and_targets_that_exist() -> None:
