@@ -193,14 +193,12 @@ class OrderPoster:
 
     def _take_replies(self) -> None:
         assert self._socket is not None
-        while True:
-            try:
-                received = self._socket.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                break
-            if not received:
-                raise ConnectionResetError("the worker closed the connection")
-            self._received += received
+        self._socket.setblocking(False)
+        with suppress(BlockingIOError):
+            while received := self._socket.recv(_RECEIVE_BYTES):
+                self._received += received
+            raise ConnectionResetError("the worker closed the connection")
+        self._socket.settimeout(_SEND_S)
         while len(self._received) >= REPLY.size:
             length, number, kind = REPLY.unpack_from(self._received)
             if len(self._received) < REPLY.size + length:
