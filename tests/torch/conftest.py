@@ -8,20 +8,9 @@ from pathlib import Path
 import pytest
 from forebay_command import Forebay
 
-COUNT, SIZE = 300, 2000
+sys.path.insert(0, str(Path(__file__).parent))
 
-_HEAD = """
-import hashlib, os, sys
-ROOT = sys.argv[1]
-def content(number):
-    return hashlib.sha256(b"%d" % number).digest() * 63
-"""
-
-
-def content(number: int) -> bytes:
-    import hashlib
-
-    return hashlib.sha256(b"%d" % number).digest() * 63
+from training import COUNT, PROGRAM, content
 
 
 @pytest.fixture
@@ -43,7 +32,7 @@ def program(forebay: Forebay, tree: Path) -> Callable[..., str]:
 
     def run(code: str, *args: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-c", _HEAD + code, str(tree), *args],
+            [sys.executable, "-c", PROGRAM + code, str(tree), *args],
             env=forebay.environ,
             capture_output=True,
             text=True,
