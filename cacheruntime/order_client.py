@@ -114,7 +114,11 @@ class OrderPoster:
         if self._socket is not None and os.getpid() == self._pid:
             with suppress(OSError):
                 request = pb.PostOrderRequest(
-                    dataset_id=self._dataset_id, reader=self.name, snapshot=self._snapshot, done=True
+                    dataset_id=self._dataset_id,
+                    reader=self.name,
+                    snapshot=self._snapshot,
+                    position=self._position,
+                    done=True,
                 )
                 self._socket.sendall(pack_call(0, "PostOrder", request.SerializeToString()))
         self.let_go()

@@ -168,7 +168,7 @@ class Core:
             if snapshot is None:
                 raise NotAttached(f"{dataset.store.url} has no snapshot {request.snapshot} any more")
             if request.done:
-                self.orders.leave(request.reader)
+                self.orders.finish(request.reader, request.position)
                 return pb.PostOrderReply()
             known = await self.orders.post(
                 dataset, snapshot, request.reader, request.nodes, request.first,

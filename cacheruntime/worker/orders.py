@@ -8,8 +8,10 @@ that is new. A reader that posts over a connection of its own is gone when that 
 gRPC, when it was silent for `SILENT_S`.
 """
 
+import logging
 import time
 from array import array
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -20,6 +22,8 @@ from forebay.cacheruntime.errors import UsageError
 from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.worker.datasets import Dataset
 from forebay.cacheruntime.worker.snapshot import Snapshot
+
+log = logging.getLogger(__name__)
 
 SILENT_S = 300.0
 """A validation between two epochs may take minutes; an order that is kept too long costs some hits."""
@@ -151,6 +155,8 @@ class Orders:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._readers: dict[str, Reader] = {}
+        self._finished: OrderedDict[str, None] = OrderedDict()
+        """Readers that said so, the last few."""
         self.sink: Callable[[DatasetId], OrderSink | None] = lambda _: None
         """The policy of a dataset that goes by orders; None where it has another."""
         self.moved: Callable[[], None] = lambda: None
@@ -187,6 +193,8 @@ class Orders:
         Raises:
             UsageError: too many readers, or too long an order.
         """
+        if name in self._finished:
+            return 0
         reader = self._readers.get(name)
         if reader is not None and (reader.dataset is not dataset or reader.snapshot is not snapshot):
             self.leave(name)
@@ -197,6 +205,7 @@ class Orders:
             reader = Reader(name, dataset, snapshot, holder, self._clock(), start=position, known=position)
             snapshot.users += 1
             self._readers[name] = reader
+            log.info("reader %s of %s, snapshot %d, has an order", name, dataset.store.url, snapshot.number)
         reader.holder, reader.seen = holder, self._clock()
         piece = array("Q", nodes)
         reader.put(first, piece)
@@ -213,6 +222,16 @@ class Orders:
             await trio.lowlevel.checkpoint()
         return reader.known
 
+    def finish(self, name: str, position: int) -> None:
+        """A reader says that it reads no more, from that position on; what it has said before may yet come."""
+        self._finished[name] = None
+        if len(self._finished) > READERS:
+            self._finished.popitem(last=False)
+        reader = self._readers.get(name)
+        if reader is not None:
+            self._advance(reader, position, position)
+            self.leave(name)
+
     def leave(self, name: str, holder: object | None = None) -> None:
         """A reader is gone.
 
@@ -225,6 +244,7 @@ class Orders:
             return
         del self._readers[name]
         reader.snapshot.users -= 1
+        log.info("reader %s of %s left at position %d", name, reader.dataset.store.url, reader.position)
         sink = self.sink(reader.dataset.id)
         if sink is not None:
             sink.leave(name)

@@ -230,6 +230,21 @@ def test_a_silent_reader_without_a_connection_is_dropped(tmp_path: Path) -> None
     run(test)
 
 
+def test_a_reader_that_has_finished_does_not_come_back(tmp_path: Path) -> None:
+    """Its last words may overtake what it said before: calls of a mount's handlers are under way at once."""
+    desk = Desk(tmp_path, fill_store(3))
+
+    async def test() -> None:
+        await desk.post("r", [1, 2, 3])
+        desk.orders.finish("r", 3)
+        desk.orders.finish("nobody", 3)
+        assert await desk.post("r", [4], 3) == 0
+        assert not desk.orders.active
+        assert desk.told.orders == {}
+
+    run(test)
+
+
 # Windows
 
 
