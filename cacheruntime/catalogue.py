@@ -47,6 +47,9 @@ version and target."""
 _CONTENT_AT = slice(36, 52)
 """Where the content id is in `_NODE`."""
 
+_FILE_HEAD = struct.Struct(">B3xQ24x16s")
+"""Kind, size and content id of `_NODE`."""
+
 _LISTED = 1
 _CARRIED_SHIFT = 4
 _NO_MODE = 0xFFFF
@@ -194,6 +197,15 @@ class Catalogue:
         with self._env.begin() as txn:
             raw = txn.get(node_key(number), db=self._nodes)
         return unpack_record(number, raw) if raw else None
+
+    def file(self, number: int) -> tuple[ContentId, int] | None:
+        """Content id and size of a file, at a third of the cost of `node`; None for what is no file."""
+        with self._env.begin() as txn:
+            raw = txn.get(node_key(number), db=self._nodes)
+        if raw is None:
+            return None
+        kind, size, content = _FILE_HEAD.unpack_from(raw)
+        return (content, size) if kind == _FILE else None
 
     def contents(self, numbers: Iterable[int]) -> list[ContentId]:
         """Content ids of many nodes, `NO_CONTENT` for those that are not there; a third of the cost of `node`."""

@@ -35,14 +35,20 @@ class SocketClient:
     def close(self) -> None:
         self._fills.close()
 
-    def attach(self, spec: SourceSpec, *, list_tree: bool = False, snapshot: int = 0) -> pb.AttachReply:
+    def attach(
+        self, spec: SourceSpec, *, list_tree: bool = False, snapshot: int = 0, cache_policy: str = ""
+    ) -> pb.AttachReply:
         """See `Attach` in proto/worker.proto; starts a worker if there is none.
 
         Raises:
             ForebayError: what the worker raised, or why none could be started.
         """
         request = pb.AttachRequest(
-            source=spec.source, options=dict(spec.options), list=list_tree, snapshot=snapshot
+            source=spec.source,
+            options=dict(spec.options),
+            list=list_tree,
+            snapshot=snapshot,
+            cache_policy=pb.CachePolicy(policy=cache_policy) if cache_policy else None,
         ).SerializeToString()
         return pb.AttachReply.FromString(self._with_worker(lambda: self._fills.call("Attach", request)))
 

@@ -32,12 +32,13 @@ class ForebayDataset(Dataset[Any]):
         pattern: str | None = None,
         suffix: str | Sequence[str] = (),
         views: bool = False,
+        cache_policy: str = "",
         transform: Callable[[Any], Any] | None = None,
         target: Callable[[str], Any] | None = None,
     ) -> None:
         """
         Args:
-            source, options, cache_dir, snapshot, pattern, suffix, views: see `Files`.
+            source, options, cache_dir, snapshot, pattern, suffix, views, cache_policy: see `Files`.
             transform: makes a sample of a file's bytes (or view); without it these are the sample.
             target: makes a label of a file's path; with it samples are pairs of both.
 
@@ -52,6 +53,7 @@ class ForebayDataset(Dataset[Any]):
             pattern=pattern,
             suffix=suffix,
             views=views,
+            cache_policy=cache_policy,
         )
         self.transform = transform
         self.target = target

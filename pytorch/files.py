@@ -28,7 +28,7 @@ from forebay.cacheruntime.errors import (
     WorkerUnavailable,
 )
 from forebay.cacheruntime.fill_socket import FillsUnderWay, ReplyKind, outcome_of
-from forebay.cacheruntime.keys import ROOT_NODE, NodeId
+from forebay.cacheruntime.keys import ROOT_NODE, ContentId, NodeId
 from forebay.cacheruntime.node_cache import NodeCache, node_cache, program_config
 from forebay.cacheruntime.understore.credentials import resolve_options
 from forebay.proto import worker_pb2 as pb
@@ -106,6 +106,7 @@ class Files:
         pattern: str | None = None,
         suffix: str | Sequence[str] = (),
         views: bool = False,
+        cache_policy: str = "",
     ) -> None:
         """List a source, or take up its last listing.
 
@@ -118,6 +119,7 @@ class Files:
             suffix: only names that end like this, or like one of these.
             views: give views of the mapped cache files where they are cached, instead of copies: half the cost, and an
                 error of the disk is a SIGBUS instead of an exception. What is not cached yet comes as bytes.
+            cache_policy: of the dataset from now on (epoch, sieve, lru, next-use); empty: as it is.
 
         Raises:
             SourceError, UsageError: the source cannot be listed; nothing in it matches.
@@ -127,6 +129,7 @@ class Files:
         self._cache_dir = os.path.abspath(cache_dir) if cache_dir is not None else None
         self._snapshot = snapshot
         self._views = views
+        self._cache_policy = cache_policy
         self._begin_process()
         self._attach()
         self._nodes = array("Q", _walk(self._listed(), _accepts(pattern, suffix)))
@@ -190,10 +193,13 @@ class Files:
             SourceStale: it was changed in the source, and is not cached.
             ForebayError: why else its bytes could not be had.
         """
-        opened = self._open()
-        node = self._node(opened, index)
-        data = self._cached(opened, node)
+        opened = self._local.opened
+        if opened is None or opened.pid != os.getpid():
+            opened = self._open()
+        found = opened.catalogue.file(self._nodes[index])
+        data = self._cached(opened, *found) if found is not None else None
         if data is None:
+            node = self._node(opened, index)
             return self._fetch(opened, [node], self._begin(opened, [node]))[0]
         self.counts.hits += 1
         if time.monotonic() > opened.calm_until:
@@ -224,7 +230,7 @@ class Files:
             for node in nodes:
                 data: Data | None
                 if node.node not in absent:
-                    data = self._cached(opened, node)
+                    data = self._cached(opened, node.content, node.size)
                     self.counts.hits += 1
                 else:
                     if fetched is None:
@@ -238,19 +244,19 @@ class Files:
             if coming is not None:
                 coming.close()
 
-    def _cached(self, opened: _Opened, node: Node) -> Data | None:
+    def _cached(self, opened: _Opened, content: ContentId, size: int) -> Data | None:
         """A whole file, or None when not all of it is cached."""
-        if not node.size:
+        if not size:
             return b""
-        place = opened.reader.find(node.content, 0, node.size)
+        place = opened.reader.find(content, 0, size)
         if place is None:
             return None
         if self._views:
-            return opened.mapped.view(place.descriptor, place.base, node.size)
-        if node.size > _READ_BYTES:
+            return opened.mapped.view(place.descriptor, place.base, size)
+        if size > _READ_BYTES:
             return None  # by pieces
-        data = os.pread(place.descriptor, node.size, place.base)
-        return data if len(data) == node.size else None
+        data = os.pread(place.descriptor, size, place.base)
+        return data if len(data) == size else None
 
     def _fetch(self, opened: _Opened, nodes: Sequence[Node], coming: FillsUnderWay | None) -> list[bytes]:
         """Files of which something is missing.
@@ -367,7 +373,9 @@ class Files:
 
     def _attach(self) -> None:
         """Make the source known to the worker, which is started if there is none."""
-        reply = node_cache(self.config).socket.attach(self.spec, list_tree=True, snapshot=self._snapshot)
+        reply = node_cache(self.config).socket.attach(
+            self.spec, list_tree=True, snapshot=self._snapshot, cache_policy=self._cache_policy
+        )
         self._dataset_id = str(reply.dataset_id)
         self._snapshot = int(reply.snapshot)
         self._catalogue = Path(reply.catalogue)

@@ -119,7 +119,7 @@ order = EpochOrder(files)
 indices = list(range(0, 301, 2)) + list(range(1, 301, 2))
 opened = files._open()
 def cached(positions):
-    return all(files._cached(opened, files._node(opened, indices[n])) is not None for n in positions)
+    return all(files._cached(opened, *opened.catalogue.file(files._nodes[indices[n]])) is not None for n in positions)
 def wait(positions):
     deadline = time.monotonic() + 20
     while not cached(positions):
