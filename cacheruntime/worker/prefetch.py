@@ -108,9 +108,9 @@ class Window:
     fetched_bytes: int = 0
     files: int = 0
 
-    def follow(self, position: int) -> None:
-        """The reader has come that far."""
-        self.cursor = max(self.cursor, position)
+    def follow(self, position: int, asked: int) -> None:
+        """The reader has come that far. What it asks for by itself need not be looked at."""
+        self.cursor = max(self.cursor, asked)
         while self.looked and self.looked[0].position < position:
             passed = self.looked.popleft()
             self.spanned_bytes -= passed.size
@@ -189,7 +189,7 @@ class Prefetcher:
         found: tuple[float, Reader, Window] | None = None
         for reader in readers:
             window = self._windows.setdefault(reader, Window())
-            window.follow(reader.position)
+            window.follow(reader.position, reader.asked)
             if window.is_open(reader, limits(reader.pace.files_per_s, self.latency_s, room, len(readers)), now):
                 urgency_s = window.urgency_s(reader)
                 if found is None or urgency_s < found[0]:
