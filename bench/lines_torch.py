@@ -22,7 +22,7 @@ _EPOCHS_READ = 8
 """In one process, one behind the other: one that has just begun maps pages that a training has mapped long ago."""
 
 _PACE = 500.0
-"""Files a second of all trainings together: what must be fetched is well below what 16 GETs with 20 ms each can bring."""
+"""Files a second of all trainings together: what must be fetched is below what 16 GETs of 20 ms each can bring."""
 
 _EPOCHS = 3
 _POLICY = "next-use"

@@ -98,7 +98,7 @@ def train(name: str, open_loader: Callable[[], tuple["DataLoader[Any]", int]], e
     torch.manual_seed(1)
     loader, classes = open_loader()
     model, result = SmallNet(classes), Training(name)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.003)
     for epoch in range(epochs):
         started, seen, total = time.perf_counter(), 0, 0.0
         for images, labels in loader:
@@ -168,7 +168,7 @@ def plot(trainings: list[Training], path: Path) -> None:
     ])  # fmt: skip
     axes.set_ylabel("samples/s, loading and learning")
     axes.set_title(f"{trainings[0].files} JPEG images from S3, {os.cpu_count()} CPU cores")
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, ncols=4, loc="outside lower center")
     figure.savefig(path, dpi=130)
 
 

@@ -2,7 +2,7 @@
 
 The window of a reader is as long as it must be to hide the store's latency at the reader's pace, and no longer than
 what the tiers hold with certainty until it is read (`Limits`): what is evicted before its use would be fetched twice.
-Each position of an order is looked at once, so nothing is fetched twice for it either.
+Each position of an order is looked at once at most, so nothing is fetched twice for it either.
 """
 
 import logging
@@ -15,11 +15,10 @@ from typing import NamedTuple
 
 import trio
 
-from forebay.cacheruntime.catalogue import Node
+from forebay.cacheruntime.catalogue import NO_CONTENT, Node
 from forebay.cacheruntime.config import MIB
 from forebay.cacheruntime.errors import ForebayError
 from forebay.cacheruntime.keys import NodeId
-from forebay.cacheruntime.understore.base import Kind
 from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.orders import Orders, Reader
@@ -49,8 +48,11 @@ _POSTS_S = 0.25
 _REST_S = 1.0
 """A reader's files are not fetched ahead for so long after a fetch failed or found no room."""
 
-_LOOKED_AT_ONCE = 256
-"""Positions looked at between two checkpoints."""
+_LOOKED_AT_ONCE = 64
+"""Positions looked at between two checkpoints, 5 us each."""
+
+_SURELY_CACHED, _STRIDE = 1024, 16
+"""After so many files in a row that were cached, only one of so many is looked at."""
 
 _DIRECTORIES = 4096
 
@@ -107,6 +109,7 @@ class Window:
     spanned_bytes: int = 0
     fetched_bytes: int = 0
     files: int = 0
+    cached_in_a_row: int = 0
 
     def follow(self, position: int, asked: int) -> None:
         """The reader has come that far. What it asks for by itself need not be looked at."""
@@ -131,12 +134,14 @@ class Window:
 
     def passed(self, size: int, fetched: bool) -> None:
         """The position at the cursor was looked at."""
+        self.cached_in_a_row = 0 if fetched else self.cached_in_a_row + 1
         self.looked.append(Looked(self.cursor, size, fetched))
         self.spanned_bytes += size
         if fetched:
             self.fetched_bytes += size
             self.files += 1
-        self.cursor += 1
+        # In what is cached whole, looking at each would cost more than the reading does.
+        self.cursor += 1 if self.cached_in_a_row < _SURELY_CACHED else _STRIDE
 
     def urgency_s(self, reader: Reader) -> float:
         """Seconds until the reader comes to the cursor, as far as its pace is known."""
@@ -171,45 +176,47 @@ class Prefetcher:
         async with trio.open_nursery() as nursery:
             while True:
                 self._wake = trio.Event()
-                looked = 0
                 while self._under_way < _FETCHES and (ahead := self._most_urgent()) is not None:
                     self._look(nursery, *ahead)
-                    looked += 1
-                    if looked % _LOOKED_AT_ONCE == 0:
-                        await trio.lowlevel.checkpoint()
+                    await trio.lowlevel.checkpoint()
                 with trio.move_on_after(_REST_S):
                     await self._wake.wait()
 
-    def _most_urgent(self) -> tuple[Reader, Window] | None:
+    def _most_urgent(self) -> tuple[Reader, Window, Limits] | None:
         readers = list(self._orders.readers())
         if len(self._windows) > len(readers):
             left = self._windows
             self._windows = {reader: left[reader] for reader in readers if reader in left}
         now, room = self._clock(), sum(tier.config.quota_bytes for tier in self._storage.tiers)
-        found: tuple[float, Reader, Window] | None = None
+        found: tuple[float, Reader, Window, Limits] | None = None
         for reader in readers:
             window = self._windows.setdefault(reader, Window())
             window.follow(reader.position, reader.asked)
-            if window.is_open(reader, limits(reader.pace.files_per_s, self.latency_s, room, len(readers)), now):
+            most = limits(reader.pace.files_per_s, self.latency_s, room, len(readers))
+            if window.is_open(reader, most, now):
                 urgency_s = window.urgency_s(reader)
                 if found is None or urgency_s < found[0]:
-                    found = urgency_s, reader, window
+                    found = urgency_s, reader, window, most
         return found[1:] if found else None
 
-    def _look(self, nursery: trio.Nursery, reader: Reader, window: Window) -> None:
-        """Take the position at a window's cursor; begin to fetch its file if it is not cached."""
-        catalogue = reader.snapshot.catalogue
-        node = catalogue.node(NodeId(reader.node(window.cursor)))
-        if node is None or node.kind is not Kind.FILE or not node.size:
-            window.passed(0, False)
-            return
-        wanted = min(node.size, self._filler.window_bytes)
-        cached = self._storage.index.reader.find(node.content)
-        missing = cached is None or not cached.has(0, wanted)
-        window.passed(wanted, missing)
-        if missing:
-            self._under_way += 1
-            nursery.start_soon(self._fetch, reader, window, node, wanted)
+    def _look(self, nursery: trio.Nursery, reader: Reader, window: Window, most: Limits) -> None:
+        """Go on with a window to its next file that is not cached, and begin to fetch that; or as far as it may."""
+        catalogue, index, now = reader.snapshot.catalogue, self._storage.index.reader, self._clock()
+        for _ in range(_LOOKED_AT_ONCE):
+            if not window.is_open(reader, most, now):
+                return
+            number = reader.node(window.cursor)
+            file = catalogue.file(number)
+            content, size = file or (NO_CONTENT, 0)
+            wanted = min(size, self._filler.window_bytes)
+            cached = index.find(content) if wanted else None
+            missing = wanted > 0 and (cached is None or not cached.has(0, wanted))
+            window.passed(wanted, missing)
+            node = catalogue.node(NodeId(number)) if missing else None
+            if node is not None:
+                self._under_way += 1
+                nursery.start_soon(self._fetch, reader, window, node, wanted)
+                return
 
     async def _fetch(self, reader: Reader, window: Window, node: Node, wanted: int) -> None:
         dataset, began = reader.dataset, self._clock()

@@ -286,6 +286,19 @@ def test_a_window_counts_what_is_in_it(steps: list[tuple[int, int, int, bool]]) 
         assert window.files == sum(fetched for _, fetched in ahead.values())
 
 
+def test_what_is_cached_whole_is_only_sampled() -> None:
+    window = Window()
+    for _ in range(1024):
+        window.passed(10, False)
+    assert window.cursor == 1023 + 16
+    window.passed(10, False)
+    assert window.cursor == 1023 + 32
+    window.passed(10, True)
+    assert window.cursor == 1023 + 33
+    window.follow(10_000, 10_000)
+    assert (window.spanned_bytes, window.fetched_bytes, window.files) == (0, 0, 0)
+
+
 # Fetching ahead
 
 
@@ -367,7 +380,7 @@ def test_the_most_urgent_reader_is_served_first(box: Box, tmp_path: Path) -> Non
             await desk.post("fast", nodes[100:] if not second else [], 0, 10 * second)
         turns: list[str] = []
         while len(turns) < 66:
-            reader, window = prefetcher._most_urgent() or pytest.fail("nothing is urgent")
+            reader, window, _ = prefetcher._most_urgent() or pytest.fail("nothing is urgent")
             window.passed(1, False)
             turns.append(reader.name)
         assert turns.count("slow") == 6

@@ -10,7 +10,7 @@ from forebay_command import Forebay
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from training import COUNT, PROGRAM, content
+from programs import COUNT, PROGRAM, content
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from forebay_command import Forebay
-from training import PROGRAM, content
+from programs import PROGRAM, content
 
 pytestmark = [
     pytest.mark.slow,
