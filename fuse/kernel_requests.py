@@ -10,7 +10,7 @@ from forebay.fuse import wire, wire_reply
 from forebay.fuse.channel import Channel
 from forebay.fuse.negotiate import Agreement, CounterOffer, Wish, negotiate
 from forebay.fuse.open_table import Attempt
-from forebay.fuse.operations import FileEntry, Operations, Refused
+from forebay.fuse.operations import FileEntry, Operations, Refused, Unreadable
 from forebay.fuse.order import names_of_order
 from forebay.fuse.wire_reply import OpenFlag
 
@@ -120,7 +120,10 @@ class Requests:
         if found is None:
             self._send(wire_reply.reply_empty(header.unique))
         else:
-            self._channel.send_slice(header.unique, found)
+            try:
+                self._channel.send_slice(header.unique, found)
+            except Unreadable:
+                self._operations.unreadable(header.node, request.handle, request.offset, request.size)
 
     def _opendir(self, header: wire.Header, request: wire.Request, again: bool) -> None:
         final = self._operations.opendir(header.node)

@@ -74,6 +74,11 @@ class WorkerStub:
                 request_serializer=forebay_dot_proto_dot_worker__pb2.PostOrderRequest.SerializeToString,
                 response_deserializer=forebay_dot_proto_dot_worker__pb2.PostOrderReply.FromString,
                 _registered_method=True)
+        self.Check = channel.unary_stream(
+                '/forebay.cache.v1.Worker/Check',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.CheckRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.CheckProgress.FromString,
+                _registered_method=True)
 
 
 class WorkerServicer:
@@ -134,6 +139,13 @@ class WorkerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Check(self, request, context):
+        """Hold the cache against the description of its storage formats, with progress.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -176,6 +188,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.PostOrder,
                     request_deserializer=forebay_dot_proto_dot_worker__pb2.PostOrderRequest.FromString,
                     response_serializer=forebay_dot_proto_dot_worker__pb2.PostOrderReply.SerializeToString,
+            ),
+            'Check': grpc.unary_stream_rpc_method_handler(
+                    servicer.Check,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.CheckRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.CheckProgress.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -394,6 +411,33 @@ class Worker:
             '/forebay.cache.v1.Worker/PostOrder',
             forebay_dot_proto_dot_worker__pb2.PostOrderRequest.SerializeToString,
             forebay_dot_proto_dot_worker__pb2.PostOrderReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Check(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/Check',
+            forebay_dot_proto_dot_worker__pb2.CheckRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.CheckProgress.FromString,
             options,
             channel_credentials,
             insecure,

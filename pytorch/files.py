@@ -18,7 +18,7 @@ from typing import Any
 
 from forebay.cacheruntime.catalogue import Catalogue, Node
 from forebay.cacheruntime.client import SourceSpec
-from forebay.cacheruntime.content import ContentReader
+from forebay.cacheruntime.content import ContentReader, Place
 from forebay.cacheruntime.errors import (
     CacheFormatError,
     NotAttached,
@@ -255,8 +255,8 @@ class Files:
             return opened.mapped.view(place.descriptor, place.base, size)
         if size > _READ_BYTES:
             return None  # by pieces
-        data = os.pread(place.descriptor, size, place.base)
-        return data if len(data) == size else None
+        data = _pread(opened.reader, content, place, size)
+        return data if data is not None and len(data) == size else None
 
     def _fetch(self, opened: _Opened, nodes: Sequence[Node], coming: FillsUnderWay | None) -> list[bytes]:
         """Files of which something is missing.
@@ -291,7 +291,7 @@ class Files:
         length = min(self.config.fill.window_max_bytes, node.size - offset)
         for _ in range(_TRIES):
             place = opened.reader.find(node.content, offset, offset + length)
-            if place is not None and (data := os.pread(place.descriptor, length, place.base + offset)):
+            if place is not None and (data := _pread(opened.reader, node.content, place, length, offset)):
                 return data
             (reply,) = self._exchange(opened, [self._request(opened, node, offset)], None)
             if through := outcome_of(*reply):
@@ -303,7 +303,14 @@ class Files:
         path = opened.catalogue.path_of(node.node)
         length = min(self.config.fill.window_max_bytes, node.size - offset)
         ref = pb.FileRef(path=path, size=node.size, version=node.version)
-        return pb.FillRequest(dataset_id=self._dataset_id, file=ref, offset=offset, length=length, window=length)
+        return pb.FillRequest(
+            dataset_id=self._dataset_id,
+            file=ref,
+            offset=offset,
+            length=length,
+            window=length,
+            suspect=opened.reader.take_wrong(node.content),
+        )
 
     def _begin(self, opened: _Opened, nodes: Sequence[Node]) -> FillsUnderWay | None:
         """Have files fetched. None: there is nothing to fetch, or no worker now."""
@@ -389,6 +396,15 @@ class Files:
                 raise SourceUnavailable(f"the listing of {self._url} broke off: {totals.error}")
             time.sleep(_LISTING_POLL_S)
         return catalogue
+
+
+def _pread(reader: ContentReader, content: ContentId, place: Place, size: int, offset: int = 0) -> bytes | None:
+    """Bytes of a file; None when the disk does not give them: the worker, when asked for them, looks into that."""
+    try:
+        return os.pread(place.descriptor, size, place.base + offset)
+    except OSError:
+        reader.is_wrong(content)
+        return None
 
 
 def _is_not_attached(reply: tuple[int, bytes]) -> bool:

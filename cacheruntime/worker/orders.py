@@ -102,6 +102,8 @@ class Reader:
     known: int = 0
     """Nothing is missing before it."""
     pace: Pace = field(default_factory=Pace)
+    told: OrderSink | None = None
+    """Who knows the order: a dataset may be given another policy."""
 
     def put(self, first: int, nodes: "array[int]") -> None:
         """Take a piece of the order in.
@@ -210,14 +212,16 @@ class Orders:
         piece = array("Q", nodes)
         reader.put(first, piece)
         self._advance(reader, position, asked)
-        for at in range(0, len(piece), _RESOLVED_AT_ONCE):
+        sink = self.sink(dataset.id)
+        if sink is not None and sink is not reader.told:
+            reader.told = sink
+            first, piece = reader.start, reader.nodes[:]
+            sink.advance(name, reader.position)
+        for at in range(0, len(piece) if sink is not None else 0, _RESOLVED_AT_ONCE):
             part = piece[at : at + _RESOLVED_AT_ONCE]
-            sink = self.sink(dataset.id)
-            if sink is None:
-                break
-            if self._readers.get(name) is not reader:
-                return reader.known  # it left meanwhile
-            if first + at + len(part) > reader.position:
+            if self._readers.get(name) is not reader or reader.told is not sink:
+                break  # it left meanwhile, or another is told
+            if sink is not None and first + at + len(part) > reader.position:
                 sink.post(name, first + at, snapshot.catalogue.contents(part))
             await trio.lowlevel.checkpoint()
         return reader.known
@@ -245,9 +249,8 @@ class Orders:
         del self._readers[name]
         reader.snapshot.users -= 1
         log.info("reader %s of %s left at position %d", name, reader.dataset.store.url, reader.position)
-        sink = self.sink(reader.dataset.id)
-        if sink is not None:
-            sink.leave(name)
+        if reader.told is not None:
+            reader.told.leave(name)
         self.moved()
 
     def connection_ended(self, holder: object) -> None:
@@ -264,7 +267,6 @@ class Orders:
     def _advance(self, reader: Reader, position: int, asked: int) -> None:
         before = reader.position
         reader.move(position, asked, self._clock())
-        sink = self.sink(reader.dataset.id)
-        if sink is not None and reader.position > before:
-            sink.advance(reader.name, reader.position)
+        if reader.told is not None and reader.position > before:
+            reader.told.advance(reader.name, reader.position)
         self.moved()

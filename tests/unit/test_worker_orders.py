@@ -46,7 +46,7 @@ class Told:
         self.orders.setdefault(reader, {}).update(enumerate(contents, first))
 
     def advance(self, reader: str, position: int) -> None:
-        assert position > self.positions.get(reader, 0)
+        assert position > self.positions.get(reader, -1)
         self.positions[reader] = position
 
     def leave(self, reader: str) -> None:
@@ -123,6 +123,28 @@ def test_a_policy_is_told_of_contents_and_progress(tmp_path: Path) -> None:
     desk.orders.leave("r")
     assert desk.told.orders == {} == desk.told.positions
     assert desk.snapshot.users == 0
+
+
+def test_another_policy_is_told_of_all_that_is_left(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, fill_store(30))
+    nodes = desk.nodes(sorted(desk.store.files))
+    first, second, policy = Told(), Told(), None
+    desk.orders.sink = lambda _: policy
+
+    async def test() -> None:
+        nonlocal policy
+        await desk.post("r", nodes[:20])
+        policy = first
+        await desk.post("r", nodes[20:25], 20, 5)
+        assert sorted(first.orders["r"]) == list(range(25))
+        assert first.positions == {"r": 5}
+        policy = second
+        await desk.post("r", [], 0, 7)
+        assert set(range(7, 25)) <= set(second.orders["r"])
+        desk.orders.leave("r")
+        assert second.orders == {}
+
+    run(test)
 
 
 def test_a_node_that_the_snapshot_has_not_keeps_its_position(tmp_path: Path) -> None:
