@@ -117,8 +117,9 @@ class Files:
             snapshot: number of a listing; 0: the newest, or a new one where there is none.
             pattern: only paths that match this (fnmatch; `*` matches slashes too), below the source's root.
             suffix: only names that end like this, or like one of these.
-            views: give views of the mapped cache files where they are cached, instead of copies: half the cost, and an
-                error of the disk is a SIGBUS instead of an exception. What is not cached yet comes as bytes.
+            views: give views of the mapped cache files instead of copies, at half the cost; an error of the disk is a
+                SIGBUS then, not an exception. Bytes come where mapping does not pay: of what is not cached yet, and of
+                small files that have a tier file of their own, as under the policy next-use.
             cache_policy: of the dataset from now on (epoch, sieve, lru, next-use); empty: as it is.
 
         Raises:
@@ -251,8 +252,8 @@ class Files:
         place = opened.reader.find(content, 0, size)
         if place is None:
             return None
-        if self._views:
-            return opened.mapped.view(place.descriptor, place.base, size)
+        if self._views and (view := opened.mapped.view(place.descriptor, place.base, size)) is not None:
+            return view
         if size > _READ_BYTES:
             return None  # by pieces
         data = _pread(opened.reader, content, place, size)

@@ -8,6 +8,9 @@ from typing import NamedTuple
 _MAPPINGS = 256
 """Address space for packs of 256 MiB: 64 GiB of 128 TiB."""
 
+_MAPPED_MIN_BYTES = 1 << 20
+"""Of a file: to map one, fault its pages in and unmap it again costs more than to read 100 KiB of it."""
+
 
 class _Mapping(NamedTuple):
     descriptor: int
@@ -28,9 +31,9 @@ class Mapped:
         """By device and inode number, which no other file gets while it is mapped."""
 
     def view(self, descriptor: int, start: int, length: int) -> memoryview | None:
-        """That range of a file; None when it has not so many bytes."""
+        """That range of a file; None when it has not so many bytes, or is so small that a copy costs less."""
         status = os.fstat(descriptor)
-        if start + length > status.st_size:
+        if start + length > status.st_size or status.st_size < _MAPPED_MIN_BYTES:
             return None
         key = status.st_dev, status.st_ino
         known = self._maps.get(key)

@@ -210,7 +210,9 @@ class Prefetcher:
             content, size = file or (NO_CONTENT, 0)
             wanted = min(size, self._filler.window_bytes)
             cached = index.find(content) if wanted else None
-            missing = wanted > 0 and (cached is None or not cached.has(0, wanted))
+            missing = wanted > 0 and (
+                cached is None or not cached.has(0, wanted) or self._storage.is_doubtful(content, cached)
+            )
             window.passed(wanted, missing)
             node = catalogue.node(NodeId(number)) if missing else None
             if node is not None:

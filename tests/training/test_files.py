@@ -135,7 +135,7 @@ try:
     files.read(indices[300])  # its worker is gone: this calls another
     time.sleep(0.1)
     order.advance(250, 300)
-    wait(range(301))
+    wait(range(256, 301))
     assert files.counts.misses == 1, files.counts
     print("good", flush=True)
 finally:

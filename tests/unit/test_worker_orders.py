@@ -1,6 +1,7 @@
 """Orders in the worker: what is known of them, who is told, who is gone, and what is fetched ahead."""
 
 import itertools
+import random
 from array import array
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -15,14 +16,16 @@ from hypothesis import strategies as st
 
 from forebay.cacheruntime.catalogue import NO_CONTENT
 from forebay.cacheruntime.catalogue_writer import CatalogueWriter
-from forebay.cacheruntime.config import KIB, MIB
+from forebay.cacheruntime.config import KIB, MIB, FillConfig
 from forebay.cacheruntime.errors import SourceUnavailable, UsageError
 from forebay.cacheruntime.keys import ContentId
+from forebay.cacheruntime.policies.next_use import NextUse
 from forebay.cacheruntime.worker.datasets import Dataset
 from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.orders import POSITIONS, SILENT_S, Orders, Pace, Reader
 from forebay.cacheruntime.worker.prefetch import Prefetcher, Window, limits
 from forebay.cacheruntime.worker.snapshot import Snapshot
+from forebay.proto import worker_pb2 as pb
 
 
 class Clock:
@@ -454,6 +457,59 @@ def test_no_room_and_faults_give_it_a_rest(make_box: Callable[..., Box], tmp_pat
         assert [read.path for read in box.store.reads] == ["full"], "nothing is fetched to be thrown away"
 
     prefetched(box, desk, test)
+
+
+def test_what_was_read_past_the_tiers_is_placed_from_memory(make_box: Callable[..., Box], tmp_path: Path) -> None:
+    box = make_box(MIB)
+    desk, paths = desk_of(box, tmp_path, 3, 100 * KIB)
+
+    async def test(prefetcher: Prefetcher) -> None:
+        full = box.source("full", bytes_of(MIB - 1))
+        await prefetcher._filler.fill(full, 0, MIB, MIB)
+        for path in paths:
+            file = box.source(path, box.store.files[path][0])
+            assert await prefetcher._filler.fill(file, 0, 1, 1) is not None
+        for pack in box.storage.index.reader.packs():
+            box.storage.drop_pack(pack)
+        await desk.post("r", desk.nodes(paths))
+        await until(lambda: prefetcher.fetched_files == 2)
+        await desk.post("r", [], 0, 2, 2)
+        await until(lambda: prefetcher.fetched_files == 3)
+
+    prefetched(box, desk, test)
+    assert len(box.store.reads) == 4, "each once"
+    assert all(box.has(box.source(path, box.store.files[path][0])) for path in paths)
+
+
+def test_a_reader_with_next_use_finds_what_it_will_read(make_box: Callable[..., Box], tmp_path: Path) -> None:
+    """Half of the data fit: half of each epoch is fetched, ahead, and nothing twice."""
+    box = make_box(3 * MIB, fill=FillConfig(deadline_s=30, memory_bytes=16 * MIB))
+    desk, paths = desk_of(box, tmp_path, 200, 30 * KIB)
+    box.storage.set_policy(box.dataset, pb.CachePolicy(policy="next-use"))
+    policy = box.storage.space(box.dataset).policy
+    assert isinstance(policy, NextUse)
+    desk.orders.sink = lambda _: policy
+    found = []
+
+    async def test(prefetcher: Prefetcher) -> None:
+        for epoch in range(3):
+            order, first, here = [*paths], 200 * epoch, 0
+            random.Random(epoch).shuffle(order)
+            reads = len(box.store.reads)
+            await desk.post("r", desk.nodes(order), first, first, first)
+            for position, path in enumerate(order, first):
+                desk.clock.now += 0.01
+                await desk.post("r", [], 0, position, position + 1)
+                await trio.testing.wait_all_tasks_blocked()
+                file = box.source(path, box.store.files[path][0])
+                here += box.has(file)
+                await prefetcher._filler.fill(file, 0, 1, 1)
+            found.append((here, len(box.store.reads) - reads))
+
+    prefetched(box, desk, test)
+    for here, reads in found[1:]:
+        assert here >= 0.97 * 200, found
+        assert reads <= 100 + 12, found
 
 
 def test_a_file_that_fails_is_left_to_its_reader(box: Box, tmp_path: Path) -> None:
