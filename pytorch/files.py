@@ -257,6 +257,7 @@ class Files:
         if size > _READ_BYTES:
             return None  # by pieces
         data = _pread(opened.reader, content, place, size)
+        opened.reader.release(content)  # in a shuffled epoch nobody comes back to it soon
         return data if data is not None and len(data) == size else None
 
     def _fetch(self, opened: _Opened, nodes: Sequence[Node], coming: FillsUnderWay | None) -> list[bytes]:
@@ -293,6 +294,8 @@ class Files:
         for _ in range(_TRIES):
             place = opened.reader.find(node.content, offset, offset + length)
             if place is not None and (data := _pread(opened.reader, node.content, place, length, offset)):
+                if offset + length == node.size:
+                    opened.reader.release(node.content)
                 return data
             (reply,) = self._exchange(opened, [self._request(opened, node, offset)], None)
             if through := outcome_of(*reply):

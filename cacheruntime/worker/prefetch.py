@@ -30,7 +30,7 @@ _FETCHES = 32
 """Files asked for at once: twice the GETs that may be under way, so that none of their slots is ever free."""
 
 _FILES_AHEAD, _BYTES_AHEAD = 1024, 256 * MIB
-"""Fetched and not read yet, of one reader, at most."""
+"""Fetched and not asked for yet, of one reader, at most."""
 
 _FETCHED_SHARE, _SPANNED_SHARE = 0.125, 0.5
 """Of the tiers' quotas, all readers together: what is fetched ahead, and what lies between where a reader is and the
@@ -46,7 +46,10 @@ _POSTS_S = 0.25
 """And this much more, as readers tell where they are some ten times a second, and ask for whole batches."""
 
 _REST_S = 1.0
-"""A reader's files are not fetched ahead for so long after a fetch failed or found no room."""
+"""A reader's files are not fetched ahead for so long after a fetch failed."""
+
+_NO_ROOM_S = 0.1
+"""The same after one found no room: readers let go of evicted files as often."""
 
 _LOOKED_AT_ONCE = 64
 """Positions looked at between two checkpoints, 5 us each."""
@@ -63,7 +66,7 @@ class Limits:
 
     positions: int
     files: int
-    """Fetched ahead and not read."""
+    """Fetched ahead and not asked for yet; so are `fetched_bytes`."""
     fetched_bytes: int
     spanned_bytes: int
     """From the reader's position to the end of the window, cached before or not."""
@@ -93,8 +96,6 @@ class Looked(NamedTuple):
     position: int
     size: int
     """Bytes that will be read."""
-    fetched: bool
-    """It was not cached."""
 
 
 @dataclass(eq=False)
@@ -106,27 +107,31 @@ class Window:
     rests_until: float = 0.0
     looked: "deque[Looked]" = field(default_factory=deque)
     """Positions from the reader's on, up to the cursor."""
+    ahead: "deque[Looked]" = field(default_factory=deque)
+    """Those of them that were not cached, from the first that the reader has not asked for."""
     spanned_bytes: int = 0
     fetched_bytes: int = 0
-    files: int = 0
+    """Of `ahead`."""
     cached_in_a_row: int = 0
+    again: "deque[int]" = field(default_factory=deque)
+    """Positions whose files found no room; at most as many as fetches may be under way."""
 
     def follow(self, position: int, asked: int) -> None:
         """The reader has come that far. What it asks for by itself need not be looked at."""
         self.cursor = max(self.cursor, asked)
         while self.looked and self.looked[0].position < position:
-            passed = self.looked.popleft()
-            self.spanned_bytes -= passed.size
-            if passed.fetched:
-                self.fetched_bytes -= passed.size
-                self.files -= 1
+            self.spanned_bytes -= self.looked.popleft().size
+        while self.ahead and self.ahead[0].position < asked:
+            self.fetched_bytes -= self.ahead.popleft().size
 
     def is_open(self, reader: Reader, most: Limits, now: float) -> bool:
         """Whether there is a position to look at within the limits."""
+        if self.again:
+            return now >= self.rests_until
         return (
             self.cursor < min(reader.known, reader.asked + most.positions)
             and self.cursor < reader.position + _POSITIONS_MAX
-            and self.files < most.files
+            and len(self.ahead) < most.files
             and self.fetched_bytes < most.fetched_bytes
             and self.spanned_bytes < most.spanned_bytes
             and now >= self.rests_until
@@ -135,11 +140,12 @@ class Window:
     def passed(self, size: int, fetched: bool) -> None:
         """The position at the cursor was looked at."""
         self.cached_in_a_row = 0 if fetched else self.cached_in_a_row + 1
-        self.looked.append(Looked(self.cursor, size, fetched))
+        looked = Looked(self.cursor, size)
+        self.looked.append(looked)
         self.spanned_bytes += size
         if fetched:
+            self.ahead.append(looked)
             self.fetched_bytes += size
-            self.files += 1
         # In what is cached whole, looking at each would cost more than the reading does.
         self.cursor += 1 if self.cached_in_a_row < _SURELY_CACHED else _STRIDE
 
@@ -203,9 +209,17 @@ class Prefetcher:
         """Go on with a window to its next file that is not cached, and begin to fetch that; or as far as it may."""
         catalogue, index, now = reader.snapshot.catalogue, self._storage.index.reader, self._clock()
         for _ in range(_LOOKED_AT_ONCE):
+            if window.again:
+                position = window.again.popleft()
+                node = catalogue.node(NodeId(reader.node(position))) if position >= reader.asked else None
+                if node is not None:
+                    self._begin(nursery, reader, window, node, position)
+                    return
+                continue
             if not window.is_open(reader, most, now):
                 return
-            number = reader.node(window.cursor)
+            position = window.cursor
+            number = reader.node(position)
             file = catalogue.file(number)
             content, size = file or (NO_CONTENT, 0)
             wanted = min(size, self._filler.window_bytes)
@@ -216,12 +230,16 @@ class Prefetcher:
             window.passed(wanted, missing)
             node = catalogue.node(NodeId(number)) if missing else None
             if node is not None:
-                self._under_way += 1
-                nursery.start_soon(self._fetch, reader, window, node, wanted)
+                self._begin(nursery, reader, window, node, position)
                 return
 
-    async def _fetch(self, reader: Reader, window: Window, node: Node, wanted: int) -> None:
+    def _begin(self, nursery: trio.Nursery, reader: Reader, window: Window, node: Node, position: int) -> None:
+        self._under_way += 1
+        nursery.start_soon(self._fetch, reader, window, node, position)
+
+    async def _fetch(self, reader: Reader, window: Window, node: Node, position: int) -> None:
         dataset, began = reader.dataset, self._clock()
+        wanted = min(node.size, self._filler.window_bytes)
         file = SourceFile(dataset.id, dataset.store, self._path(reader, node), node.size, node.version)
         try:
             await self._filler.fill(file, 0, wanted, wanted, through=False)
@@ -231,7 +249,9 @@ class Prefetcher:
                 self.fetched_files += 1
                 self.fetched_bytes += wanted
             else:
-                window.rests_until = self._clock() + _REST_S  # no tier has room
+                # No tier has room: what was evicted for it may still be open in the process that read it last.
+                window.rests_until = self._clock() + _NO_ROOM_S
+                window.again.append(position)
         except ForebayError as error:
             # Its reader will meet it too, and is told then.
             log.info("%s: %r was not fetched ahead: %s", dataset.store.url, file.path, error)

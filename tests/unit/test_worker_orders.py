@@ -297,18 +297,19 @@ def test_a_window_is_as_long_as_latency_and_pace_want() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 99), st.booleans()), max_size=80))
 def test_a_window_counts_what_is_in_it(steps: list[tuple[int, int, int, bool]]) -> None:
-    window, position = Window(), 0
+    window, position, furthest = Window(), 0, 0
     seen: dict[int, tuple[int, bool]] = {}
-    for move, asked, size, fetched in steps:
+    for move, more, size, fetched in steps:
         position += move
-        window.follow(position, position + asked)
-        assert window.cursor >= position + asked
+        furthest = max(furthest, position + more)
+        window.follow(position, furthest)
+        assert window.cursor >= furthest
         seen[window.cursor] = size, fetched
         window.passed(size, fetched)
-        ahead = {at: of for at, of in seen.items() if at >= position}
-        assert window.spanned_bytes == sum(size for size, _ in ahead.values())
-        assert window.fetched_bytes == sum(size for size, fetched in ahead.values() if fetched)
-        assert window.files == sum(fetched for _, fetched in ahead.values())
+        assert window.spanned_bytes == sum(size for at, (size, _) in seen.items() if at >= position)
+        ahead = [size for at, (size, fetched) in seen.items() if fetched and at >= furthest]
+        assert window.fetched_bytes == sum(ahead)
+        assert len(window.ahead) == len(ahead)
 
 
 def test_what_is_cached_whole_is_only_sampled() -> None:
@@ -321,7 +322,7 @@ def test_what_is_cached_whole_is_only_sampled() -> None:
     window.passed(10, True)
     assert window.cursor == 1023 + 33
     window.follow(10_000, 10_000)
-    assert (window.spanned_bytes, window.fetched_bytes, window.files) == (0, 0, 0)
+    assert (window.spanned_bytes, window.fetched_bytes, len(window.ahead)) == (0, 0, 0)
 
 
 # Fetching ahead
