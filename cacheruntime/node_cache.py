@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from forebay.cacheruntime.catalogue import Catalogue
-from forebay.cacheruntime.client import SourceSpec, WorkerClient
+from forebay.cacheruntime.client import WorkerClient
 from forebay.cacheruntime.config import CacheConfig, default_cache_dir, default_runtime_dir, default_tier
 from forebay.cacheruntime.content import ContentReader
+from forebay.cacheruntime.dataset_source import SourceSpec
 from forebay.cacheruntime.errors import NotAttached
 from forebay.cacheruntime.index import Index
 from forebay.cacheruntime.socket_client import SocketClient
@@ -55,6 +56,7 @@ class NodeCache:
         self.socket = SocketClient(config)
         """For programs that fork."""
         self._attached: dict[SourceSpec, str] = {}
+        self._opening = threading.Lock()
         self._opened: tuple[Index, TouchMap] | None = None
         self._reader: ContentReader | None = None
         self._catalogues: dict[Path, Catalogue] = {}
@@ -71,8 +73,9 @@ class NodeCache:
 
     def another_reader(self) -> ContentReader:
         """One for a thread of its own. Raises: as `reader`."""
-        if self._opened is None:
-            self._opened = Index(self.config.index_dir), TouchMap(self.config.cache_dir / "touch")
+        with self._opening:
+            if self._opened is None:
+                self._opened = Index(self.config.index_dir), TouchMap(self.config.cache_dir / "touch")
         return ContentReader(*self._opened)
 
     def catalogue(self, folder: Path) -> Catalogue:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from forebay.cacheruntime.client import SourceSpec
+from forebay.cacheruntime.dataset_source import SourceSpec
 from forebay.cacheruntime.errors import NotAttached
 from forebay.cacheruntime.fill_socket import REPLY, ReplyKind, pack_call
 from forebay.proto import worker_pb2 as pb
@@ -215,10 +215,7 @@ class OrderPoster:
         if kind == ReplyKind.ERROR and payload.startswith(NotAttached.__name__.encode() + b":"):
             if not self._attaching:
                 self._attaching = True
-                spec = self._spec
-                request = pb.AttachRequest(
-                    source=spec.source, options=dict(spec.options), list=True, snapshot=self._snapshot
-                )
+                request = self._spec.attach_request(list_tree=True, snapshot=self._snapshot)
                 self._send("Attach", request.SerializeToString())
         elif kind == ReplyKind.ERROR:
             log.warning("the cache worker takes no order: %s", payload.decode("utf-8", "replace"))

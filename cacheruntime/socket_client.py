@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from forebay.cacheruntime.client import SourceSpec, start_worker
+from forebay.cacheruntime.client import start_worker
 from forebay.cacheruntime.config import CacheConfig
+from forebay.cacheruntime.dataset_source import SourceSpec
 from forebay.cacheruntime.errors import WorkerUnavailable
 from forebay.cacheruntime.fill_socket import BlockingFills, FillsUnderWay
 from forebay.proto import worker_pb2 as pb
@@ -43,14 +44,11 @@ class SocketClient:
         Raises:
             ForebayError: what the worker raised, or why none could be started.
         """
-        request = pb.AttachRequest(
-            source=spec.source,
-            options=dict(spec.options),
-            list=list_tree,
-            snapshot=snapshot,
-            cache_policy=pb.CachePolicy(policy=cache_policy) if cache_policy else None,
-        ).SerializeToString()
-        return pb.AttachReply.FromString(self._with_worker(lambda: self._fills.call("Attach", request)))
+        request = spec.attach_request(list_tree=list_tree, snapshot=snapshot)
+        if cache_policy:
+            request.cache_policy.policy = cache_policy
+        message = request.SerializeToString()
+        return pb.AttachReply.FromString(self._with_worker(lambda: self._fills.call("Attach", message)))
 
     def begin(self, requests: Sequence[pb.FillRequest]) -> FillsUnderWay:
         """Ask for ranges at once; see `BlockingFills.begin`. Raises: WorkerUnavailable, there is none."""

@@ -9,6 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
+from forebay.cli import dataset_app
+from forebay.cli.check_app import check
+from forebay.cli.options import SOURCE_HELP, TARGET_HELP, CacheDir, Json, Options, Tiers
+
 app = typer.Typer(
     name="forebay",
     help="Reads an object store as a folder: slow the first time, at local speed after.",
@@ -17,38 +21,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-CacheDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--cache-dir",
-        metavar="PATH",
-        help="Folder of the cache's index (and of its data, without --tier). One worker serves all mounts of it."
-        " Default: $FOREBAY_CACHE_DIR, else /var/cache/forebay for root, ~/.cache/forebay for others.",
-    ),
-]
-Tiers = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--tier",
-        metavar="MEDIUM:FOLDER:SIZE",
-        help="Where cached data goes, fastest first; may be given several times. MEDIUM is MEM, SSD or HDD."
-        " Example: --tier MEM:/dev/shm/forebay:4GiB --tier SSD:/var/cache/forebay/ssd:100GiB."
-        " Default: one SSD tier in the cache folder, half of the free space there.",
-    ),
-]
-Options = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--option",
-        "-o",
-        metavar="KEY=VALUE",
-        help="For the source, may be given several times: endpoint, region, anon=true, profile, access_key_id, ..."
-        " The usual AWS_* variables are read too.",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-SOURCE_HELP = "s3://bucket/prefix, gs://, az://, https://..., file:///path, hdfs://, oss://, or any fsspec URL."
 
 
 @app.command()
@@ -60,7 +32,10 @@ def mount(
     option: Options = None,
     owner: Annotated[
         str | None,
-        typer.Option(metavar="UID:GID", help="Whose the files seem to be; names or numbers. Default: yours."),
+        typer.Option(
+            metavar="UID:GID",
+            help="Whose the files seem to be; names or numbers. Default: the dataset's owner, else you.",
+        ),
     ] = None,
     umask: Annotated[str, typer.Option(metavar="OCTAL", help="Permission bits to take away.")] = "022",
     allow_other: Annotated[bool, typer.Option("--allow-other", help="Let other users see the mount.")] = False,
@@ -86,7 +61,7 @@ def mount(
 ) -> None:
     """Mount SOURCE on DIR, read-only. Returns when the mount is usable.
 
-    Example: forebay mount s3://my-bucket/imagenet /data/imagenet
+    Examples: forebay mount s3://my-bucket/imagenet /data/imagenet; forebay mount imagenet@3 /data/imagenet
     """
     from forebay.cli import commands
 
@@ -128,25 +103,8 @@ def mounts(json: Json = False) -> None:
 
 
 @app.command()
-def sync(
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="Where it is mounted.")],
-    option: Options = None,
-    json: Json = False,
-) -> None:
-    """List the source of DIR again, and show what was added, changed and removed in all its mounts.
-
-    Open files keep what they were opened with. When the source cannot be listed, all stays as it was.
-    """
-    from forebay.cli import commands
-
-    commands.sync(directory, option or [], json)
-
-
-@app.command()
 def warmup(
-    target: Annotated[
-        str, typer.Argument(metavar="SOURCE|DIR", help="A source as for mount, or where one is mounted.")
-    ],
+    target: Annotated[str, typer.Argument(metavar="SOURCE|DIR", help=TARGET_HELP)],
     path: Annotated[list[str] | None, typer.Argument(metavar="PATH", help="Only these, below it.")] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", help="Files at once.", min=1, max=256)] = 8,
     cache_dir: CacheDir = None,
@@ -168,7 +126,10 @@ def warmup(
 @app.command()
 def status(
     target: Annotated[
-        str | None, typer.Argument(metavar="SOURCE|DIR", help="Only this one; without it, all that is cached.")
+        str | None,
+        typer.Argument(
+            metavar="SOURCE|DIR", help="Only this one, or the dataset NAME; without it, all that is cached."
+        ),
     ] = None,
     cache_dir: CacheDir = None,
     option: Options = None,
@@ -225,6 +186,9 @@ def replay(
     debug_commands.replay(recording, json)
 
 
+app.command()(check)
+
+
 @app.command()
 def doctor(cache_dir: CacheDir = None, tier: Tiers = None, json: Json = False) -> None:
     """Try out what this machine allows, and say what is missing and what that costs.
@@ -234,6 +198,9 @@ def doctor(cache_dir: CacheDir = None, tier: Tiers = None, json: Json = False) -
     from forebay.cli import commands
 
     commands.doctor(cache_dir, tier or [], json)
+
+
+dataset_app.register(app)
 
 
 @app.command()

@@ -74,6 +74,16 @@ class WorkerStub:
                 request_serializer=forebay_dot_proto_dot_worker__pb2.PostOrderRequest.SerializeToString,
                 response_deserializer=forebay_dot_proto_dot_worker__pb2.PostOrderReply.FromString,
                 _registered_method=True)
+        self.CollectSnapshots = channel.unary_unary(
+                '/forebay.cache.v1.Worker/CollectSnapshots',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.CollectSnapshotsRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.CollectSnapshotsReply.FromString,
+                _registered_method=True)
+        self.Forget = channel.unary_unary(
+                '/forebay.cache.v1.Worker/Forget',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.ForgetRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.ForgetReply.FromString,
+                _registered_method=True)
         self.Check = channel.unary_stream(
                 '/forebay.cache.v1.Worker/Check',
                 request_serializer=forebay_dot_proto_dot_worker__pb2.CheckRequest.SerializeToString,
@@ -139,6 +149,20 @@ class WorkerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CollectSnapshots(self, request, context):
+        """Remove snapshots of a dataset that are in nobody's use. The dataset need not be attached.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Forget(self, request, context):
+        """Remove all snapshots of what had a name, and with `purge` what is cached of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Check(self, request, context):
         """Hold the cache against the description of its storage formats, with progress.
         """
@@ -188,6 +212,16 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.PostOrder,
                     request_deserializer=forebay_dot_proto_dot_worker__pb2.PostOrderRequest.FromString,
                     response_serializer=forebay_dot_proto_dot_worker__pb2.PostOrderReply.SerializeToString,
+            ),
+            'CollectSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.CollectSnapshots,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.CollectSnapshotsRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.CollectSnapshotsReply.SerializeToString,
+            ),
+            'Forget': grpc.unary_unary_rpc_method_handler(
+                    servicer.Forget,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.ForgetRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.ForgetReply.SerializeToString,
             ),
             'Check': grpc.unary_stream_rpc_method_handler(
                     servicer.Check,
@@ -411,6 +445,60 @@ class Worker:
             '/forebay.cache.v1.Worker/PostOrder',
             forebay_dot_proto_dot_worker__pb2.PostOrderRequest.SerializeToString,
             forebay_dot_proto_dot_worker__pb2.PostOrderReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/CollectSnapshots',
+            forebay_dot_proto_dot_worker__pb2.CollectSnapshotsRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.CollectSnapshotsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Forget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/Forget',
+            forebay_dot_proto_dot_worker__pb2.ForgetRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.ForgetReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from forebay.cacheruntime.catalogue import Catalogue, Node
-from forebay.cacheruntime.client import SourceSpec
 from forebay.cacheruntime.content import ContentReader, Place
+from forebay.cacheruntime.dataset_source import SourceSpec
 from forebay.cacheruntime.errors import (
     CacheFormatError,
     NotAttached,
@@ -111,7 +111,7 @@ class Files:
         """List a source, or take up its last listing.
 
         Args:
-            source: URL as `forebay mount` takes it.
+            source: URL as `forebay mount` takes it, or the name of a dataset (NAME, NAME@N, dataset://NAME/sub).
             options: for the source, as `--option` of `forebay mount`; the usual AWS_* variables are read too.
             cache_dir: of the node's cache; default as for `forebay mount`.
             snapshot: number of a listing; 0: the newest, or a new one where there is none.
@@ -170,8 +170,21 @@ class Files:
 
     @property
     def spec(self) -> SourceSpec:
-        """The source, with its credentials resolved in this process."""
-        return SourceSpec(self._url, resolve_options(self._url, self._options, os.environ))
+        """The source, with its credentials resolved in this process.
+
+        Raises:
+            UsageError: it is the name of no dataset; options are given for a dataset, which has its own.
+        """
+        named = None
+        if "://" not in self._url or self._url.startswith("dataset://"):
+            from forebay.dataset_controller.named import named_spec  # its models take 0.1 s to load
+
+            named = named_spec(self._url, os.environ)
+        if named is None:
+            return SourceSpec(self._url, resolve_options(self._url, self._options, os.environ))
+        if self._options:
+            raise UsageError(f"options are for URLs; those of dataset {self._url} are in its manifest: forebay apply")
+        return named
 
     def node_ids(self, indices: Sequence[int]) -> "array[int]":
         """Node ids of files, as an order is posted."""

@@ -24,6 +24,8 @@ class SourceFile:
     path: str
     size: int
     version: str
+    dataset_path: str = ""
+    """Where it is in `dataset`, which may be made of several stores; '' stands for `path`."""
 
     @property
     def content(self) -> ContentId:

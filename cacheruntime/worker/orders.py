@@ -20,7 +20,7 @@ import trio
 
 from forebay.cacheruntime.errors import UsageError
 from forebay.cacheruntime.keys import ContentId, DatasetId
-from forebay.cacheruntime.worker.datasets import Dataset
+from forebay.cacheruntime.worker.dataset import Dataset
 from forebay.cacheruntime.worker.snapshot import Snapshot
 
 log = logging.getLogger(__name__)

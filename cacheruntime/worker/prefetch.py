@@ -19,7 +19,6 @@ from forebay.cacheruntime.catalogue import NO_CONTENT, Node
 from forebay.cacheruntime.config import MIB
 from forebay.cacheruntime.errors import ForebayError
 from forebay.cacheruntime.keys import NodeId
-from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.orders import Orders, Reader
 from forebay.cacheruntime.worker.storage import Storage
@@ -240,8 +239,9 @@ class Prefetcher:
     async def _fetch(self, reader: Reader, window: Window, node: Node, position: int) -> None:
         dataset, began = reader.dataset, self._clock()
         wanted = min(node.size, self._filler.window_bytes)
-        file = SourceFile(dataset.id, dataset.store, self._path(reader, node), node.size, node.version)
+        path = self._path(reader, node)
         try:
+            file = dataset.file(path, node.size, node.version)
             await self._filler.fill(file, 0, wanted, wanted, through=False)
             cached = self._storage.index.reader.find(node.content)
             if cached is not None and cached.has(0, wanted):
@@ -254,7 +254,7 @@ class Prefetcher:
                 window.again.append(position)
         except ForebayError as error:
             # Its reader will meet it too, and is told then.
-            log.info("%s: %r was not fetched ahead: %s", dataset.store.url, file.path, error)
+            log.info("%s: %r was not fetched ahead: %s", dataset.store.url, path, error)
             window.rests_until = self._clock() + _REST_S
         finally:
             self._under_way -= 1

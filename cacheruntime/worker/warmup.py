@@ -10,8 +10,7 @@ import trio
 from forebay.cacheruntime.catalogue import Node
 from forebay.cacheruntime.errors import ForebayError, SourceNotFound
 from forebay.cacheruntime.understore.base import Kind
-from forebay.cacheruntime.worker.datasets import Dataset
-from forebay.cacheruntime.worker.fetch import SourceFile
+from forebay.cacheruntime.worker.dataset import Dataset
 from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.snapshot import Snapshot
 from forebay.cacheruntime.worker.storage import Storage
@@ -109,7 +108,7 @@ class Warmup:
                     self.progress.files_done += 1
 
     async def _bring(self, node: Node, path: str) -> None:
-        file = SourceFile(self._dataset.id, self._dataset.store, path, node.size, node.version)
+        file = self._dataset.file(path, node.size, node.version)
         step = self._filler.window_bytes
         for offset in range(0, node.size, step):
             length = min(step, node.size - offset)

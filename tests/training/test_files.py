@@ -160,6 +160,34 @@ finally:
     wait_until(lambda: not forebay.processes(), "with its reader the worker goes", 15)
 
 
+def test_a_dataset_by_its_name(forebay: Forebay, tree: Path, tmp_path: Path, program: Program) -> None:
+    manifest = tmp_path / "dataset.yaml"
+    manifest.write_text(
+        "apiVersion: data.forebay.io/v1alpha1\nkind: Dataset\nmetadata: {name: samples}\n"
+        f"spec: {{mounts: [{{mountPoint: 'file://{tree}', name: all}}], cachePolicy: {{policy: next-use}}}}\n"
+    )
+    forebay.run("apply", "-f", manifest)
+    code = """
+from forebay.torch.files import Files
+from forebay.cacheruntime.errors import UsageError
+for name in ("samples", "samples@1", "dataset://samples/class-1"):
+    files = Files(name, suffix=".bin")
+    assert len(files) == (100 if name.endswith("1") and "/" in name else 301), (name, len(files))
+    for n in range(1, 5):
+        assert files.read(n) == content(int(os.path.basename(files.path(n))[:4]))
+for wrong, words in (("nothing", "nothing"), ("dataset://nothing", "there is no dataset nothing")):
+    try:
+        Files(wrong)
+    except UsageError as error:
+        assert words in str(error), error
+try:
+    Files("samples", options={"endpoint": "x"})
+except UsageError as error:
+    assert str(error) == "options are for URLs; those of dataset samples are in its manifest: forebay apply"
+"""
+    program(code)
+
+
 def test_without_pytorch_it_says_so(forebay: Forebay) -> None:
     code = """
 import sys

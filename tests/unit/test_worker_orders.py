@@ -18,9 +18,9 @@ from forebay.cacheruntime.catalogue import NO_CONTENT
 from forebay.cacheruntime.catalogue_writer import CatalogueWriter
 from forebay.cacheruntime.config import KIB, MIB, FillConfig
 from forebay.cacheruntime.errors import SourceUnavailable, UsageError
-from forebay.cacheruntime.keys import ContentId
+from forebay.cacheruntime.keys import ContentId, Roots, dataset_id
 from forebay.cacheruntime.policies.next_use import NextUse
-from forebay.cacheruntime.worker.datasets import Dataset
+from forebay.cacheruntime.worker.dataset import Dataset, Definition
 from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.orders import POSITIONS, SILENT_S, Orders, Pace, Reader
 from forebay.cacheruntime.worker.prefetch import Prefetcher, Window, limits
@@ -69,9 +69,8 @@ class Desk:
         self._writer = writer
         self.catalogue = writer.reader()
         self.snapshot = Snapshot(1, writer, self.catalogue)
-        from forebay.cacheruntime.keys import dataset_id
-
-        self.dataset = Dataset(dataset_id(store.url), store.url, {}, store, {1: self.snapshot})
+        definition = Definition(store.url, {})
+        self.dataset = Dataset(dataset_id(store.url), definition, store, Roots(store.url), {1: self.snapshot})
         self.orders = Orders(self.clock)
         self.orders.sink = lambda _: self.told
 
