@@ -134,7 +134,7 @@ sys.stdin.readline()
 try:
     files.read(indices[300])  # its worker is gone: this calls another
     time.sleep(0.1)
-    order.advance(250, 300)
+    order.advance(250, 256)
     wait(range(256, 301))
     assert files.counts.misses == 1, files.counts
     print("good", flush=True)
@@ -169,8 +169,8 @@ def test_a_dataset_by_its_name(forebay: Forebay, tree: Path, tmp_path: Path, pro
     forebay.run("apply", "-f", manifest)
     code = """
 from forebay.torch.files import Files
-from forebay.cacheruntime.errors import UsageError
-for name in ("samples", "samples@1", "dataset://samples/class-1"):
+from forebay.cacheruntime.errors import ForebayError, UsageError
+for name in ("samples", "samples@1", "dataset://samples/all/class-1"):
     files = Files(name, suffix=".bin")
     assert len(files) == (100 if name.endswith("1") and "/" in name else 301), (name, len(files))
     for n in range(1, 5):
@@ -178,7 +178,7 @@ for name in ("samples", "samples@1", "dataset://samples/class-1"):
 for wrong, words in (("nothing", "nothing"), ("dataset://nothing", "there is no dataset nothing")):
     try:
         Files(wrong)
-    except UsageError as error:
+    except ForebayError as error:
         assert words in str(error), error
 try:
     Files("samples", options={"endpoint": "x"})
