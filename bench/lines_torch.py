@@ -21,7 +21,7 @@ _READERS = (1, 2)
 _EPOCHS_READ = 8
 """In one process, one behind the other: one that has just begun maps pages that a training has mapped long ago."""
 
-_PACE = 500.0
+_PACE = 200.0
 """Files a second of all trainings together: what must be fetched is below what 16 GETs of 20 ms each can bring."""
 
 _EPOCHS = 3
@@ -49,7 +49,7 @@ class InProcess:
     )
 
     def make(self, folder: Path, sizes: Sizes) -> list[Sample]:
-        return make_images(folder, min(sizes.small_files, 3000), SEED)
+        return make_images(folder, min(sizes.small_files, 1500), SEED)
 
     def begin(self, place: Place, side: Side, dataset: Dataset) -> None:
         warm(side, dataset)
@@ -105,7 +105,7 @@ class Posted:
         self._found: dict[str, Reading] = {}
 
     def make(self, folder: Path, sizes: Sizes) -> list[Sample]:
-        return make_images(folder, min(sizes.small_files, 3000), SEED)
+        return make_images(folder, min(sizes.small_files, 1500), SEED)
 
     def begin(self, place: Place, side: Side, dataset: Dataset) -> None:
         """Nothing: each figure has a cache of its own."""
