@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEBIAN := libfuse3-dev fuse3 pkg-config gcc libc6-dev python3-dev
 PEERS := nginx-light libnginx-mod-http-echo fio rclone s3fs
+AZURITE := 3.37.0
 
 .PHONY: demo test test-torch soak lint format bench proto setup clean
 
@@ -19,7 +20,7 @@ test-torch: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[torch]'
 	$(BIN)/python -m pytest -q tests/training
 
-soak: setup $(VENV)/.pyfuse3
+soak: setup $(VENV)/.pyfuse3 $(VENV)/.azurite
 	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -q -m soak
 	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -q tests/model
 
@@ -68,6 +69,14 @@ $(VENV)/.pyfuse3: $(VENV)/.installed
 	fi
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[pyfuse3]'
 	@touch $@
+
+# Azure's emulator: 361 MB, so it is not part of `make test`. Without it the tests of az:// are skipped and say so.
+$(VENV)/.azurite: $(VENV)/.installed
+	-@if command -v npm >/dev/null; then \
+		npm install --silent --no-audit --no-fund --prefix $(VENV)/azurite azurite@$(AZURITE) && touch $@; \
+	else \
+		echo "the tests of az:// need npm: apt-get install npm"; \
+	fi
 
 clean:
 	rm -rf $(VENV) .editable .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from forebay.cli import dataset_app
+from forebay.cli import dataset_app, simulate_app
 from forebay.cli.check_app import check
 from forebay.cli.options import SOURCE_HELP, TARGET_HELP, CacheDir, Json, Options, Tiers
 
@@ -187,6 +187,7 @@ def replay(
 
 
 app.command()(check)
+simulate_app.register(app)
 
 
 @app.command()
