@@ -54,7 +54,7 @@ _LOOKED_AT_ONCE = 64
 """Positions looked at between two checkpoints, 5 us each."""
 
 _SURELY_CACHED, _STRIDE = 1024, 16
-"""After so many files in a row that were cached, only one of so many is looked at."""
+"""After so many files in a row that were cached, only one of so many is looked at, until one is not cached."""
 
 _DIRECTORIES = 4096
 
@@ -148,6 +148,14 @@ class Window:
         # In what is cached whole, looking at each would cost more than the reading does.
         self.cursor += 1 if self.cached_in_a_row < _SURELY_CACHED else _STRIDE
 
+    def go_back(self, asked: int) -> bool:
+        """To what was left out before the cursor, as the file there proves not to be cached; False: nothing was."""
+        if self.cached_in_a_row < _SURELY_CACHED:
+            return False
+        self.cursor = max(asked, self.cursor - _STRIDE + 1)
+        self.cached_in_a_row = 0
+        return True
+
     def urgency_s(self, reader: Reader) -> float:
         """Seconds until the reader comes to the cursor, as far as its pace is known."""
         return (self.cursor - reader.asked) / max(reader.pace.files_per_s, 1.0)
@@ -226,6 +234,8 @@ class Prefetcher:
             missing = wanted > 0 and (
                 cached is None or not cached.has(0, wanted) or self._storage.is_doubtful(content, cached)
             )
+            if missing and window.go_back(reader.asked):
+                continue
             window.passed(wanted, missing)
             node = catalogue.node(NodeId(number)) if missing else None
             if node is not None:

@@ -318,8 +318,11 @@ def test_what_is_cached_whole_is_only_sampled() -> None:
     assert window.cursor == 1023 + 16
     window.passed(10, False)
     assert window.cursor == 1023 + 32
+    assert window.go_back(0), "one is not cached: those before it are looked at after all"
+    assert window.cursor == 1023 + 17
+    assert not window.go_back(0)
     window.passed(10, True)
-    assert window.cursor == 1023 + 33
+    assert window.cursor == 1023 + 18
     window.follow(10_000, 10_000)
     assert (window.spanned_bytes, window.fetched_bytes, len(window.ahead)) == (0, 0, 0)
 
@@ -426,6 +429,23 @@ def test_what_is_cached_is_not_fetched(box: Box, tmp_path: Path) -> None:
 
     prefetched(box, desk, test)
     assert len(box.store.reads) == 100
+
+
+def test_what_follows_a_long_run_of_cached_files_is_fetched(box: Box, tmp_path: Path) -> None:
+    desk, paths = desk_of(box, tmp_path, 1400, 10)
+
+    async def test(prefetcher: Prefetcher) -> None:
+        for path in paths[:1300]:
+            await prefetcher._filler.fill(box.source(path, box.store.files[path][0]), 0, 1, 1)
+        await desk.post("r", desk.nodes(paths))
+        for asked in range(0, 1400, 50):
+            desk.clock.now += 0.1
+            await desk.post("r", [], 0, asked, asked)
+            await trio.testing.wait_all_tasks_blocked()
+        await until(lambda: prefetcher.fetched_files == 100)
+
+    prefetched(box, desk, test)
+    assert len(box.store.reads) == 1400
 
 
 def test_a_window_is_far_from_filling_the_tiers(make_box: Callable[..., Box], tmp_path: Path) -> None:
