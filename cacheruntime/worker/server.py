@@ -69,7 +69,7 @@ def _unary(name: str) -> Callable[[WorkerService, Any, grpc.ServicerContext], An
     return method
 
 
-for _name in ("Attach", "ListDirectory", "Sync", "Stat", "Status", "Retire", "CollectSnapshots", "Forget"):
+for _name in ("Attach", "ListDirectory", "Sync", "Stat", "Status", "Retire", "CollectSnapshots", "Forget", "PostOrder"):
     setattr(WorkerService, _name, _unary(_name))
 
 
