@@ -43,8 +43,6 @@ _FORGET_S = 1.0
 _TICK_S = 0.1
 """Between calls of `Watch.tick`, at least."""
 
-"""An operation waits for one thing after another, but what was brought in may be gone again: not for ever."""
-
 _REQUEUE_S = 0.005
 """Before an INTERRUPT of a request that another handler has is put back into the queue for that one to find."""
 
