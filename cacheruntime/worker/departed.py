@@ -7,6 +7,9 @@ from pathlib import Path
 
 from forebay.cacheruntime.worker.tier import Tier
 
+_MOST = 4096
+"""Files of a tier that are watched, a descriptor and two system calls a look for each; more are not counted."""
+
 
 @dataclass
 class _Gone:
@@ -31,6 +34,9 @@ class Departed:
             tier: where it is.
             path: of the file.
             size: bytes that it counts for.
+
+        Raises:
+            OSError: it cannot be removed; its room was not given back.
         """
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -38,12 +44,17 @@ class Departed:
             path.unlink(missing_ok=True)
             tier.give_back(size)
             return True
-        path.unlink(missing_ok=True)
-        if _is_ours_alone(descriptor):
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            os.close(descriptor)
+            raise
+        files = self._gone.setdefault(tier.number, (tier, []))[1]
+        if len(files) >= _MOST or _is_ours_alone(descriptor):
             os.close(descriptor)
             tier.give_back(size)
             return True
-        self._gone.setdefault(tier.number, (tier, []))[1].append(_Gone(descriptor, size))
+        files.append(_Gone(descriptor, size))
         return False
 
     def pending_bytes(self, tier: Tier) -> int:
@@ -53,10 +64,14 @@ class Departed:
     def look(self) -> None:
         """Give back what was closed meanwhile."""
         for tier, files in self._gone.values():
-            for gone in [gone for gone in files if _is_ours_alone(gone.descriptor)]:
-                files.remove(gone)
-                os.close(gone.descriptor)
-                tier.give_back(gone.size)
+            still = []
+            for gone in files:
+                if _is_ours_alone(gone.descriptor):
+                    os.close(gone.descriptor)
+                    tier.give_back(gone.size)
+                else:
+                    still.append(gone)
+            files[:] = still
 
     def close(self) -> None:
         for _, files in self._gone.values():
