@@ -24,7 +24,7 @@ with an empty one and removes the tiers' files.
 """
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NewType
@@ -341,6 +341,24 @@ class IndexWriter:
             txn.put(content + bytes(4), checksum.to_bytes(8, "big"), db=self._tables["sums"])
             self._hold(txn, pack.dataset, pack.tier, size, 1)
         return cached
+
+    def add_packed_files(self, pack: Pack, files: Sequence[tuple[ContentId, int, int, int]]) -> None:
+        """Record whole small files of one pack at once.
+
+        Args:
+            pack: ends at least behind the last of them.
+            files: content, size, offset and checksum of each.
+        """
+        with self._env.begin(write=True) as txn:
+            key = pack.number.to_bytes(4, "big")
+            raw = txn.get(key, db=self._tables["packs"])
+            end = max(offset + size for _, size, offset, _ in files)
+            length = max(_unpack_pack(key, raw).length if raw else 0, end)
+            txn.put(key, _PACK.pack(pack.tier, length, bytes.fromhex(pack.dataset)), db=self._tables["packs"])
+            for content, size, offset, checksum in files:
+                self._insert(txn, content, Cached(pack.tier, size, True, pack.number, offset, pack.dataset, b""))
+                txn.put(content + bytes(4), checksum.to_bytes(8, "big"), db=self._tables["sums"])
+            self._hold(txn, pack.dataset, pack.tier, sum(size for _, size, _, _ in files), len(files))
 
     def drop_file(self, content: ContentId) -> Cached | None:
         """Forget a file of its own; returns what it was. The caller unlinks the tier file first."""

@@ -8,6 +8,7 @@ tier, past it, failed, evicted under it) changes the same few maps.
 
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ import xxhash
 
 from forebay.cacheruntime.config import FillConfig
 from forebay.cacheruntime.errors import ForebayError, SourceTimeout, SourceUnavailable
+from forebay.cacheruntime.histogram import Histogram
 from forebay.cacheruntime.index import BLOCK_BYTES, Cached
 from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.worker.fetch import Fetched, SourceFile, WriteLocks, block_bytes, fetch_blocks, fetch_whole
@@ -87,12 +89,27 @@ class _Landed(NamedTuple):
     descriptor: int | None
 
 
+class Whole(NamedTuple):
+    """A small file that `SmallFiles` has fetched, or could not."""
+
+    file: SourceFile
+    data: bytes
+    checksum: int
+    error: ForebayError | None
+    took_ns: int
+
+
 @dataclass
 class Traffic:
     """What came from under-stores for one dataset since the worker started."""
 
     gets: int = 0
     bytes: int = 0
+    errors: int = 0
+    get_times: Histogram = field(default_factory=Histogram)
+    """From the start of a GET to its last byte; with tries again."""
+    queue_times: Histogram = field(default_factory=Histogram)
+    """That fetches waited for a slot."""
 
 
 class Filler:
@@ -121,6 +138,8 @@ class Filler:
         self._idle = idle
         self._flights: dict[ContentId, dict[int, _Block]] = {}
         share = shares(config.memory_bytes or machine_budget(), config)
+        self.bulk_bytes = share.bulk_bytes
+        """Of small files that `SmallFiles` may have under way."""
         self._kept = KeptBlocks(share.through_bytes)
         self._replies = MemoryBudget(share.reply_bytes)
         self._queue = FetchQueue(share.gets, _DEMAND_SLOTS)
@@ -133,6 +152,10 @@ class Filler:
     def window_bytes(self) -> int:
         """The widest window, in bytes."""
         return self._config.window_max_bytes
+
+    def is_small(self, size: int) -> bool:
+        """Whether files of that size, in bytes, are fetched whole and live in packs."""
+        return size < self._config.small_file_bytes
 
     def lease(self) -> Lease:
         """For one `fill` whose reply outlives it; the caller releases it when the reply is sent."""
@@ -238,7 +261,7 @@ class Filler:
         return _has_block(self._storage.index.reader.find(want.content), want.file.size, number)
 
     def _is_small(self, file: SourceFile) -> bool:
-        return file.size < self._config.small_file_bytes
+        return self.is_small(file.size)
 
     async def _mixed(self, want: _Want, pieces: list[bytes], lease: Lease) -> bytes | None:
         """Some blocks of the range are cached and some had no room: put them together."""
@@ -324,6 +347,7 @@ class Filler:
 
     def _pump(self) -> None:
         while (part := self._queue.start_next()) is not None:
+            self._traffic_of(part.file).queue_times.add(time.monotonic_ns() - part.queued_ns)
             self._nursery.start_soon(self._fetch_small if self._is_small(part.file) else self._fetch_part, part)
 
     def _reserve(self, file: SourceFile, cached: Cached | None, run: list[int]) -> int:
@@ -349,6 +373,7 @@ class Filler:
         """Fetch one run of blocks into its tier file, or into memory."""
         error: ForebayError | None = None
         disk: OSError | None = None
+        began = time.monotonic_ns()
         try:
             await self._in_thread(partial(self._fetch, part, trio.lowlevel.current_trio_token()))
         except OSError as failure:
@@ -360,7 +385,8 @@ class Filler:
             self._kept.ended(part)
         self._collect()  # what the thread reported last
         size = part.file.size
-        self._count(part.file, sum(block_bytes(size, number) for number in part.run if number not in part.left))
+        got = sum(block_bytes(size, number) for number in part.run if number not in part.left)
+        self._count(part.file, got, time.monotonic_ns() - began, failed=error is not None)
         if part.target is not None:
             self._storage.tier(part.target.tier).give_back(sum(block_bytes(size, number) for number in part.left))
         if part.left and error is None and part.target is not None:
@@ -451,16 +477,17 @@ class Filler:
         file, content = part.file, part.content
         error: ForebayError | None = None
         data = b""
+        began = time.monotonic_ns()
         try:
             data = await self._in_thread(partial(fetch_whole, file))
         except ForebayError as failure:
             error = failure
         finally:
             self._queue.ended(part)
+        self._count(file, len(data), time.monotonic_ns() - began, failed=error is not None)
         if error is not None:
             self._give_up(content, {0}, error)
         else:
-            self._count(file, len(data))
             self._finish_block(content, 0, None if self._append(file, content, data) else data)
         self._pump()
 
@@ -489,10 +516,76 @@ class Filler:
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=True)
 
-    def _count(self, file: SourceFile, size: int) -> None:
-        traffic = self.traffic.setdefault(file.dataset, Traffic())
+    # For `SmallFiles`
+
+    def begin_whole(self, file: SourceFile) -> bool:
+        """Take note that a small file is on its way by other hands, until `end_wholes`.
+
+        False: it is cached or on its way already, or there is no room for it.
+        """
+        content = file.content
+        if content in self._flights or self._storage.index.reader.find(content) or not self._has_room(file.size):
+            return False
+        self._flights[content] = {0: _Block(Part(file, content, [0], None, False))}
+        return True
+
+    async def end_wholes(self, wholes: list[Whole]) -> list[bool]:
+        """Put small files into packs, those of a dataset with one write and one transaction; who waits is told.
+
+        Returns:
+            For each whether it is in the cache now.
+        """
+        groups: dict[DatasetId, list[Whole]] = {}
+        for whole in wholes:
+            self._count(whole.file, len(whole.data), whole.took_ns, failed=whole.error is not None)
+            if whole.error is not None:
+                self._give_up(whole.file.content, {0}, whole.error)
+            else:
+                groups.setdefault(whole.file.dataset, []).append(whole)
+        kept: set[int] = set()
+        for dataset, group in groups.items():
+            if await self._append_all(dataset, group):
+                kept.update(map(id, group))
+            for whole in group:
+                content = whole.file.content
+                if id(whole) not in kept and self._append(whole.file, content, whole.data):
+                    kept.add(id(whole))
+                self._finish_block(content, 0, None if id(whole) in kept else whole.data)
+        return [id(whole) in kept for whole in wholes]
+
+    async def _append_all(self, dataset: DatasetId, group: list[Whole]) -> bool:
+        """False: not all fit into one place."""
+        place = self._storage.place_packed(dataset, sum(len(whole.data) for whole in group))
+        if place is None:
+            return False
+        try:
+            pieces = [memoryview(whole.data) for whole in group]
+            await trio.to_thread.run_sync(write_all, place.descriptor, pieces, place.offset)
+            if not os.fstat(place.descriptor).st_nlink:  # evicted while we wrote
+                place.tier.give_back(place.size)
+                return False
+        except OSError as error:
+            place.tier.give_back(place.size)
+            self._storage.write_failed(place.tier, error)
+            return False
+        finally:
+            os.close(place.descriptor)
+        offset, entries = place.offset, []
+        for whole in group:
+            entries.append((whole.file.content, len(whole.data), offset, whole.checksum))
+            offset += len(whole.data)
+        self._storage.index.add_packed_files(place.pack, entries)
+        return True
+
+    def _count(self, file: SourceFile, size: int, took_ns: int, *, failed: bool) -> None:
+        traffic = self._traffic_of(file)
         traffic.gets += 1
         traffic.bytes += size
+        traffic.errors += failed
+        traffic.get_times.add(took_ns)
+
+    def _traffic_of(self, file: SourceFile) -> Traffic:
+        return self.traffic.setdefault(file.dataset, Traffic())
 
 
 def _has_block(cached: Cached | None, size: int, number: int) -> bool:
