@@ -45,6 +45,23 @@ def parse_size(text: str) -> int:
     return size
 
 
+_TIME_UNITS = {"": 1.0, "S": 1.0, "M": 60.0, "H": 3600.0, "D": 86400.0}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from '90', '90s', '30m', '2h', '1d'.
+
+    Raises:
+        UsageError: not a positive number with a known unit.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]?)\s*", text)
+    unit = _TIME_UNITS.get(match[2].upper()) if match else None
+    seconds = float(match[1]) * unit if match and unit else 0.0
+    if not 0 < seconds < _LARGEST:
+        raise UsageError(f"time {text!r} is not a positive number with a unit; write it like 90s, 30m or 2h")
+    return seconds
+
+
 @dataclass(frozen=True)
 class TierConfig:
     """One tier: a folder on one kind of storage with an upper bound."""
@@ -144,6 +161,11 @@ class CacheConfig:
         except OSError:
             return ()
         return tuple(TierConfig.parse(line) for line in lines)
+
+    @property
+    def jobs_dir(self) -> Path:
+        """Of the records of warm-ups; see `jobs.py`."""
+        return self.cache_dir / "jobs"
 
     @property
     def index_dir(self) -> Path:

@@ -260,45 +260,6 @@ def _synced(client: WorkerClient, state: register.MountState, options: list[str]
     return client.sync(state.dataset_id, state.snapshot)
 
 
-def warmup(
-    target: str, paths: list[str], jobs: int, cache_dir: Path | None, tiers: list[str], options: list[str], json: bool
-) -> None:
-    config = cache_config(cache_dir, tiers)
-    state = mounted_at(target, config)
-    if state is not None:
-        # The mount's own cache and snapshot; its worker has the credentials already.
-        config = cache_config(Path(state.cache_dir), tiers)
-    client = WorkerClient(config)
-    try:
-        client.connect()
-        client.check_tiers(bool(tiers))
-        if state is not None:
-            name = state.dataset_id
-        else:
-            reply = client.attach(source_spec(target, options), list_tree=True)
-            name = reply.dataset_id
-        request = pb.WarmupRequest(dataset_id=name, paths=[_below(path, state) for path in paths], jobs=jobs)
-        last = screens.warmup(client.warmup(request), json)
-    finally:
-        lifecycle.retire(client)
-        client.close()
-    if last is None or last.files_failed or last.files_uncached:
-        sys.exit(1)
-
-
-def _below(path: str, state: register.MountState | None) -> bytes:
-    """A path below the dataset's root, from one relative to it or (with a mount) an absolute one inside the mount."""
-    if state is not None and path.startswith("/"):
-        real = mounting.real_directory(path)
-        if real != state.dir and not real.startswith(state.dir + "/"):
-            raise UsageError(f"{path} is not below {state.dir}")
-        path = real[len(state.dir) :]
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise UsageError(f"{path} leaves the dataset; name paths below it")
-    return os.fsencode("/".join(parts))
-
-
 def status(target: str | None, cache_dir: Path | None, options: list[str], json: bool) -> None:
     config = cache_config(cache_dir, [])
     only: DatasetId | None = None

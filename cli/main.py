@@ -9,6 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from forebay.cli import inspect_app, warm_app
+from forebay.cli.options import SOURCE_HELP, CacheDir, Json, Options, Tiers
+
 app = typer.Typer(
     name="forebay",
     help="Reads an object store as a folder: slow the first time, at local speed after.",
@@ -17,38 +20,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-CacheDir = Annotated[
-    Path | None,
-    typer.Option(
-        "--cache-dir",
-        metavar="PATH",
-        help="Folder of the cache's index (and of its data, without --tier). One worker serves all mounts of it."
-        " Default: $FOREBAY_CACHE_DIR, else /var/cache/forebay for root, ~/.cache/forebay for others.",
-    ),
-]
-Tiers = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--tier",
-        metavar="MEDIUM:FOLDER:SIZE",
-        help="Where cached data goes, fastest first; may be given several times. MEDIUM is MEM, SSD or HDD."
-        " Example: --tier MEM:/dev/shm/forebay:4GiB --tier SSD:/var/cache/forebay/ssd:100GiB."
-        " Default: one SSD tier in the cache folder, half of the free space there.",
-    ),
-]
-Options = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--option",
-        "-o",
-        metavar="KEY=VALUE",
-        help="For the source, may be given several times: endpoint, region, anon=true, profile, access_key_id, ..."
-        " The usual AWS_* variables are read too.",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-SOURCE_HELP = "s3://bucket/prefix, gs://, az://, https://..., file:///path, hdfs://, oss://, or any fsspec URL."
 
 
 @app.command()
@@ -143,29 +114,6 @@ def sync(
 
 
 @app.command()
-def warmup(
-    target: Annotated[
-        str, typer.Argument(metavar="SOURCE|DIR", help="A source as for mount, or where one is mounted.")
-    ],
-    path: Annotated[list[str] | None, typer.Argument(metavar="PATH", help="Only these, below it.")] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", help="Files at once.", min=1, max=256)] = 8,
-    cache_dir: CacheDir = None,
-    tier: Tiers = None,
-    option: Options = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print progress as JSON, a line each, instead of a bar.")
-    ] = False,
-) -> None:
-    """Bring files into the cache ahead of their readers.
-
-    Exit status: 0 when all of it is cached, 1 when something failed or did not fit.
-    """
-    from forebay.cli import commands
-
-    commands.warmup(target, path or [], jobs, cache_dir, tier or [], option or [], json)
-
-
-@app.command()
 def status(
     target: Annotated[
         str | None, typer.Argument(metavar="SOURCE|DIR", help="Only this one; without it, all that is cached.")
@@ -242,6 +190,10 @@ def version() -> None:
     from forebay.cacheruntime.version import VERSION
 
     print(f"forebay {VERSION}")
+
+
+warm_app.register(app)
+inspect_app.register(app, debug)
 
 
 def run() -> Any:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66orebay/proto/worker.proto\x12\x10\x66orebay.cache.v1\"\xf3\x01\n\rAttachRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12=\n\x07options\x18\x02 \x03(\x0b\x32,.forebay.cache.v1.AttachRequest.OptionsEntry\x12\x0c\n\x04list\x18\x03 \x01(\x08\x12\x0e\n\x06relist\x18\x04 \x01(\x08\x12\x10\n\x08snapshot\x18\x05 \x01(\x04\x12\x33\n\x0c\x63\x61\x63he_policy\x18\n \x01(\x0b\x32\x1d.forebay.cache.v1.CachePolicy\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"]\n\x0b\x43\x61\x63hePolicy\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x13\n\x0bquota_bytes\x18\x02 \x01(\x04\x12)\n\x05paths\x18\x03 \x03(\x0b\x32\x1a.forebay.cache.v1.PathRule\"=\n\x08PathRule\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x13\n\x0bquota_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06pinned\x18\x03 \x01(\x08\"F\n\x0b\x41ttachReply\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\x04\x12\x11\n\tcatalogue\x18\x03 \x01(\t\"6\n\x07\x46ileRef\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\t\"\x9d\x01\n\x0b\x46illRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\'\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x19.forebay.cache.v1.FileRef\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0e\n\x06length\x18\x04 \x01(\x04\x12\x0e\n\x06window\x18\x05 \x01(\x04\x12\x12\n\nbackground\x18\x06 \x01(\x08\x12\r\n\x05\x61head\x18\x07 \x01(\x08\"F\n\x14ListDirectoryRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\x0c\"\x14\n\x12ListDirectoryReply\"@\n\rWarmupRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\r\n\x05paths\x18\x02 \x03(\x0c\x12\x0c\n\x04jobs\x18\x03 \x01(\r\"\xc5\x01\n\x0eWarmupProgress\x12\x13\n\x0b\x66iles_total\x18\x01 \x01(\x04\x12\x12\n\nfiles_done\x18\x02 \x01(\x04\x12\x14\n\x0c\x66iles_failed\x18\x03 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x04 \x01(\x04\x12\x12\n\nbytes_done\x18\x05 \x01(\x04\x12\x16\n\x0e\x66iles_uncached\x18\x06 \x01(\x04\x12\x10\n\x08\x66\x61ilures\x18\x07 \x03(\t\x12\x10\n\x08\x66inished\x18\x08 \x01(\x08\x12\x0f\n\x07listing\x18\t \x01(\x08\"0\n\x0bSyncRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\r\n\x05shown\x18\x02 \x01(\x04\"s\n\tSyncReply\x12\x10\n\x08snapshot\x18\x01 \x01(\x04\x12\x11\n\tcatalogue\x18\x02 \x01(\t\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x03 \x01(\x04\x12\x0f\n\x07\x63hanged\x18\x04 \x01(\x04\x12\x0f\n\x07removed\x18\x05 \x01(\x04\x12\x10\n\x08previous\x18\x06 \x01(\x04\"A\n\x0bStatRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x10\n\x08\x63hildren\x18\x03 \x01(\x08\"X\n\tStatEntry\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x10\n\x08mtime_ns\x18\x04 \x01(\x03\x12\x0f\n\x07version\x18\x05 \x01(\t\"f\n\tStatReply\x12*\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x1b.forebay.cache.v1.StatEntry\x12-\n\x08\x63hildren\x18\x02 \x03(\x0b\x32\x1b.forebay.cache.v1.StatEntry\"\x0f\n\rStatusRequest\"\x8b\x01\n\x0bStatusReply\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12+\n\x05tiers\x18\x03 \x03(\x0b\x32\x1c.forebay.cache.v1.TierStatus\x12\x31\n\x08\x64\x61tasets\x18\x04 \x03(\x0b\x32\x1f.forebay.cache.v1.DatasetStatus\"b\n\nTierStatus\x12\x0e\n\x06medium\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x13\n\x0bquota_bytes\x18\x03 \x01(\x04\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12\r\n\x05state\x18\x05 \x01(\t\"\xf3\x01\n\rDatasetStatus\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x10\n\x08snapshot\x18\x03 \x01(\x04\x12\x0f\n\x07listing\x18\x04 \x01(\x08\x12\x15\n\rlisting_error\x18\x05 \x01(\t\x12\r\n\x05\x66iles\x18\x06 \x01(\x04\x12\r\n\x05\x62ytes\x18\x07 \x01(\x04\x12\x0f\n\x07skipped\x18\x08 \x01(\x04\x12\x30\n\x08holdings\x18\t \x03(\x0b\x32\x1e.forebay.cache.v1.TierHoldings\x12\x15\n\rfetched_bytes\x18\n \x01(\x04\x12\x0c\n\x04gets\x18\x0b \x01(\x04\":\n\x0cTierHoldings\x12\x0c\n\x04tier\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\r\n\x05\x66iles\x18\x03 \x01(\x04\"\x0f\n\rRetireRequest\"\x1e\n\x0bRetireReply\x12\x0f\n\x07leaving\x18\x01 \x01(\x08\x32\x9c\x04\n\x06Worker\x12H\n\x06\x41ttach\x12\x1f.forebay.cache.v1.AttachRequest\x1a\x1d.forebay.cache.v1.AttachReply\x12]\n\rListDirectory\x12&.forebay.cache.v1.ListDirectoryRequest\x1a$.forebay.cache.v1.ListDirectoryReply\x12M\n\x06Warmup\x12\x1f.forebay.cache.v1.WarmupRequest\x1a .forebay.cache.v1.WarmupProgress0\x01\x12\x42\n\x04Sync\x12\x1d.forebay.cache.v1.SyncRequest\x1a\x1b.forebay.cache.v1.SyncReply\x12\x42\n\x04Stat\x12\x1d.forebay.cache.v1.StatRequest\x1a\x1b.forebay.cache.v1.StatReply\x12H\n\x06Status\x12\x1f.forebay.cache.v1.StatusRequest\x1a\x1d.forebay.cache.v1.StatusReply\x12H\n\x06Retire\x12\x1f.forebay.cache.v1.RetireRequest\x1a\x1d.forebay.cache.v1.RetireReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x66orebay/proto/worker.proto\x12\x10\x66orebay.cache.v1\"\xf3\x01\n\rAttachRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12=\n\x07options\x18\x02 \x03(\x0b\x32,.forebay.cache.v1.AttachRequest.OptionsEntry\x12\x0c\n\x04list\x18\x03 \x01(\x08\x12\x0e\n\x06relist\x18\x04 \x01(\x08\x12\x10\n\x08snapshot\x18\x05 \x01(\x04\x12\x33\n\x0c\x63\x61\x63he_policy\x18\n \x01(\x0b\x32\x1d.forebay.cache.v1.CachePolicy\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"]\n\x0b\x43\x61\x63hePolicy\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x13\n\x0bquota_bytes\x18\x02 \x01(\x04\x12)\n\x05paths\x18\x03 \x03(\x0b\x32\x1a.forebay.cache.v1.PathRule\"=\n\x08PathRule\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x13\n\x0bquota_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06pinned\x18\x03 \x01(\x08\"F\n\x0b\x41ttachReply\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x10\n\x08snapshot\x18\x02 \x01(\x04\x12\x11\n\tcatalogue\x18\x03 \x01(\t\"6\n\x07\x46ileRef\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\t\"\x9d\x01\n\x0b\x46illRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\'\n\x04\x66ile\x18\x02 \x01(\x0b\x32\x19.forebay.cache.v1.FileRef\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0e\n\x06length\x18\x04 \x01(\x04\x12\x0e\n\x06window\x18\x05 \x01(\x04\x12\x12\n\nbackground\x18\x06 \x01(\x08\x12\r\n\x05\x61head\x18\x07 \x01(\x08\"F\n\x14ListDirectoryRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\x0c\"\x14\n\x12ListDirectoryReply\"\xf3\x01\n\rWarmupRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\r\n\x05paths\x18\x02 \x03(\x0c\x12\x0c\n\x04jobs\x18\x03 \x01(\r\x12\x10\n\x08snapshot\x18\x1e \x01(\x04\x12\r\n\x05globs\x18\x1f \x03(\x0c\x12\x14\n\x0crate_bytes_s\x18  \x01(\x04\x12\x0e\n\x06medium\x18! \x01(\t\x12\x0b\n\x03pin\x18\" \x01(\x08\x12\x0e\n\x06verify\x18# \x01(\x08\x12\x15\n\rmetadata_only\x18$ \x01(\x08\x12\x15\n\rskip_existing\x18% \x01(\x08\x12\x12\n\ndeadline_s\x18& \x01(\x01\x12\x0b\n\x03job\x18\' \x01(\x04\"\xc9\x02\n\x0eWarmupProgress\x12\x13\n\x0b\x66iles_total\x18\x01 \x01(\x04\x12\x12\n\nfiles_done\x18\x02 \x01(\x04\x12\x14\n\x0c\x66iles_failed\x18\x03 \x01(\x04\x12\x13\n\x0b\x62ytes_total\x18\x04 \x01(\x04\x12\x12\n\nbytes_done\x18\x05 \x01(\x04\x12\x16\n\x0e\x66iles_uncached\x18\x06 \x01(\x04\x12\x10\n\x08\x66\x61ilures\x18\x07 \x03(\t\x12\x10\n\x08\x66inished\x18\x08 \x01(\x08\x12\x0f\n\x07listing\x18\t \x01(\x08\x12\x0b\n\x03job\x18\x1e \x01(\x04\x12\r\n\x05state\x18\x1f \x01(\t\x12\r\n\x05\x65rror\x18  \x01(\t\x12\x11\n\telapsed_s\x18! \x01(\x01\x12\x15\n\rbytes_fetched\x18\" \x01(\x04\x12\x16\n\x0e\x66iles_verified\x18# \x01(\x04\x12\x15\n\rfiles_damaged\x18$ \x01(\x04\"0\n\x0bSyncRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\r\n\x05shown\x18\x02 \x01(\x04\"s\n\tSyncReply\x12\x10\n\x08snapshot\x18\x01 \x01(\x04\x12\x11\n\tcatalogue\x18\x02 \x01(\t\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x03 \x01(\x04\x12\x0f\n\x07\x63hanged\x18\x04 \x01(\x04\x12\x0f\n\x07removed\x18\x05 \x01(\x04\x12\x10\n\x08previous\x18\x06 \x01(\x04\"A\n\x0bStatRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x10\n\x08\x63hildren\x18\x03 \x01(\x08\"X\n\tStatEntry\x12\x0c\n\x04path\x18\x01 \x01(\x0c\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x10\n\x08mtime_ns\x18\x04 \x01(\x03\x12\x0f\n\x07version\x18\x05 \x01(\t\"f\n\tStatReply\x12*\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x1b.forebay.cache.v1.StatEntry\x12-\n\x08\x63hildren\x18\x02 \x03(\x0b\x32\x1b.forebay.cache.v1.StatEntry\"\x0f\n\rStatusRequest\"\x8b\x01\n\x0bStatusReply\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12+\n\x05tiers\x18\x03 \x03(\x0b\x32\x1c.forebay.cache.v1.TierStatus\x12\x31\n\x08\x64\x61tasets\x18\x04 \x03(\x0b\x32\x1f.forebay.cache.v1.DatasetStatus\"b\n\nTierStatus\x12\x0e\n\x06medium\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x13\n\x0bquota_bytes\x18\x03 \x01(\x04\x12\x12\n\nused_bytes\x18\x04 \x01(\x04\x12\r\n\x05state\x18\x05 \x01(\t\"\xf3\x01\n\rDatasetStatus\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x10\n\x08snapshot\x18\x03 \x01(\x04\x12\x0f\n\x07listing\x18\x04 \x01(\x08\x12\x15\n\rlisting_error\x18\x05 \x01(\t\x12\r\n\x05\x66iles\x18\x06 \x01(\x04\x12\r\n\x05\x62ytes\x18\x07 \x01(\x04\x12\x0f\n\x07skipped\x18\x08 \x01(\x04\x12\x30\n\x08holdings\x18\t \x03(\x0b\x32\x1e.forebay.cache.v1.TierHoldings\x12\x15\n\rfetched_bytes\x18\n \x01(\x04\x12\x0c\n\x04gets\x18\x0b \x01(\x04\":\n\x0cTierHoldings\x12\x0c\n\x04tier\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\r\n\x05\x66iles\x18\x03 \x01(\x04\"\x0f\n\rRetireRequest\"\x1e\n\x0bRetireReply\x12\x0f\n\x07leaving\x18\x01 \x01(\x08\"\x1c\n\rStartJobReply\x12\x0b\n\x03job\x18\x01 \x01(\x04\"\x1f\n\x10\x43\x61ncelJobRequest\x12\x0b\n\x03job\x18\x01 \x01(\x04\"\x1f\n\x0e\x43\x61ncelJobReply\x12\r\n\x05state\x18\x01 \x01(\t\"\x10\n\x0eTrafficRequest\"R\n\x0cTrafficReply\x12\x30\n\x07sources\x18\x01 \x03(\x0b\x32\x1f.forebay.cache.v1.SourceTraffic\x12\x10\n\x08uptime_s\x18\x02 \x01(\x01\"\xa2\x01\n\rSourceTraffic\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04gets\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x0e\n\x06\x65rrors\x18\x04 \x01(\x04\x12\x12\n\nget_counts\x18\x05 \x03(\x04\x12\x11\n\tget_sum_s\x18\x06 \x01(\x01\x12\x14\n\x0cqueue_counts\x18\x07 \x03(\x04\x12\x13\n\x0bqueue_sum_s\x18\x08 \x01(\x01\"&\n\x13ServeMetricsRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\"$\n\x11ServeMetricsReply\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t2\xe6\x06\n\x06Worker\x12H\n\x06\x41ttach\x12\x1f.forebay.cache.v1.AttachRequest\x1a\x1d.forebay.cache.v1.AttachReply\x12]\n\rListDirectory\x12&.forebay.cache.v1.ListDirectoryRequest\x1a$.forebay.cache.v1.ListDirectoryReply\x12M\n\x06Warmup\x12\x1f.forebay.cache.v1.WarmupRequest\x1a .forebay.cache.v1.WarmupProgress0\x01\x12\x42\n\x04Sync\x12\x1d.forebay.cache.v1.SyncRequest\x1a\x1b.forebay.cache.v1.SyncReply\x12\x42\n\x04Stat\x12\x1d.forebay.cache.v1.StatRequest\x1a\x1b.forebay.cache.v1.StatReply\x12H\n\x06Status\x12\x1f.forebay.cache.v1.StatusRequest\x1a\x1d.forebay.cache.v1.StatusReply\x12H\n\x06Retire\x12\x1f.forebay.cache.v1.RetireRequest\x1a\x1d.forebay.cache.v1.RetireReply\x12L\n\x08StartJob\x12\x1f.forebay.cache.v1.WarmupRequest\x1a\x1f.forebay.cache.v1.StartJobReply\x12Q\n\tCancelJob\x12\".forebay.cache.v1.CancelJobRequest\x1a .forebay.cache.v1.CancelJobReply\x12K\n\x07Traffic\x12 .forebay.cache.v1.TrafficRequest\x1a\x1e.forebay.cache.v1.TrafficReply\x12Z\n\x0cServeMetrics\x12%.forebay.cache.v1.ServeMetricsRequest\x1a#.forebay.cache.v1.ServeMetricsReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -51,34 +51,50 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTDIRECTORYREQUEST']._serialized_end=810
   _globals['_LISTDIRECTORYREPLY']._serialized_start=812
   _globals['_LISTDIRECTORYREPLY']._serialized_end=832
-  _globals['_WARMUPREQUEST']._serialized_start=834
-  _globals['_WARMUPREQUEST']._serialized_end=898
-  _globals['_WARMUPPROGRESS']._serialized_start=901
-  _globals['_WARMUPPROGRESS']._serialized_end=1098
-  _globals['_SYNCREQUEST']._serialized_start=1100
-  _globals['_SYNCREQUEST']._serialized_end=1148
-  _globals['_SYNCREPLY']._serialized_start=1150
-  _globals['_SYNCREPLY']._serialized_end=1265
-  _globals['_STATREQUEST']._serialized_start=1267
-  _globals['_STATREQUEST']._serialized_end=1332
-  _globals['_STATENTRY']._serialized_start=1334
-  _globals['_STATENTRY']._serialized_end=1422
-  _globals['_STATREPLY']._serialized_start=1424
-  _globals['_STATREPLY']._serialized_end=1526
-  _globals['_STATUSREQUEST']._serialized_start=1528
-  _globals['_STATUSREQUEST']._serialized_end=1543
-  _globals['_STATUSREPLY']._serialized_start=1546
-  _globals['_STATUSREPLY']._serialized_end=1685
-  _globals['_TIERSTATUS']._serialized_start=1687
-  _globals['_TIERSTATUS']._serialized_end=1785
-  _globals['_DATASETSTATUS']._serialized_start=1788
-  _globals['_DATASETSTATUS']._serialized_end=2031
-  _globals['_TIERHOLDINGS']._serialized_start=2033
-  _globals['_TIERHOLDINGS']._serialized_end=2091
-  _globals['_RETIREREQUEST']._serialized_start=2093
-  _globals['_RETIREREQUEST']._serialized_end=2108
-  _globals['_RETIREREPLY']._serialized_start=2110
-  _globals['_RETIREREPLY']._serialized_end=2140
-  _globals['_WORKER']._serialized_start=2143
-  _globals['_WORKER']._serialized_end=2683
+  _globals['_WARMUPREQUEST']._serialized_start=835
+  _globals['_WARMUPREQUEST']._serialized_end=1078
+  _globals['_WARMUPPROGRESS']._serialized_start=1081
+  _globals['_WARMUPPROGRESS']._serialized_end=1410
+  _globals['_SYNCREQUEST']._serialized_start=1412
+  _globals['_SYNCREQUEST']._serialized_end=1460
+  _globals['_SYNCREPLY']._serialized_start=1462
+  _globals['_SYNCREPLY']._serialized_end=1577
+  _globals['_STATREQUEST']._serialized_start=1579
+  _globals['_STATREQUEST']._serialized_end=1644
+  _globals['_STATENTRY']._serialized_start=1646
+  _globals['_STATENTRY']._serialized_end=1734
+  _globals['_STATREPLY']._serialized_start=1736
+  _globals['_STATREPLY']._serialized_end=1838
+  _globals['_STATUSREQUEST']._serialized_start=1840
+  _globals['_STATUSREQUEST']._serialized_end=1855
+  _globals['_STATUSREPLY']._serialized_start=1858
+  _globals['_STATUSREPLY']._serialized_end=1997
+  _globals['_TIERSTATUS']._serialized_start=1999
+  _globals['_TIERSTATUS']._serialized_end=2097
+  _globals['_DATASETSTATUS']._serialized_start=2100
+  _globals['_DATASETSTATUS']._serialized_end=2343
+  _globals['_TIERHOLDINGS']._serialized_start=2345
+  _globals['_TIERHOLDINGS']._serialized_end=2403
+  _globals['_RETIREREQUEST']._serialized_start=2405
+  _globals['_RETIREREQUEST']._serialized_end=2420
+  _globals['_RETIREREPLY']._serialized_start=2422
+  _globals['_RETIREREPLY']._serialized_end=2452
+  _globals['_STARTJOBREPLY']._serialized_start=2454
+  _globals['_STARTJOBREPLY']._serialized_end=2482
+  _globals['_CANCELJOBREQUEST']._serialized_start=2484
+  _globals['_CANCELJOBREQUEST']._serialized_end=2515
+  _globals['_CANCELJOBREPLY']._serialized_start=2517
+  _globals['_CANCELJOBREPLY']._serialized_end=2548
+  _globals['_TRAFFICREQUEST']._serialized_start=2550
+  _globals['_TRAFFICREQUEST']._serialized_end=2566
+  _globals['_TRAFFICREPLY']._serialized_start=2568
+  _globals['_TRAFFICREPLY']._serialized_end=2650
+  _globals['_SOURCETRAFFIC']._serialized_start=2653
+  _globals['_SOURCETRAFFIC']._serialized_end=2815
+  _globals['_SERVEMETRICSREQUEST']._serialized_start=2817
+  _globals['_SERVEMETRICSREQUEST']._serialized_end=2855
+  _globals['_SERVEMETRICSREPLY']._serialized_start=2857
+  _globals['_SERVEMETRICSREPLY']._serialized_end=2893
+  _globals['_WORKER']._serialized_start=2896
+  _globals['_WORKER']._serialized_end=3766
 # @@protoc_insertion_point(module_scope)

@@ -69,6 +69,26 @@ class WorkerStub:
                 request_serializer=forebay_dot_proto_dot_worker__pb2.RetireRequest.SerializeToString,
                 response_deserializer=forebay_dot_proto_dot_worker__pb2.RetireReply.FromString,
                 _registered_method=True)
+        self.StartJob = channel.unary_unary(
+                '/forebay.cache.v1.Worker/StartJob',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.WarmupRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.StartJobReply.FromString,
+                _registered_method=True)
+        self.CancelJob = channel.unary_unary(
+                '/forebay.cache.v1.Worker/CancelJob',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.CancelJobRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.CancelJobReply.FromString,
+                _registered_method=True)
+        self.Traffic = channel.unary_unary(
+                '/forebay.cache.v1.Worker/Traffic',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.TrafficRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.TrafficReply.FromString,
+                _registered_method=True)
+        self.ServeMetrics = channel.unary_unary(
+                '/forebay.cache.v1.Worker/ServeMetrics',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.ServeMetricsRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.ServeMetricsReply.FromString,
+                _registered_method=True)
 
 
 class WorkerServicer:
@@ -122,6 +142,34 @@ class WorkerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartJob(self, request, context):
+        """Begin a warm-up that goes on without its client.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelJob(self, request, context):
+        """End a warm-up, and do not take it up again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Traffic(self, request, context):
+        """What was fetched, how long it took, and how long it waited for its turn.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ServeMetrics(self, request, context):
+        """Serve /metrics for Prometheus from now on, elsewhere, or no longer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -159,6 +207,26 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.Retire,
                     request_deserializer=forebay_dot_proto_dot_worker__pb2.RetireRequest.FromString,
                     response_serializer=forebay_dot_proto_dot_worker__pb2.RetireReply.SerializeToString,
+            ),
+            'StartJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartJob,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.WarmupRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.StartJobReply.SerializeToString,
+            ),
+            'CancelJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelJob,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.CancelJobRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.CancelJobReply.SerializeToString,
+            ),
+            'Traffic': grpc.unary_unary_rpc_method_handler(
+                    servicer.Traffic,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.TrafficRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.TrafficReply.SerializeToString,
+            ),
+            'ServeMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.ServeMetrics,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.ServeMetricsRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.ServeMetricsReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -350,6 +418,114 @@ class Worker:
             '/forebay.cache.v1.Worker/Retire',
             forebay_dot_proto_dot_worker__pb2.RetireRequest.SerializeToString,
             forebay_dot_proto_dot_worker__pb2.RetireReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/StartJob',
+            forebay_dot_proto_dot_worker__pb2.WarmupRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.StartJobReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/CancelJob',
+            forebay_dot_proto_dot_worker__pb2.CancelJobRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.CancelJobReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Traffic(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/Traffic',
+            forebay_dot_proto_dot_worker__pb2.TrafficRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.TrafficReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ServeMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/ServeMetrics',
+            forebay_dot_proto_dot_worker__pb2.ServeMetricsRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.ServeMetricsReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,7 @@
+"""Looking inside: arguments in; see `inspect_commands.py`."""
+
+import typer
+
+
+def register(app: typer.Typer, debug: typer.Typer) -> None:
+    """Add the commands."""
