@@ -29,9 +29,9 @@ def warmup(
     ] = None,
     snapshot: Annotated[int, typer.Option(metavar="N", help="Of this snapshot; without it, the newest.", min=0)] = 0,
     jobs: Annotated[
-        int,
+        int | None,
         typer.Option("--jobs", "-j", metavar="N", help="Files at once. Default: 8 large, 128 small.", min=1, max=256),
-    ] = 0,
+    ] = None,
     rate: Annotated[
         str | None, typer.Option(metavar="SIZE", help="At most this much a second from the source, like 100MB.")
     ] = None,
@@ -75,7 +75,7 @@ def warmup(
     from forebay.cli import warm_commands
 
     wish = warm_commands.Wish(
-        tuple(path or ()), listed, tuple(glob or ()), snapshot, jobs, rate, tuple(tier or ()), pin, verify,
+        tuple(path or ()), listed, tuple(glob or ()), snapshot, jobs or 0, rate, tuple(tier or ()), pin, verify,
         metadata_only, skip_existing, deadline,
     )  # fmt: skip
     warm_commands.warmup(target, wish, cache_dir, option or [], background=background, json=json)

@@ -93,7 +93,8 @@ class Whole(NamedTuple):
     """A small file that `SmallFiles` has fetched, or could not."""
 
     file: SourceFile
-    data: bytes
+    pieces: list[memoryview]
+    """All its bytes; none with an error."""
     checksum: int
     error: ForebayError | None
     took_ns: int
@@ -537,7 +538,8 @@ class Filler:
         """
         groups: dict[DatasetId, list[Whole]] = {}
         for whole in wholes:
-            self._count(whole.file, len(whole.data), whole.took_ns, failed=whole.error is not None)
+            failed = whole.error is not None
+            self._count(whole.file, 0 if failed else whole.file.size, whole.took_ns, failed=failed)
             if whole.error is not None:
                 self._give_up(whole.file.content, {0}, whole.error)
             else:
@@ -548,18 +550,20 @@ class Filler:
                 kept.update(map(id, group))
             for whole in group:
                 content = whole.file.content
-                if id(whole) not in kept and self._append(whole.file, content, whole.data):
+                data = None if id(whole) in kept else b"".join(whole.pieces)
+                if data is not None and self._append(whole.file, content, data):
                     kept.add(id(whole))
-                self._finish_block(content, 0, None if id(whole) in kept else whole.data)
+                    data = None
+                self._finish_block(content, 0, data)
         return [id(whole) in kept for whole in wholes]
 
     async def _append_all(self, dataset: DatasetId, group: list[Whole]) -> bool:
         """False: not all fit into one place."""
-        place = self._storage.place_packed(dataset, sum(len(whole.data) for whole in group))
+        place = self._storage.place_packed(dataset, sum(whole.file.size for whole in group))
         if place is None:
             return False
         try:
-            pieces = [memoryview(whole.data) for whole in group]
+            pieces = [piece for whole in group for piece in whole.pieces]
             await trio.to_thread.run_sync(write_all, place.descriptor, pieces, place.offset)
             if not os.fstat(place.descriptor).st_nlink:  # evicted while we wrote
                 place.tier.give_back(place.size)
@@ -572,8 +576,8 @@ class Filler:
             os.close(place.descriptor)
         offset, entries = place.offset, []
         for whole in group:
-            entries.append((whole.file.content, len(whole.data), offset, whole.checksum))
-            offset += len(whole.data)
+            entries.append((whole.file.content, whole.file.size, offset, whole.checksum))
+            offset += whole.file.size
         self._storage.index.add_packed_files(place.pack, entries)
         return True
 

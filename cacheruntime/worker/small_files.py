@@ -11,14 +11,14 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 import xxhash
 
 from forebay.cacheruntime.config import MIB
 from forebay.cacheruntime.errors import ForebayError
-from forebay.cacheruntime.worker.fetch import SourceFile, fetch_whole
+from forebay.cacheruntime.worker.fetch import SourceFile, fetch_pieces
 from forebay.cacheruntime.worker.fill import Filler, Whole
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class _Fetched:
 
     file: SourceFile
     done: Done
-    data: bytes = b""
+    pieces: list[memoryview] = field(default_factory=list)
     checksum: int = 0
     error: ForebayError | None = None
     took_ns: int = 0
@@ -102,8 +102,8 @@ class SmallFiles:
         while (item := self._todo.get()) is not None:
             began = time.monotonic_ns()
             try:
-                item.data = fetch_whole(item.file)
-                item.checksum = xxhash.xxh3_64_intdigest(item.data)
+                item.pieces = fetch_pieces(item.file)
+                item.checksum = _checksum(item.pieces)
             except ForebayError as error:
                 item.error = error
             except Exception as error:
@@ -129,13 +129,13 @@ class SmallFiles:
             size = 0
             while self._landed and size < _WRITE_BYTES:
                 batch.append(self._landed.popleft())
-                size += len(batch[-1].data)
+                size += batch[-1].file.size
             await self._write_batch(batch)
         self._writing = False
         self._write_soon()  # a thread may have seen us at work
 
     async def _write_batch(self, batch: list[_Fetched]) -> None:
-        wholes = [Whole(item.file, item.data, item.checksum, item.error, item.took_ns) for item in batch]
+        wholes = [Whole(item.file, item.pieces, item.checksum, item.error, item.took_ns) for item in batch]
         with trio.CancelScope(shield=True):  # half of it would be left in flight
             kept = await self._filler.end_wholes(wholes)
         self._under_way -= len(batch)
@@ -147,3 +147,12 @@ class SmallFiles:
                 self._todo.put(None)
         changed, self._changed = self._changed, trio.Event()
         changed.set()
+
+
+def _checksum(pieces: list[memoryview]) -> int:
+    if len(pieces) == 1:
+        return int(xxhash.xxh3_64_intdigest(pieces[0]))
+    hasher = xxhash.xxh3_64()
+    for piece in pieces:
+        hasher.update(piece)
+    return int(hasher.intdigest())
