@@ -10,6 +10,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from forebay.cacheruntime.errors import UsageError
+from forebay.cacheruntime.logs import LOG_FORMATS
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -140,6 +141,8 @@ class CacheConfig:
     """Share of a tier's file system that is always left free for others."""
     idle_exit_s: float = 5.0
     """A worker without mounts or requests ends after this."""
+    log_format: str = "text"
+    """Of worker, supervisors and handlers: one of `logs.LOG_FORMATS`."""
     fill: FillConfig = field(default_factory=FillConfig)
     retry: RetryConfig = field(default_factory=RetryConfig)
 
@@ -147,6 +150,11 @@ class CacheConfig:
     def lock_path(self) -> Path:
         """Locked by the running worker, which writes its process id there."""
         return self.cache_dir / "worker.lock"
+
+    @property
+    def metrics_path(self) -> Path:
+        """Holds HOST:PORT where workers of this cache folder serve /metrics; absent: nowhere."""
+        return self.cache_dir / "metrics"
 
     def remember_tiers(self) -> None:
         """Note the tiers in the cache folder, so that later commands need not be told."""
@@ -203,6 +211,30 @@ class CacheConfig:
                 "retry": RetryConfig(**raw["retry"]),
             }
         )
+
+
+def default_log_format(environ: Mapping[str, str]) -> str:
+    """`FOREBAY_LOG_FORMAT`, else text.
+
+    Raises:
+        UsageError: it is neither text nor json.
+    """
+    chosen = environ.get("FOREBAY_LOG_FORMAT") or LOG_FORMATS[0]
+    if chosen not in LOG_FORMATS:
+        raise UsageError(f"FOREBAY_LOG_FORMAT={chosen!r} is not one of {', '.join(LOG_FORMATS)}")
+    return chosen
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Where to listen, from 'PORT', ':PORT', 'HOST:PORT' or '[::1]:PORT'; on loopback unless a host is named.
+
+    Raises:
+        UsageError: not of that form.
+    """
+    host, _, port = text.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"address {text!r} is not HOST:PORT; write it like 9321 or 0.0.0.0:9321")
+    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def default_cache_dir(environ: Mapping[str, str]) -> Path:

@@ -17,9 +17,12 @@ from forebay.cacheruntime.config import (
     CacheConfig,
     TierConfig,
     default_cache_dir,
+    default_log_format,
     default_runtime_dir,
     default_tier,
+    parse_address,
 )
+from forebay.cacheruntime.counters import Counts, read_counts
 from forebay.cacheruntime.errors import MountError, NotAttached, SourceNotFound, UsageError
 from forebay.cacheruntime.keys import DatasetId, dataset_id
 from forebay.cacheruntime.status import DatasetReport, cache_report
@@ -27,7 +30,6 @@ from forebay.cacheruntime.understore.credentials import resolve_options
 from forebay.cacheruntime.understore.factory import canonical_source
 from forebay.cli import screens
 from forebay.fuse import lifecycle, mounting
-from forebay.fuse.counters import Counts, read_counts
 from forebay.proto import worker_pb2 as pb
 
 _NO_ID = 2**32 - 1
@@ -45,7 +47,12 @@ def cache_config(cache_dir: Path | None, tiers: list[str]) -> CacheConfig:
     """The configuration of a cache folder; without tiers, those that it was used with last, else the default."""
     folder = Path(os.path.abspath(cache_dir)) if cache_dir else default_cache_dir(os.environ)
     runtime = default_runtime_dir(os.environ)
-    config = CacheConfig(folder, tuple(TierConfig.parse(text) for text in tiers), runtime)
+    config = CacheConfig(
+        folder,
+        tuple(TierConfig.parse(text) for text in tiers),
+        runtime,
+        log_format=default_log_format(os.environ),
+    )
     for number, tier in enumerate(config.tiers):
         for other in config.tiers[:number]:
             if tier.path == other.path or tier.path in other.path.parents or other.path in tier.path.parents:
@@ -91,6 +98,14 @@ def _umask(text: str) -> int:
     return value
 
 
+def _metrics(text: str | None) -> str | None:
+    """HOST:PORT; '' to serve no metrics any more; None for no wish."""
+    if text is None or text == "off":
+        return "" if text else None
+    host, port = parse_address(text)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 HANDLERS_MAX = 32
 DEFAULT_HANDLERS_MAX = 4
 """Also on fewer cores: a handler that waits for the disk keeps its readers waiting, unless there is another one.
@@ -129,6 +144,7 @@ def mount(
     open_mode: str,
     handlers: str | None,
     foreground: bool,
+    metrics: str | None = None,
 ) -> None:
     uid, gid = _owner(owner)
     handlers_min, handlers_max = _handlers(handlers)
@@ -145,6 +161,7 @@ def mount(
         allow_other=allow_other,
         handlers_min=handlers_min,
         handlers_max=handlers_max,
+        metrics=_metrics(metrics),
     )
     state, supervisor = lifecycle.mount(request)
     screens.mounted(state)

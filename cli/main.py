@@ -53,6 +53,13 @@ def mount(
             help="Processes that serve the mount; the load decides between the bounds. Default: 1:4.",
         ),
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[HOST:]PORT|off",
+            help="Serve /metrics for Prometheus there, on loopback without HOST; remembered with the cache folder.",
+        ),
+    ] = None,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay until Ctrl-C, then unmount.")] = False,
 ) -> None:
     """Mount SOURCE on DIR, read-only. Returns when the mount is usable.
@@ -74,6 +81,7 @@ def mount(
         open_mode,
         handlers,
         foreground,
+        metrics,
     )
 
 

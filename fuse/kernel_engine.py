@@ -18,10 +18,10 @@ from typing import Any
 
 import trio
 
+from forebay.cacheruntime.counters import CounterRow, Source
 from forebay.cacheruntime.errors import CacheError, ForebayError
 from forebay.fuse import wire, wire_reply
 from forebay.fuse.channel import Channel
-from forebay.fuse.counters import CounterRow, Source
 from forebay.fuse.interrupt import wants_to_stop
 from forebay.fuse.kernel_requests import Requests
 from forebay.fuse.operations import NotReady, Refused, errno_of

@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from forebay.cacheruntime.counters import SAMPLED
 from forebay.fuse import wire, wire_reply
 from forebay.fuse.channel import Channel
-from forebay.fuse.counters import SAMPLED
 from forebay.fuse.negotiate import Agreement, CounterOffer, Wish, negotiate
 from forebay.fuse.open_table import Attempt
 from forebay.fuse.operations import FileEntry, Operations, Refused

@@ -52,6 +52,8 @@ class MountRequest:
     handlers_min: int
     handlers_max: int
     """Bounds of how many handlers serve it."""
+    metrics: str | None = None
+    """HOST:PORT where the worker is to serve /metrics from now on; empty: no longer; None: as it does."""
 
 
 def mount(request: MountRequest) -> tuple[mounts.MountState, int]:
@@ -69,6 +71,8 @@ def mount(request: MountRequest) -> tuple[mounts.MountState, int]:
     try:
         client.connect()
         client.check_tiers(request.tiers_given)
+        if request.metrics is not None:
+            client.call("ServeMetrics", pb.ServeMetricsRequest(address=request.metrics))
         reply = client.attach(request.source, list_tree=True, relist=True)
         mode, reason = _resolve_mode(wished, reply.catalogue, found)
         spec = _spec(request, directory, reply, mode, reason, note)

@@ -14,11 +14,11 @@ from forebay.cacheruntime.catalogue import Catalogue, Node
 from forebay.cacheruntime.client import AttachedClient
 from forebay.cacheruntime.config import FillConfig
 from forebay.cacheruntime.content import ContentReader
+from forebay.cacheruntime.counters import CounterRow, Source
 from forebay.cacheruntime.errors import SourceStale
 from forebay.cacheruntime.fill_socket import FillCall
 from forebay.cacheruntime.readahead import Advice, Readahead
 from forebay.fuse.arrivals import Arrivals
-from forebay.fuse.counters import CounterRow, Source
 from forebay.proto import worker_pb2 as pb
 
 _PATIENCE_S = 0.06

@@ -19,6 +19,7 @@ import trio
 
 from forebay.cacheruntime.config import CacheConfig
 from forebay.cacheruntime.errors import ForebayError
+from forebay.cacheruntime.logs import set_up_logs
 from forebay.cacheruntime.version import VERSION
 from forebay.cacheruntime.worker.core import Core
 from forebay.cacheruntime.worker.fill_server import serve_fills
@@ -42,13 +43,6 @@ def _take_lock(lock_path: Path) -> int | None:
     return descriptor
 
 
-def _set_up_log(cache_dir: Path) -> None:
-    handler = logging.handlers.RotatingFileHandler(cache_dir / "worker.log", maxBytes=4 << 20, backupCount=1)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-    logging.getLogger("botocore").setLevel(logging.WARNING)
-
-
 async def _serve(config: CacheConfig, storage: Storage) -> None:
     socket = config.socket_path
     async with trio.open_nursery() as nursery:
@@ -56,6 +50,7 @@ async def _serve(config: CacheConfig, storage: Storage) -> None:
         core = Core(config, storage, nursery, VERSION)
         await nursery.start(serve_fills, core, config.fill_socket_path)
         server = start_server(core, socket)
+        await core.metrics.serve_remembered()
         _say("ready")
         _detach_output()
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -72,6 +67,7 @@ async def _serve(config: CacheConfig, storage: Storage) -> None:
                 stopped = server.stop(_STOP_GRACE_S)
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(stopped.wait, _STOP_GRACE_S + 1)
+                    await core.metrics.stop()
                 nursery.cancel_scope.cancel()
 
 
@@ -96,7 +92,8 @@ def main() -> int:
         if lock is None:
             _say("taken")
             return 0
-        _set_up_log(config.cache_dir)
+        output = logging.handlers.RotatingFileHandler(config.cache_dir / "worker.log", maxBytes=4 << 20, backupCount=1)
+        set_up_logs("worker", config.log_format, output)
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         storage = Storage(config, boot_id)
         config.remember_tiers()

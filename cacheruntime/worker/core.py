@@ -19,6 +19,7 @@ from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.jobs import Job, Jobs
 from forebay.cacheruntime.worker.memory import Lease
+from forebay.cacheruntime.worker.metrics_server import Metrics
 from forebay.cacheruntime.worker.small_files import SmallFiles
 from forebay.cacheruntime.worker.storage import Storage
 from forebay.cacheruntime.worker.sync import Syncs
@@ -52,6 +53,7 @@ class Core:
         self.small_files = SmallFiles(self.filler, nursery)
         self.jobs = Jobs(config, self.datasets, self.filler, self.small_files, storage, nursery, self._busy)
         self._began = time.monotonic()
+        self.metrics = Metrics(config, self.status, self.traffic, self.jobs.store)
 
     async def attach(self, request: pb.AttachRequest) -> pb.AttachReply:
         with self._busy():
@@ -135,6 +137,10 @@ class Core:
                 queue_counts=traffic.queue_times.counts, queue_sum_s=traffic.queue_times.sum_s,
             )  # fmt: skip
         return reply
+
+    async def serve_metrics(self, request: pb.ServeMetricsRequest) -> pb.ServeMetricsReply:
+        with self._busy():
+            return pb.ServeMetricsReply(address=await self.metrics.serve(request.address))
 
     async def status(self, request: pb.StatusRequest) -> pb.StatusReply:
         reply = pb.StatusReply(pid=os.getpid(), version=self._version)

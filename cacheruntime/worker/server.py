@@ -59,6 +59,7 @@ for _name in (
     "StartJob",
     "CancelJob",
     "Traffic",
+    "ServeMetrics",
 ):
     setattr(WorkerService, _name, _unary(_name))
 

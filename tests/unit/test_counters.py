@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from forebay.fuse.counters import CounterRow, Counts, read_counts
+from forebay.cacheruntime.counters import CounterRow, Counts, read_counts
 
 
 def test_rows_are_summed(tmp_path: Path) -> None:
