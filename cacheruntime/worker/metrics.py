@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 from forebay.cacheruntime import mounts
 from forebay.cacheruntime.config import CacheConfig
-from forebay.cacheruntime.counters import Counts, read_counts, read_sources
+from forebay.cacheruntime.counters import Counts, Source, read_counts, read_sources
 from forebay.cacheruntime.histogram import BUCKETS, Histogram, upper_s
 from forebay.cacheruntime.jobs import JobState, JobStore
 from forebay.proto import worker_pb2 as pb
@@ -168,7 +168,8 @@ def mount_metrics(config: CacheConfig) -> Iterator[Metric]:
         if counts.hit_ratio is not None:
             ratio.add_metric(labels, counts.hit_ratio)
         for source, found in read_sources(folder).items():
-            size.add_metric([*labels, source.value], found.bytes)
+            # Of a tier's, one in so many is timed, but all are counted.
+            size.add_metric([*labels, source.value], counts.hit_bytes if source is Source.TIER else found.bytes)
             _add(times, [*labels, source.value], found.times)
     yield from (*counters.values(), ratio, size, times)
 
