@@ -35,7 +35,7 @@ def json_line(
     seconds, fraction = divmod(at_s, 1)
     stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{int(fraction * 1000):03}Z"
     fields = {"time": stamp, "level": level, "process": process, "pid": pid, "logger": logger, "message": message}
-    return json.dumps(fields | ({"exception": exception} if exception else {}), ensure_ascii=False)
+    return json.dumps(fields | ({"exception": exception} if exception else {}))
 
 
 def text_line(process: str, level: str, message: str, at_s: float, pid: int) -> str:

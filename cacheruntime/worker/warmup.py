@@ -18,7 +18,7 @@ from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.small_files import MOST_AT_ONCE, SmallFiles
 from forebay.cacheruntime.worker.snapshot import Snapshot
 from forebay.cacheruntime.worker.storage import Storage
-from forebay.cacheruntime.worker.verify import is_damaged
+from forebay.cacheruntime.worker.reread import is_damaged
 
 _FAILURES_SHOWN = 20
 """With the progress; all of them are in the job's log of failures."""
