@@ -1,6 +1,7 @@
 """Every setting, built once at the command line and passed down. Nothing else reads the environment."""
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -46,6 +47,9 @@ def parse_size(text: str) -> int:
     return size
 
 
+HIGH, LOW = 0.98, 0.95
+"""Watermarks of a tier without its own."""
+
 _TIME_UNITS = {"": 1.0, "S": 1.0, "M": 60.0, "H": 3600.0, "D": 86400.0}
 
 
@@ -72,25 +76,42 @@ class TierConfig:
     """Absolute folder; made when absent."""
     quota_bytes: int
     """Upper bound of what this tier holds, in bytes of cached data."""
+    high: float = HIGH
+    """Share of the quota from which on room is made in the background, down to `low`."""
+    low: float = LOW
 
     @classmethod
     def parse(cls, text: str) -> "TierConfig":
-        """From `MEM:/dev/shm/forebay:4GiB`.
+        """From `MEM:/dev/shm/forebay:4GiB` or `SSD:/var/cache/forebay:100GiB,high=0.95,low=0.8`.
 
         Raises:
             UsageError: not of that form.
         """
         medium, _, rest = text.partition(":")
-        path, _, size = rest.rpartition(":")
+        path, _, tail = rest.rpartition(":")
         if not path or medium.upper() not in Medium.__members__:
             raise UsageError(
                 f"--tier {text!r} is not MEDIUM:FOLDER:SIZE with MEDIUM one of MEM, SSD, HDD;"
                 " write it like SSD:/var/cache/forebay:100GiB"
             )
-        return cls(Medium[medium.upper()], Path(os.path.abspath(path)), parse_size(size))
+        size, *marks = tail.split(",")
+        given = {"high": HIGH, "low": LOW}
+        for mark in marks:
+            name, _, value = mark.partition("=")
+            try:
+                given[name] = float(value) if name in given else math.nan
+            except ValueError:
+                given[name] = math.nan
+        if len(given) > 2 or not 0 < given["low"] <= given["high"] <= 1:
+            raise UsageError(
+                f"--tier {text!r}: behind the size only high=RATIO and low=RATIO with 0 < low <= high <= 1,"
+                " like SSD:/var/cache/forebay:100GiB,high=0.95,low=0.8"
+            )
+        return cls(Medium[medium.upper()], Path(os.path.abspath(path)), parse_size(size), **given)
 
     def __str__(self) -> str:
-        return f"{self.medium.value}:{self.path}:{self.quota_bytes}"
+        marks = "" if (self.high, self.low) == (HIGH, LOW) else f",high={self.high:g},low={self.low:g}"
+        return f"{self.medium.value}:{self.path}:{self.quota_bytes}{marks}"
 
 
 @dataclass(frozen=True)
@@ -143,6 +164,12 @@ class CacheConfig:
     """A worker without mounts or requests ends after this."""
     log_format: str = "text"
     """Of worker, supervisors and handlers: one of `logs.LOG_FORMATS`."""
+    checkpoint_s: float = 20.0
+    """What was filled is safe from a power loss after this long, and the time that syncing it takes."""
+    move_bytes_s: int = 256 * MIB
+    """Bound of moves between tiers, in bytes a second over all of them."""
+    scrub_bytes_s: int = 16 * MIB
+    """Bound of the background check of what is cached, in bytes a second; 0 switches it off."""
     fill: FillConfig = field(default_factory=FillConfig)
     retry: RetryConfig = field(default_factory=RetryConfig)
 
@@ -178,6 +205,10 @@ class CacheConfig:
     @property
     def index_dir(self) -> Path:
         return self.cache_dir / "index"
+
+    @property
+    def ledger_dir(self) -> Path:
+        return self.cache_dir / "ledger"
 
     @property
     def socket_path(self) -> Path:

@@ -1,14 +1,22 @@
 """Reading cached bytes: from a content id to an open descriptor and a position, without asking the worker.
 
-Used by FUSE handlers and the fsspec client alike.
+Used by FUSE handlers, the fsspec client and forebay.torch alike.
+
+Nothing is given out that is not known to be what was written: a tier file or pack has the seal that the index says
+(`index.py`), or the worker is writing it at this time, or (in a pack) the file's bytes are compared with its checksum
+here. Else the answer is as if it were not cached: the worker, when asked for it, puts it right.
 """
 
 import os
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from forebay.cacheruntime.index import Cached, Index, PackNumber, TierNumber
+import xxhash
+
+from forebay.cacheruntime.index import WRITING, Cached, Index, PackNumber, Seal, TierNumber
 from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.tiers import cached_path, file_path
 from forebay.cacheruntime.touch import TouchMap, slot_of
@@ -30,43 +38,64 @@ _Key = ContentId | PackNumber
 """Of an open descriptor: a pack's number for all files in it, else the content. Cheaper to look up than a path."""
 
 
+_SWEEP_S = 0.1
+"""Descriptors are looked at this often at most after the worker has said that something was evicted."""
+
+_WRONG = 1024
+"""Files found damaged that are remembered until they are asked for again."""
+
+
 class _Opened:
     """One descriptor, shared by all files of a pack."""
 
-    __slots__ = ("descriptor",)
+    __slots__ = ("descriptor", "seal")
 
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.seal = WRITING
+        """That the file had when the index vouched for it."""
 
 
 class ContentReader:
     """Finds cached bytes. Not safe for use from several threads at once.
 
     A descriptor that is open stays good when its file is evicted, so a place that was found once is found again
-    without a look at the index. `sweep` gives back the disk space that such descriptors hold.
+    without a look at the index, as long as nobody has changed the file. `sweep` gives back the disk space that such
+    descriptors hold.
     """
 
-    def __init__(self, index: Index, touch: TouchMap) -> None:
+    def __init__(self, index: Index, touch: TouchMap, clock: Callable[[], float] = time.monotonic) -> None:
         self._index = index
         self._touch = touch
+        self._clock = clock
         self._folders: dict[TierNumber, Path] = {}
         self._opened: OrderedDict[_Key, _Opened] = OrderedDict()
         self._complete: OrderedDict[ContentId, tuple[_Opened, int, int]] = OrderedDict()
+        self._whole: ContentId | None = None
+        """The last file that was found, if it is wholly cached."""
+        self._wrong: dict[ContentId, None] = {}
+        self._departures = touch.departures
+        self._swept_at = 0.0
 
     def find(self, content: ContentId, start: int, end: int) -> Place | None:
         """Where [start, end) of a file is, or None when not all of it is cached. `end` is at most the file's size."""
+        if self._touch.departures != self._departures:
+            self._sweep_soon()
         known = self._complete.get(content)
         if known is not None:
             opened, base, slot = known
-            self._touch.set(slot)
-            return Place(opened.descriptor, base, slot)
+            if os.fstat(opened.descriptor).st_ctime_ns == opened.seal.ctime_ns:
+                self._touch.set(slot)
+                return Place(opened.descriptor, base, slot)
+            self._forget(self._key_of(opened), opened)
         found = self._find_open(content, start, end)
         if found is None:
             return None
-        cached, opened = found
+        cached, opened, sealed = found
         slot = slot_of(content, cached.pack)
         self._touch.set(slot)
-        if cached.complete:
+        self._whole = content if cached.complete else None
+        if cached.complete and sealed:
             self._complete[content] = (opened, cached.offset, slot)
             if len(self._complete) > 64 * _OPEN_FILES:
                 self._complete.popitem(last=False)
@@ -74,7 +103,21 @@ class ContentReader:
 
     def is_whole(self, content: ContentId) -> bool:
         """Whether the last `find` of it saw the whole file cached."""
-        return content in self._complete
+        return content == self._whole or content in self._complete
+
+    def take_wrong(self, content: ContentId) -> bool:
+        """Whether a file's bytes proved wrong since the last call: the worker is to be told when it is asked for
+        them."""
+        return self._wrong.pop(content, self) is None
+
+    def is_wrong(self, content: ContentId) -> None:
+        """The caller could not read what `find` has found."""
+        self._wrong[content] = None
+        if len(self._wrong) > _WRONG:
+            del self._wrong[next(iter(self._wrong))]
+        known = self._complete.get(content)
+        if known is not None:
+            self._forget(self._key_of(known[0]), known[0])
 
     def cached(self, content: ContentId) -> Cached | None:
         """The index's record."""
@@ -85,6 +128,11 @@ class ContentReader:
         if tier not in self._folders:
             self._folders = {number: path for number, (_, path) in self._index.tiers().items()}
         return self._folders.get(tier)
+
+    def tier_folder(self, cached: Cached) -> Path | None:
+        """Folder of the tier that a record's bytes are in."""
+        tier = self._index.tier_of(cached)
+        return self.folder(tier) if tier is not None else None
 
     def whole_file(self, content: ContentId, size: int) -> int | None:
         """A new descriptor of the tier file when it holds the whole source file and nothing else, else None.
@@ -99,12 +147,12 @@ class ContentReader:
             return None
         try:
             descriptor = os.open(file_path(folder, content), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except OSError:
             return None
-        # Descriptor, then record, then link count: see _find_open.
+        # Descriptor, then record, then status: see _find_open.
         still = self._index.find(content) == cached
         status = os.fstat(descriptor)
-        if not still or not status.st_nlink or status.st_size != size:
+        if not still or not status.st_nlink or status.st_size != size or not self._is_sealed(cached, status):
             os.close(descriptor)
             return None
         self._touch.set(slot_of(content, cached.pack))
@@ -112,9 +160,14 @@ class ContentReader:
 
     def sweep(self) -> None:
         """Close descriptors of files that were evicted, so that their space is free again."""
+        self._departures, self._swept_at = self._touch.departures, self._clock()
         for key, opened in list(self._opened.items()):
             if os.fstat(opened.descriptor).st_nlink == 0:
                 self._forget(key, opened)
+
+    def _sweep_soon(self) -> None:
+        if self._clock() - self._swept_at >= _SWEEP_S:
+            self.sweep()
 
     def abandon(self) -> None:
         """Close the index too; for a forked child, which must not use it."""
@@ -125,13 +178,14 @@ class ContentReader:
         for key, opened in list(self._opened.items()):
             self._forget(key, opened)
 
-    def _find_open(self, content: ContentId, start: int, end: int) -> tuple[Cached, _Opened] | None:
-        """The record and a descriptor of the very file it speaks of.
+    def _find_open(self, content: ContentId, start: int, end: int) -> tuple[Cached, _Opened, bool] | None:
+        """The record, a descriptor of the very file it speaks of, and whether that has its seal.
 
-        A file may be evicted and begun anew under the same name at any time. Eviction unlinks first and drops the
-        record then, so a record that is read after the descriptor was opened speaks of that file if it is still
-        linked afterwards: hence the order descriptor, record, link count.
+        A file may be evicted and begun anew under the same name at any time. Eviction unlinks before anything is made
+        anew, so a record that is read after the descriptor was opened speaks of that file if it is still linked
+        afterwards: hence the order descriptor, record, status.
         """
+        last = None
         while True:
             cached = self._index.find(content)
             if cached is None or not cached.has(start, end):
@@ -142,25 +196,77 @@ class ContentReader:
                 if not self._open(key, content, cached):
                     return None
                 continue  # and look again, now that it is open
-            if os.fstat(opened.descriptor).st_nlink:
-                self._opened.move_to_end(key)
-                return cached, opened
-            self._forget(key, opened)
+            status = os.fstat(opened.descriptor)
+            if not status.st_nlink:
+                self._forget(key, opened)
+                continue
+            self._opened.move_to_end(key)
+            sealed = self._has_seal(cached, opened, status)
+            if sealed or self._is_right(content, cached, opened):
+                return cached, opened, sealed
+            if cached == last:
+                return None  # the worker will see what has become of it
+            last = cached  # or it was written to, sealed, between our two looks
+
+    def _has_seal(self, cached: Cached, opened: _Opened, status: os.stat_result) -> bool:
+        if not cached.pack:
+            sealed = self._is_sealed(cached, status)
+        elif cached.session < self._index.trusted_since:
+            return False
+        else:
+            sealed = opened.seal.ctime_ns == status.st_ctime_ns and opened.seal != WRITING
+            if not sealed:
+                pack = self._index.pack(cached.pack)
+                sealed = (
+                    pack is not None
+                    and pack.session >= self._index.trusted_since
+                    and pack.seal == (status.st_ino, status.st_ctime_ns)
+                )
+        if sealed:
+            opened.seal = Seal(status.st_ino, status.st_ctime_ns)
+        return sealed
+
+    def _is_sealed(self, cached: Cached, status: os.stat_result) -> bool:
+        """Of a file of its own."""
+        trusted = cached.session >= self._index.trusted_since
+        return trusted and cached.seal == (status.st_ino, status.st_ctime_ns)
+
+    def _is_right(self, content: ContentId, cached: Cached, opened: _Opened) -> bool:
+        """Whether the bytes of a file without a seal can be given out all the same."""
+        if not cached.pack:
+            # The worker, if it runs, is writing to it. One of before was killed while it was.
+            return cached.seal == WRITING and cached.session == self._index.session()
+        try:
+            data = os.pread(opened.descriptor, cached.size, cached.offset)
+        except OSError:
+            data = b""
+        if len(data) == cached.size and xxhash.xxh3_64_intdigest(data) == cached.checksum:
+            return True
+        self._wrong[content] = None
+        return False
 
     def _open(self, key: _Key, content: ContentId, cached: Cached) -> bool:
-        folder = self.folder(cached.tier)
+        folder = self.tier_folder(cached)
         if folder is None:
             return False
         try:
             self._opened[key] = _Opened(cached_path(folder, content, cached.pack))
         except FileNotFoundError:
             return False  # evicted between the look at the index and now
+        except OSError:
+            self._wrong[content] = None
+            return False
         while len(self._opened) > _OPEN_FILES:
             oldest, closing = next(iter(self._opened.items()))
             self._forget(oldest, closing)
         return True
 
-    def _forget(self, key: _Key, opened: _Opened) -> None:
+    def _key_of(self, opened: _Opened) -> _Key | None:
+        return next((key for key, known in self._opened.items() if known is opened), None)
+
+    def _forget(self, key: _Key | None, opened: _Opened) -> None:
+        if key is None:
+            return
         del self._opened[key]
         for content in [c for c, (known, _, _) in self._complete.items() if known is opened]:
             del self._complete[content]

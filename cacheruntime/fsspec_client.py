@@ -336,5 +336,8 @@ class CachedFile(io.RawIOBase):
 
     def _fill(self, offset: int, length: int, window: int, *, background: bool = False) -> bytes | None:
         ref = pb.FileRef(path=os.fsencode(self._path), size=self.size, version=self._entry.version)
-        request = pb.FillRequest(file=ref, offset=offset, length=length, window=window, background=background)
+        suspect = self._cache.reader.take_wrong(self._content)
+        request = pb.FillRequest(
+            file=ref, offset=offset, length=length, window=window, background=background, suspect=suspect
+        )
         return self._cache.fill(self._spec, request)

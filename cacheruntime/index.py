@@ -2,34 +2,51 @@
 
 Storage format
 --------------
-Folder ``index/`` of the cache folder. The worker alone writes it (`IndexWriter`); every hit reads it (`Index`).
+Folder ``index/`` of the cache folder. The worker alone writes it (`worker/index_writer.py`); every hit reads it
+(`Index`). Numbers are big endian. "Checked" values end with four bytes of the XXH3-64 of key and value: a record that
+was damaged at rest is no record.
 
-``contents``: content id (16 bytes) -> `_CONTENT`, followed by the block bitmap while the file is partial: bit
-    ``b % 8`` of byte ``b // 8`` says that block ``b`` is in the tier file. Blocks are only ever added while a record
-    exists. A record that says `_PACKED` has its bytes at ``offset`` of a pack and is always whole.
-``sums``: content id + block number (4 bytes, big endian) -> XXH3-64 of the block (8 bytes, big endian). Every
-    block that ``contents`` calls present has one; a packed file has block 0 only.
-``packs``: pack number (4 bytes, big endian) -> `_PACK`. Length counts every byte ever appended.
-``members``: dataset (8 bytes) + tier (2 bytes) + pack (4 bytes, 0: own file) + content id -> empty. One for each
-    record of ``contents``: it finds what to drop with a pack or a dataset.
-``holdings``: dataset (8 bytes) + tier (2 bytes) -> bytes and files held, 8 bytes each. The sums over ``contents``.
-``tiers``: tier number (2 bytes, big endian) -> its uuid (16 bytes) and folder. The number is what records hold; the
-    uuid is that of the folder's marker file, so an exchanged or emptied folder is noticed.
+``contents``: content id (16 bytes) -> checked: `_HEAD`, then for a file in a pack `_PLACE`, for a file of its own
+    `_SEAL` and, while it is partial, the block bitmap: bit ``b % 8`` of byte ``b // 8`` says that block ``b`` is in the
+    tier file. Blocks are only ever added while a record exists. A packed file is always whole.
+``sums``: content id + block number (4 bytes) -> XXH3-64 of the block (8 bytes), for files of their own: one for every
+    block that ``contents`` calls present. That of a packed file is in its record.
+``packs``: pack number (4 bytes) -> checked `_PACK`. Length counts every byte ever appended, live bytes and live files
+    those that ``contents`` still knows.
+``members``: dataset (8 bytes) + pack (4 bytes, 0: file of its own) + content id -> empty. One for each record of
+    ``contents``: it finds what to drop with a pack or a dataset.
+``holdings``: dataset (8 bytes) + share (2 bytes) + tier (2 bytes) -> bytes and files held, 8 bytes each. The sums over
+    ``contents``.
+``shares``: dataset (8 bytes) + XXH3-64 of a path (8 bytes) -> share number (2 bytes) and the path. A share is the part
+    of a dataset below a path that has a quota of its own; share 0 is all the rest.
+``pins``: dataset (8 bytes) + XXH3-64 of a path (8 bytes) -> the path. What is below it is marked `_PINNED`.
+``doomed``: tier (2 bytes) + content id, or + pack number (4 bytes) -> empty. A file that may be left behind by a crash
+    is named here before it can come to be so: the next start removes it, unless a record says that it lives there.
+``tiers``: tier number (2 bytes) -> its uuid (16 bytes) and folder. The number is what records hold; the uuid is that of
+    the folder's marker file, so an exchanged or emptied folder is noticed.
 ``meta``: ``format``; ``boot``: boot id of the kernel it was written under; ``clean``: there after an orderly stop;
-    ``last_pack`` (4 bytes, big endian) and ``last_tier`` (2 bytes): the highest numbers ever minted.
+    ``session`` (4 bytes): counts the worker's starts; ``trusted`` (4 bytes): the first session whose records may be
+    believed without a look at the data; ``last_pack`` (4 bytes), ``last_tier`` and ``last_share`` (2 bytes): the
+    highest numbers ever minted; ``scrubbed``: the content id up to which the scrub has come.
+
+Seals: inode number and change time (ctime) of a tier file or pack when the worker wrote to it last. Whoever writes to
+the file by another way, or puts another in its place, changes one of the two; so a file that has its seal is what was
+checked. A seal of zeros says that the worker is writing (in the record's session).
 
 Durability: commits are not synced, so `kill -9` loses nothing (the kernel has the pages) and a power loss could tear
-the file. Hence an index that was not closed in order *and* comes from another boot is not trusted: the worker starts
-with an empty one and removes the tiers' files.
+the file. An index that was not closed in order *and* comes from another boot is replaced by the last checkpoint
+(`worker/ledger.py`), and nothing in it is believed before its checksum was compared.
 """
 
+import contextlib
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NewType
+from typing import Any, NamedTuple, NewType
 
 import lmdb
+import xxhash
 
 from forebay.cacheruntime.config import MIB
 from forebay.cacheruntime.errors import CacheFormatError
@@ -44,25 +61,54 @@ PackNumber = NewType("PackNumber", int)
 BLOCK_BYTES = MIB
 """Unit of presence and of checksums; part of the format."""
 
-FORMAT = b"1"
+FORMAT = b"2"
 
-_CONTENT = struct.Struct(">BHQIQ8s")
-"""flags, tier, size in bytes, pack number, offset in the pack, dataset."""
-_PACK = struct.Struct(">HQ8s")
-"""tier, length in bytes, dataset."""
+TABLES = (
+    "contents",
+    "sums",
+    "packs",
+    "members",
+    "holdings",
+    "shares",
+    "pins",
+    "doomed",
+    "tiers",
+    "meta",
+)
+
+_HEAD = struct.Struct(">BHHQ8sI")
+"""flags, tier (0 in a pack), share, size in bytes, dataset, session."""
+_PLACE = struct.Struct(">IQQ")
+"""pack number, offset in the pack, XXH3-64."""
+_SEAL = struct.Struct(">QQ")
+"""inode number, ctime in ns."""
+_PACK = struct.Struct(">BHHQQQ8sIQQ")
+"""flags, tier, share, length, live bytes, live files, dataset, session, inode number, ctime in ns."""
 _HELD = struct.Struct(">QQ")
 _COMPLETE = 1
 _PACKED = 2
+_PINNED = 4
+_CHECK_BYTES = 4
 
-_MAP_BYTES = 1 << 37
+MAP_BYTES = 1 << 37
 """Address space, not disk: 128 GiB is beyond 300 million records."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cached:
+class Seal(NamedTuple):
+    """State of a file that nobody has changed since; see above."""
+
+    inode: int
+    ctime_ns: int
+
+
+WRITING = Seal(0, 0)
+
+
+class Cached(NamedTuple):
     """Where a file's bytes are."""
 
     tier: TierNumber
+    """0 for a file in a pack: the pack's record has it."""
     size: int
     """Of the source file, in bytes."""
     complete: bool
@@ -73,6 +119,14 @@ class Cached:
     dataset: DatasetId
     bitmap: bytes
     """Empty once complete."""
+    share: int = 0
+    session: int = 0
+    """Of the worker that has written or verified it last."""
+    seal: Seal = WRITING
+    """Of a file of its own."""
+    checksum: int = 0
+    """XXH3-64 of a packed file."""
+    pinned: bool = False
 
     def has(self, start: int, end: int) -> bool:
         """Whether all bytes of [start, end) are cached; `end` is at most the size."""
@@ -83,6 +137,12 @@ class Cached:
             bitmap[block >> 3] & (1 << (block & 7))
             for block in range(start // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1)
         )
+
+    def blocks(self) -> Iterator[int]:
+        """Numbers of the blocks that are present."""
+        for block in range(block_count(self.size)):
+            if self.complete or self.bitmap[block >> 3] & (1 << (block & 7)):
+                yield block
 
     def cached_bytes(self) -> int:
         """How many bytes of the file are present."""
@@ -97,22 +157,28 @@ class Cached:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What one dataset has in one tier."""
+    """What one share of a dataset has in one tier."""
 
     dataset: DatasetId
+    share: int
     tier: TierNumber
     bytes: int
     files: int
 
 
-@dataclass(frozen=True, slots=True)
-class Pack:
+class Pack(NamedTuple):
     """One pack file."""
 
     number: PackNumber
     tier: TierNumber
+    share: int
     length: int
+    live_bytes: int
+    live_files: int
     dataset: DatasetId
+    session: int
+    seal: Seal
+    pinned: bool
 
 
 def block_count(size: int) -> int:
@@ -120,25 +186,111 @@ def block_count(size: int) -> int:
     return -(-size // BLOCK_BYTES)
 
 
-def _unpack(raw: bytes) -> Cached:
-    flags, tier, size, pack, offset, dataset = _CONTENT.unpack_from(raw)
+def block_bytes(size: int, number: int) -> int:
+    """Bytes of a block of a file of `size` bytes."""
+    return min(BLOCK_BYTES, size - number * BLOCK_BYTES)
+
+
+def pack_key(number: PackNumber) -> bytes:
+    return number.to_bytes(4, "big")
+
+
+def sum_key(content: ContentId, block: int) -> bytes:
+    return content + block.to_bytes(4, "big")
+
+
+def member_key(dataset: DatasetId, pack: PackNumber, content: ContentId) -> bytes:
+    return bytes.fromhex(dataset) + pack.to_bytes(4, "big") + content
+
+
+def holding_key(dataset: DatasetId, share: int, tier: TierNumber) -> bytes:
+    return bytes.fromhex(dataset) + share.to_bytes(2, "big") + tier.to_bytes(2, "big")
+
+
+def path_key(dataset: DatasetId, path: bytes) -> bytes:
+    """Of `shares` and `pins`."""
+    return bytes.fromhex(dataset) + xxhash.xxh3_64_digest(path)
+
+
+def doomed_key(tier: TierNumber, thing: ContentId | PackNumber) -> bytes:
+    name = thing if isinstance(thing, bytes) else thing.to_bytes(4, "big")
+    return tier.to_bytes(2, "big") + name
+
+
+def checked(key: bytes, value: bytes) -> bytes:
+    """A value with its check."""
+    return value + xxhash.xxh3_64_digest(key + value)[:_CHECK_BYTES]
+
+
+def is_sound(key: bytes, raw: bytes) -> bool:
+    """Whether a checked value is what was written."""
+    return xxhash.xxh3_64_digest(key + raw[:-_CHECK_BYTES])[:_CHECK_BYTES] == raw[-_CHECK_BYTES:]
+
+
+def unpack_cached(key: bytes, raw: bytes) -> Cached | None:
+    """A record of `contents`; None when it is damaged."""
+    if not is_sound(key, raw):
+        return None
+    flags, tier, share, size, dataset, session = _HEAD.unpack_from(raw)
+    name = DatasetId(dataset.hex())
+    if flags & _PACKED:
+        pack, offset, checksum = _PLACE.unpack_from(raw, _HEAD.size)
+        return Cached(
+            TierNumber(0), size, True, PackNumber(pack), offset, name, b"", share, session, WRITING, checksum,
+            bool(flags & _PINNED),
+        )  # fmt: skip
     return Cached(
-        TierNumber(tier), size, bool(flags & _COMPLETE), PackNumber(pack), offset,
-        DatasetId(dataset.hex()), raw[_CONTENT.size :],
+        TierNumber(tier), size, bool(flags & _COMPLETE), PackNumber(0), 0, name,
+        raw[_HEAD.size + _SEAL.size : -_CHECK_BYTES], share, session, Seal(*_SEAL.unpack_from(raw, _HEAD.size)), 0,
+        bool(flags & _PINNED),
     )  # fmt: skip
 
 
-def _pack_record(cached: Cached) -> bytes:
-    flags = (_COMPLETE if cached.complete else 0) | (_PACKED if cached.pack else 0)
-    head = _CONTENT.pack(flags, cached.tier, cached.size, cached.pack, cached.offset, bytes.fromhex(cached.dataset))
-    return head + cached.bitmap
+def pack_cached(key: bytes, cached: Cached) -> bytes:
+    """The value for a key of `contents`."""
+    flags = _PINNED * cached.pinned + _COMPLETE * cached.complete + (_PACKED if cached.pack else 0)
+    head = _HEAD.pack(flags, cached.tier, cached.share, cached.size, bytes.fromhex(cached.dataset), cached.session)
+    if cached.pack:
+        return checked(key, head + _PLACE.pack(cached.pack, cached.offset, cached.checksum))
+    return checked(key, head + _SEAL.pack(*cached.seal) + cached.bitmap)
 
 
-_TABLES = ("contents", "sums", "packs", "members", "holdings", "tiers", "meta")
+def unpack_pack(key: bytes, raw: bytes) -> Pack | None:
+    """A record of `packs`; None when it is damaged."""
+    if not is_sound(key, raw):
+        return None
+    flags, tier, share, length, live_bytes, live_files, dataset, session, inode, ctime_ns = _PACK.unpack_from(raw)
+    return Pack(
+        PackNumber(int.from_bytes(key, "big")), TierNumber(tier), share, length, live_bytes, live_files,
+        DatasetId(dataset.hex()), session, Seal(inode, ctime_ns), bool(flags & _PINNED),
+    )  # fmt: skip
+
+
+def pack_pack(pack: Pack) -> bytes:
+    """The value for a pack's key."""
+    return checked(
+        pack_key(pack.number),
+        _PACK.pack(
+            _PINNED * pack.pinned, pack.tier, pack.share, pack.length, pack.live_bytes, pack.live_files,
+            bytes.fromhex(pack.dataset), pack.session, *pack.seal,
+        ),
+    )  # fmt: skip
+
+
+def unpack_held(raw: bytes | None) -> tuple[int, int]:
+    """Bytes and files of a record of `holdings`; none is (0, 0)."""
+    held: tuple[int, int] = _HELD.unpack(raw) if raw else (0, 0)
+    return held
+
+
+def pack_held(held_bytes: int, held_files: int) -> bytes:
+    return _HELD.pack(held_bytes, held_files)
 
 
 class Index:
     """A reader. Safe to use from several threads; not across a fork.
+
+    What is damaged in the file reads as absent, so that it is asked for again; the worker finds out why.
 
     Resources: `close` unmaps the file.
     """
@@ -151,25 +303,76 @@ class Index:
         """
         try:
             self._env = env or lmdb.open(
-                str(folder), readonly=True, max_dbs=len(_TABLES), map_size=_MAP_BYTES, max_readers=1024, readahead=False
+                str(folder), readonly=True, max_dbs=len(TABLES), map_size=MAP_BYTES, max_readers=1024, readahead=False
             )
-            self._tables = {name: self._env.open_db(name.encode(), create=False) for name in _TABLES}
+            with self._env.begin() as txn:
+                meta = self._env.open_db(b"meta", txn, create=False)
+                found = txn.get(b"format", db=meta)
+            if found != FORMAT:
+                raise CacheFormatError(f"the cache index {folder} is of another format than this version reads")
+            self._tables = {name: self._env.open_db(name.encode(), create=False) for name in TABLES}
         except lmdb.Error as error:
             raise CacheFormatError(f"{folder} holds no readable cache index ({error})") from error
         self._contents = self._tables["contents"]
+        self._meta = self._tables["meta"]
+        self.trusted_since = self._number(b"trusted")
+        """Records of earlier sessions are to be compared with their checksums before they are believed."""
 
     def close(self) -> None:
         self._env.close()
 
+    def session(self) -> int:
+        """Of the worker that runs, or ran last."""
+        return self._number(b"session")
+
+    def _number(self, key: bytes) -> int:
+        with self._env.begin() as txn:
+            return int.from_bytes(txn.get(key, db=self._meta) or b"", "big")
+
     def find(self, content: ContentId) -> Cached | None:
+        try:
+            with self._env.begin() as txn:
+                raw = txn.get(content, db=self._contents)
+        except lmdb.Error:
+            return None
+        return unpack_cached(content, raw) if raw else None
+
+    def is_damaged(self, content: ContentId) -> bool:
+        """Whether there is a record that is not sound."""
         with self._env.begin() as txn:
             raw = txn.get(content, db=self._contents)
-        return _unpack(raw) if raw else None
+        return raw is not None and not is_sound(content, raw)
+
+    def pack(self, number: PackNumber) -> Pack | None:
+        key = pack_key(number)
+        try:
+            with self._env.begin() as txn:
+                raw = txn.get(key, db=self._tables["packs"])
+        except lmdb.Error:
+            return None
+        return unpack_pack(key, raw) if raw else None
+
+    def has_pack(self, number: PackNumber) -> bool:
+        """Whether there is a record of a pack, be it sound or not."""
+        with self._env.begin() as txn:
+            return txn.get(pack_key(number), db=self._tables["packs"]) is not None
+
+    def scrubbed(self) -> bytes:
+        """How far the scrub has come; empty: nowhere."""
+        with self._env.begin() as txn:
+            return bytes(txn.get(b"scrubbed", db=self._meta) or b"")
+
+    def tier_of(self, cached: Cached) -> TierNumber | None:
+        """Where a record's bytes are; None when its pack is gone."""
+        if not cached.pack:
+            return cached.tier
+        pack = self.pack(cached.pack)
+        return pack.tier if pack else None
 
     def checksum(self, content: ContentId, block: int) -> int | None:
-        """XXH3-64 of a block, or None when the block is not there."""
+        """XXH3-64 of a block of a file of its own, or None when the block is not there."""
         with self._env.begin() as txn:
-            raw = txn.get(content + block.to_bytes(4, "big"), db=self._tables["sums"])
+            raw = txn.get(sum_key(content, block), db=self._tables["sums"])
         return int.from_bytes(raw, "big") if raw else None
 
     def tiers(self) -> dict[TierNumber, tuple[bytes, Path]]:
@@ -186,239 +389,73 @@ class Index:
     def holdings(self) -> list[Holding]:
         with self._env.begin() as txn, txn.cursor(db=self._tables["holdings"]) as cursor:
             return [
-                Holding(DatasetId(key[:8].hex()), TierNumber(int.from_bytes(key[8:], "big")), *_HELD.unpack(value))
+                Holding(
+                    DatasetId(key[:8].hex()), int.from_bytes(key[8:10], "big"),
+                    TierNumber(int.from_bytes(key[10:], "big")), *unpack_held(value),
+                )
                 for key, value in cursor
-            ]
+            ]  # fmt: skip
 
     def packs(self) -> list[Pack]:
+        """All whose records are sound."""
         with self._env.begin() as txn, txn.cursor(db=self._tables["packs"]) as cursor:
-            return [_unpack_pack(key, value) for key, value in cursor]
+            found = [unpack_pack(key, value) for key, value in cursor]
+        return [pack for pack in found if pack is not None]
 
-    def members(self, dataset: DatasetId, tier: TierNumber) -> Iterator[tuple[PackNumber, ContentId]]:
-        """All that a dataset has in a tier. The iterator holds a read transaction."""
-        prefix = bytes.fromhex(dataset) + tier.to_bytes(2, "big")
-        with self._env.begin() as txn, txn.cursor(db=self._tables["members"]) as cursor:
+    def shares(self, dataset: DatasetId) -> dict[bytes, int]:
+        """Path -> share number."""
+        return {value[2:]: int.from_bytes(value[:2], "big") for value in self._below("shares", dataset)}
+
+    def pins(self, dataset: DatasetId) -> list[bytes]:
+        """Paths that are pinned."""
+        return sorted(self._below("pins", dataset))
+
+    def _below(self, table: str, dataset: DatasetId) -> list[bytes]:
+        prefix = bytes.fromhex(dataset)
+        with self._env.begin() as txn, txn.cursor(db=self._tables[table]) as cursor:
+            found = []
             more = cursor.set_range(prefix)
             while more and cursor.key().startswith(prefix):
-                key = cursor.key()
-                yield PackNumber(int.from_bytes(key[10:14], "big")), ContentId(key[14:])
+                found.append(cursor.value())
                 more = cursor.next()
+            return found
 
+    def members(self, dataset: DatasetId, pack: PackNumber | None = None) -> Iterator[tuple[PackNumber, ContentId]]:
+        """All that is cached of a dataset, or in one of its packs (0: files of their own)."""
+        prefix = bytes.fromhex(dataset) + (b"" if pack is None else pack.to_bytes(4, "big"))
+        for key in self._keys("members", prefix):
+            yield PackNumber(int.from_bytes(key[8:12], "big")), ContentId(key[12:])
 
-def _unpack_pack(key: bytes, value: bytes) -> Pack:
-    tier, length, dataset = _PACK.unpack(value)
-    return Pack(PackNumber(int.from_bytes(key, "big")), TierNumber(tier), length, DatasetId(dataset.hex()))
+    def contents(self, after: ContentId | None = None) -> Iterator[tuple[ContentId, Cached | None]]:
+        """All records in the order of their keys, or those behind one; None for a damaged one.
 
-
-class IndexWriter:
-    """The one writer. Every method is one transaction; none waits for anything but LMDB's own pages."""
-
-    def __init__(self, folder: Path, boot_id: str) -> None:
-        """Open or make the index. `trusted` tells afterwards whether what it says may be believed.
-
-        Args:
-            folder: the index's folder.
-            boot_id: of the running kernel (/proc/sys/kernel/random/boot_id).
-
-        Raises:
-            CacheFormatError: it is of another format.
+        Read in pieces: between them the index may change, and nothing is held.
         """
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            self._env = lmdb.open(
-                str(folder), max_dbs=len(_TABLES), map_size=_MAP_BYTES, max_readers=1024, sync=False, metasync=False
-            )
-        except lmdb.Error as error:
-            full = "No space left" in str(error)
-            cure = "make room there" if full else "remove that folder, for all in it can be fetched again,"
-            raise CacheFormatError(
-                f"the cache index {folder} cannot be opened ({error}); {cure} or name another --cache-dir"
-            ) from error
-        self._tables = {name: self._env.open_db(name.encode()) for name in _TABLES}
-        meta = self._tables["meta"]
-        self._env.reader_check()  # slots of readers that were killed would keep old pages alive
-        with self._env.begin(write=True) as txn:
-            found = txn.get(b"format", db=meta)
-            if found not in (None, FORMAT):
-                raise CacheFormatError(
-                    f"{folder} is of format {found.decode(errors='replace')}, this version writes {FORMAT.decode()};"
-                    " remove the cache folder or use the version that made it"
-                )
-            self.trusted = (
-                found is None or txn.get(b"clean", db=meta) is not None or txn.get(b"boot", db=meta) == boot_id.encode()
-            )
-            if not self.trusted:
-                for name in _TABLES:
-                    txn.drop(self._tables[name], delete=False)
-            txn.put(b"format", FORMAT, db=meta)
-            txn.put(b"boot", boot_id.encode(), db=meta)
-            txn.delete(b"clean", db=meta)
-        self._env.sync(True)
-        self.reader = Index(folder, self._env)
+        for key in self._keys("contents", b"", after or b""):
+            with self._env.begin() as txn:
+                raw = txn.get(key, db=self._contents)
+            if raw is not None:
+                yield ContentId(key), unpack_cached(key, raw)
 
-    def close(self) -> None:
-        """Mark an orderly stop, durably, and close."""
-        self._env.sync(True)  # everything before the mark that vouches for it
-        with self._env.begin(write=True) as txn:
-            txn.put(b"clean", b"1", db=self._tables["meta"])
-        self._env.sync(True)
-        self._env.close()
-
-    def adopt_tier(self, uuid: bytes, folder: Path) -> TierNumber:
-        """The number of a tier folder, minted when its uuid is new."""
-        tiers, meta = self._tables["tiers"], self._tables["meta"]
-        with self._env.begin(write=True) as txn:
-            for key, value in txn.cursor(db=tiers):
-                if value[:16] == uuid:
-                    txn.put(key, uuid + bytes(folder), db=tiers)
-                    return TierNumber(int.from_bytes(key, "big"))
-            # Not the highest there is: a reader may still know the folder of a tier that was dropped.
-            number = int.from_bytes(txn.get(b"last_tier", db=meta) or b"", "big") + 1
-            txn.put(b"last_tier", number.to_bytes(2, "big"), db=meta)
-            txn.put(number.to_bytes(2, "big"), uuid + bytes(folder), db=tiers)
-            return TierNumber(number)
-
-    def start_file(self, content: ContentId, size: int, tier: TierNumber, dataset: DatasetId) -> Cached:
-        """Record a file of its own with no block yet (an empty file is complete at once)."""
-        bitmap = bytes(-(-block_count(size) // 8))
-        cached = Cached(tier, size, size == 0, PackNumber(0), 0, dataset, bitmap)
-        with self._env.begin(write=True) as txn:
-            self._insert(txn, content, cached)
-            self._hold(txn, dataset, tier, 0, 1)
-        return cached
-
-    def add_blocks(self, content: ContentId, checksums: Mapping[int, int]) -> Cached | None:
-        """Record that blocks' bytes are in the tier file.
-
-        Args:
-            content: whose.
-            checksums: block -> XXH3-64 of its bytes; blocks that are there already are passed over.
-
-        Returns:
-            The new state, None when the record is gone.
-        """
-        with self._env.begin(write=True) as txn:
-            raw = txn.get(content, db=self._tables["contents"])
-            if raw is None:
-                return None
-            cached = _unpack(raw)
-            if cached.complete:
-                return cached
-            bitmap = bytearray(cached.bitmap)
-            count = block_count(cached.size)
-            added = 0
-            for block, checksum in checksums.items():
-                byte, bit = block >> 3, 1 << (block & 7)
-                if bitmap[byte] & bit:
-                    continue
-                bitmap[byte] |= bit
-                added += cached.size - block * BLOCK_BYTES if block == count - 1 else BLOCK_BYTES
-                txn.put(content + block.to_bytes(4, "big"), checksum.to_bytes(8, "big"), db=self._tables["sums"])
-            complete = int.from_bytes(bitmap, "little").bit_count() == count
-            new = replace(cached, complete=complete, bitmap=b"" if complete else bytes(bitmap))
-            txn.put(content, _pack_record(new), db=self._tables["contents"])
-            self._hold(txn, cached.dataset, cached.tier, added, 0)
-            return new
-
-    def new_pack(self, tier: TierNumber, dataset: DatasetId) -> PackNumber:
-        """Mint a pack; the number is spent even if the pack stays empty."""
-        packs = self._tables["packs"]
-        with self._env.begin(write=True) as txn:
-            last = int.from_bytes(txn.get(b"last_pack", db=self._tables["meta"]) or b"", "big") + 1
-            txn.put(b"last_pack", last.to_bytes(4, "big"), db=self._tables["meta"])
-            txn.put(last.to_bytes(4, "big"), _PACK.pack(tier, 0, bytes.fromhex(dataset)), db=packs)
-        return PackNumber(last)
-
-    def add_packed(self, content: ContentId, size: int, pack: Pack, offset: int, checksum: int) -> Cached:
-        """Record a whole small file whose bytes are at `offset` of a pack; the pack ends at least there."""
-        cached = Cached(pack.tier, size, True, pack.number, offset, pack.dataset, b"")
-        with self._env.begin(write=True) as txn:
-            key = pack.number.to_bytes(4, "big")
-            raw = txn.get(key, db=self._tables["packs"])
-            length = max(_unpack_pack(key, raw).length if raw else 0, offset + size)
-            txn.put(key, _PACK.pack(pack.tier, length, bytes.fromhex(pack.dataset)), db=self._tables["packs"])
-            self._insert(txn, content, cached)
-            txn.put(content + bytes(4), checksum.to_bytes(8, "big"), db=self._tables["sums"])
-            self._hold(txn, pack.dataset, pack.tier, size, 1)
-        return cached
-
-    def add_packed_files(self, pack: Pack, files: Sequence[tuple[ContentId, int, int, int]]) -> None:
-        """Record whole small files of one pack at once.
-
-        Args:
-            pack: ends at least behind the last of them.
-            files: content, size, offset and checksum of each.
-        """
-        with self._env.begin(write=True) as txn:
-            key = pack.number.to_bytes(4, "big")
-            raw = txn.get(key, db=self._tables["packs"])
-            end = max(offset + size for _, size, offset, _ in files)
-            length = max(_unpack_pack(key, raw).length if raw else 0, end)
-            txn.put(key, _PACK.pack(pack.tier, length, bytes.fromhex(pack.dataset)), db=self._tables["packs"])
-            for content, size, offset, checksum in files:
-                self._insert(txn, content, Cached(pack.tier, size, True, pack.number, offset, pack.dataset, b""))
-                txn.put(content + bytes(4), checksum.to_bytes(8, "big"), db=self._tables["sums"])
-            self._hold(txn, pack.dataset, pack.tier, sum(size for _, size, _, _ in files), len(files))
-
-    def drop_file(self, content: ContentId) -> Cached | None:
-        """Forget a file of its own; returns what it was. The caller unlinks the tier file first."""
-        with self._env.begin(write=True) as txn:
-            return self._drop(txn, content)
-
-    def drop_pack(self, pack: Pack) -> int:
-        """Forget a pack and every file in it; returns how many. The caller unlinks the pack file first."""
-        prefix = bytes.fromhex(pack.dataset) + pack.tier.to_bytes(2, "big") + pack.number.to_bytes(4, "big")
-        with self._env.begin(write=True) as txn:
-            with txn.cursor(db=self._tables["members"]) as cursor:
-                contents = []
-                more = cursor.set_range(prefix)
-                while more and cursor.key().startswith(prefix):
-                    contents.append(ContentId(cursor.key()[14:]))
+    def _keys(self, table: str, prefix: bytes, after: bytes = b"") -> Iterator[bytes]:
+        """Keys with a prefix, a thousand in one read transaction: one that is open keeps old pages from being used."""
+        start = max(prefix, after + b"\0" if after else b"")
+        while True:
+            found: list[bytes] = []
+            with self._env.begin() as txn, txn.cursor(db=self._tables[table]) as cursor:
+                more = cursor.set_range(start)
+                while more and len(found) < 1000 and cursor.key().startswith(prefix):
+                    found.append(cursor.key())
                     more = cursor.next()
-            for content in contents:
-                self._drop(txn, content)
-            txn.delete(pack.number.to_bytes(4, "big"), db=self._tables["packs"])
-        return len(contents)
+            yield from found
+            if len(found) < 1000:
+                return
+            start = found[-1] + b"\0"
 
-    def drop_tier(self, tier: TierNumber) -> None:
-        """Forget a tier and all that was in it, as its folder is gone."""
-        for holding in self.reader.holdings():
-            if holding.tier == tier:
-                contents = [content for _, content in self.reader.members(holding.dataset, tier)]
-                with self._env.begin(write=True) as txn:
-                    for content in contents:
-                        self._drop(txn, content)
-        with self._env.begin(write=True) as txn:
-            for pack in self.reader.packs():
-                if pack.tier == tier:
-                    txn.delete(pack.number.to_bytes(4, "big"), db=self._tables["packs"])
-            txn.delete(tier.to_bytes(2, "big"), db=self._tables["tiers"])
+    def raw(self) -> contextlib.AbstractContextManager[Any]:
+        """A read transaction; with `table`, for whoever checks the format itself."""
+        transaction: contextlib.AbstractContextManager[Any] = self._env.begin()
+        return transaction
 
-    def _insert(self, txn: Any, content: ContentId, cached: Cached) -> None:
-        self._drop(txn, content)  # a record in its place, if any: what it held is not held any more
-        txn.put(content, _pack_record(cached), db=self._tables["contents"])
-        txn.put(_member_key(content, cached), b"", db=self._tables["members"])
-
-    def _drop(self, txn: Any, content: ContentId) -> Cached | None:
-        raw = txn.pop(content, db=self._tables["contents"])
-        if raw is None:
-            return None
-        cached = _unpack(raw)
-        for block in range(1 if cached.pack else block_count(cached.size)):
-            txn.delete(content + block.to_bytes(4, "big"), db=self._tables["sums"])
-        txn.delete(_member_key(content, cached), db=self._tables["members"])
-        self._hold(txn, cached.dataset, cached.tier, -cached.cached_bytes(), -1)
-        return cached
-
-    def _hold(self, txn: Any, dataset: DatasetId, tier: TierNumber, by_bytes: int, by_files: int) -> None:
-        key = bytes.fromhex(dataset) + tier.to_bytes(2, "big")
-        held = _HELD.unpack(txn.get(key, db=self._tables["holdings"]) or bytes(_HELD.size))
-        new = (held[0] + by_bytes, held[1] + by_files)
-        if new == (0, 0):
-            txn.delete(key, db=self._tables["holdings"])
-        else:
-            txn.put(key, _HELD.pack(*new), db=self._tables["holdings"])
-
-
-def _member_key(content: ContentId, cached: Cached) -> bytes:
-    return bytes.fromhex(cached.dataset) + cached.tier.to_bytes(2, "big") + cached.pack.to_bytes(4, "big") + content
+    def table(self, name: str) -> Any:
+        return self._tables[name]

@@ -26,17 +26,17 @@ class Selection:
         """
         self.is_all = b"" in paths or not (paths or globs)
         chosen = {b""} if self.is_all else set(paths)
-        self._paths = [path for path in sorted(chosen) if not any(above in chosen for above in _above(path))]
-        self._chosen = set(self._paths)
+        self.paths = [path for path in sorted(chosen) if not any(above in chosen for above in _above(path))]
+        self._chosen = set(self.paths)
         self._globs = [] if self.is_all else [(glob, re.compile(glob_regex(glob), re.DOTALL)) for glob in globs]
 
     def missing(self, catalogue: Catalogue) -> list[bytes]:
         """Paths that are not there."""
-        return [path for path in self._paths if catalogue.resolve(path) is None]
+        return [path for path in self.paths if catalogue.resolve(path) is None]
 
     def files(self, catalogue: Catalogue) -> Iterator[tuple[bytes, Node]]:
         """Each file that is meant once, with its path."""
-        for path in self._paths:
+        for path in self.paths:
             yield from files_at(catalogue, path)
         for number, (glob, regex) in enumerate(self._globs):
             earlier = [other for _, other in self._globs[:number]]

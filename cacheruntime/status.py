@@ -65,7 +65,11 @@ def cache_report(config: CacheConfig) -> tuple[list[TierReport], list[DatasetRep
             report = datasets.setdefault(held.dataset, DatasetReport(held.dataset, "?"))
             report.cached_bytes += held.bytes
             report.cached_files += held.files
-            report.tiers.append(Held(tier.medium, tier.path, held.bytes, held.files))
+            known = next((part for part in report.tiers if part.path == tier.path), None)
+            if known is None:
+                report.tiers.append(known := Held(tier.medium, tier.path, 0, 0))
+            known.bytes += held.bytes
+            known.files += held.files
     finally:
         index.close()
     return list(tiers.values()), list(datasets.values())

@@ -6,6 +6,7 @@ Storage format of a tier folder
 ``files/AB/ABCD...``: one sparse file per cached source file of its own, named by content id in hex; it has the
     source's full size from the start, so that reads past what is cached are caught by the index and never by size.
 ``packs/NNNNNNNN``: one pack, named by its number in hex.
+``trash/``: what is being removed in the background; never read.
 
 Files are only ever grown by whole blocks or appended to, and removed by unlink: a descriptor that is open stays good.
 """
@@ -13,20 +14,15 @@ Files are only ever grown by whole blocks or appended to, and removed by unlink:
 import errno
 import os
 import tempfile
-import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 from forebay.cacheruntime.config import TierConfig
 from forebay.cacheruntime.errors import TierUnusable
-from forebay.cacheruntime.index import PackNumber, TierNumber
+from forebay.cacheruntime.index import PackNumber
 from forebay.cacheruntime.keys import ContentId
 
 _MARKER = "forebay-tier"
-
-FULL_PAUSE_S = 10.0
-"""After the file system said that it is full, nothing is put there for this long: somebody may make room."""
 
 
 def file_path(tier: Path, content: ContentId) -> Path:
@@ -42,59 +38,6 @@ def pack_path(tier: Path, pack: PackNumber) -> Path:
 def cached_path(tier: Path, content: ContentId, pack: PackNumber) -> Path:
     """The file that holds a record's bytes: its pack, or for pack 0 a tier file of its own."""
     return pack_path(tier, pack) if pack else file_path(tier, content)
-
-
-class Tier:
-    """One open tier folder of the worker. Used from the worker's event loop alone.
-
-    `used_bytes` counts what is cached plus what is reserved for fills under way, so the quota is a hard bound.
-    """
-
-    def __init__(self, config: TierConfig, number: TierNumber, used_bytes: int, reserve_ratio: float,
-                 clock: Callable[[], float] = time.monotonic) -> None:  # fmt: skip
-        self.config = config
-        self.number = number
-        self.used_bytes = used_bytes
-        self._reserve_ratio = reserve_ratio
-        self._clock = clock
-        self._full_until = -FULL_PAUSE_S
-
-    @property
-    def paused(self) -> bool:
-        """Left alone for a while, as a write to it failed."""
-        return self._clock() < self._full_until
-
-    @property
-    def state(self) -> str:
-        """'normal', or 'full' while its file system has no room."""
-        return "full" if self.paused or self._free_bytes() <= 0 else "normal"
-
-    def room_bytes(self) -> int:
-        """How much may still be put here, by quota and by what the file system has free above the reserve."""
-        if self.paused:
-            return 0
-        return max(0, min(self.config.quota_bytes - self.used_bytes, self._free_bytes()))
-
-    def take(self, size: int) -> None:
-        """Reserve room; the caller has checked `room_bytes`, with no checkpoint in between."""
-        self.used_bytes += size
-
-    def give_back(self, size: int) -> None:
-        self.used_bytes -= size
-
-    def file_system_is_full(self) -> None:
-        """A write failed for want of space."""
-        self._full_until = self._clock() + FULL_PAUSE_S
-
-    def _free_bytes(self) -> int:
-        try:
-            stats = os.statvfs(self.config.path)
-        except OSError:
-            return 0
-        reserve = int(stats.f_blocks * self._reserve_ratio)
-        if stats.f_files and stats.f_favail == 0:
-            return 0
-        return (stats.f_bavail - reserve) * stats.f_frsize
 
 
 def open_folder(config: TierConfig, owner: Path) -> bytes:
@@ -166,3 +109,23 @@ def _reason(error: OSError) -> str:
         errno.EEXIST: "something in its path is a file, not a folder",
     }
     return cures.get(error.errno or 0, f"{error.strerror}; name another folder")
+
+
+def probe(path: Path, uuid: bytes) -> None:
+    """Write, sync, read and remove a small file, in the folder that has this uuid.
+
+    Raises:
+        FileNotFoundError: the folder is gone, or another one is in its place. OSError: the disk fails.
+    """
+    if not is_folder(path, uuid):
+        raise FileNotFoundError(errno.ENOENT, "the tier's marker is gone", str(path))
+    name = path / f"probe.{os.getpid()}"
+    descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.unlink(name)
+        os.write(descriptor, b"forebay")
+        os.fsync(descriptor)
+        if os.pread(descriptor, 16, 0) != b"forebay":
+            raise OSError(errno.EIO, "what was written reads differently", str(path))
+    finally:
+        os.close(descriptor)

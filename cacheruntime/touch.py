@@ -1,7 +1,7 @@
 """Touch map: one shared byte per cached thing, set by readers on a hit, cleared by the worker as it looks for victims.
 
 A slot is computed from the content id (or pack number), so there is nothing to allocate; two things that share a slot
-only make eviction a little less exact.
+only make eviction a little less exact. The last byte, behind the slots, counts evictions of open files.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ class TouchMap:
     """
 
     def __init__(self, path: Path) -> None:
-        self._map = map_shared(path, SLOTS)
+        self._map = map_shared(path, SLOTS + 1)
 
     def set(self, slot: int) -> None:
         # The test keeps hits from dirtying a page that is dirty with the same value already.
@@ -39,6 +39,15 @@ class TouchMap:
         if touched:
             self._map[slot] = 0
         return touched
+
+    def depart(self) -> None:
+        """Something was evicted that a reader has open: whoever keeps descriptors is to look at them."""
+        self._map[SLOTS] = (self._map[SLOTS] + 1) & 0xFF
+
+    @property
+    def departures(self) -> int:
+        """Changes with each `depart`, counting round to 255."""
+        return self._map[SLOTS]
 
     def close(self) -> None:
         self._map.close()

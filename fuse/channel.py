@@ -8,7 +8,7 @@ import struct
 from contextlib import suppress
 
 from forebay.fuse import wire_reply
-from forebay.fuse.operations import FileSlice, Refused
+from forebay.fuse.operations import FileSlice, Unreadable
 
 log = logging.getLogger(__name__)
 
@@ -102,13 +102,16 @@ class Channel:
         """Answer a READ with bytes of a file.
 
         Raises:
-            Refused: EIO when the file is shorter than the slice.
+            Unreadable: the slice cannot be read; nothing was sent.
         """
         self._put(wire_reply.data_header(unique, found.length), found)
 
     def store(self, node: int, found: FileSlice) -> bool:
-        """Put a whole file into the page cache. False when the kernel does not know the node."""
-        return self._put(wire_reply.store_header(node, 0, found.length), found)
+        """Put a whole file into the page cache. False when the kernel does not know the node, or it cannot be read."""
+        try:
+            return self._put(wire_reply.store_header(node, 0, found.length), found)
+        except Unreadable:
+            return False
 
     def _put(self, header: bytes, found: FileSlice) -> bool:
         if found.length >= _SPLICE_MIN_BYTES:
@@ -121,9 +124,12 @@ class Channel:
         if len(self._buffer) < found.length:
             self._buffer = bytearray(found.length)  # kept: fresh memory for each reply costs more than the copy
         data = memoryview(self._buffer)[: found.length]
-        if os.preadv(found.descriptor, [data], found.position) < found.length:
-            log.error("a tier file is shorter than its index says (descriptor %d)", found.descriptor)
-            raise Refused(errno.EIO)
+        try:
+            got = os.preadv(found.descriptor, [data], found.position)
+        except OSError as error:
+            raise Unreadable from error
+        if got < found.length:
+            raise Unreadable
         return self.send(header, data)
 
     def _splice(self, header: bytes, found: FileSlice) -> bool | None:
@@ -143,6 +149,9 @@ class Channel:
                 moved += step
         except BlockingIOError:
             pass  # more pages than the pipe has slots
+        except OSError as error:
+            self._drop_pipe()
+            raise Unreadable from error
         if moved < found.length:
             self._drop_pipe()
             return None

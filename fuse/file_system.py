@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import NoReturn
 
 from forebay.cacheruntime.catalogue import NAME_MAX_BYTES, SMALL_FILE_BYTES, UNKNOWN_MODE, Catalogue, Listed, Node
 from forebay.cacheruntime.client import AttachedClient
@@ -166,7 +167,7 @@ class FileSystem:
         if name == b"user.forebay.cached":
             present = cached.cached_bytes() if cached is not None else 0
             return b"%d/%d" % (present, found.size)
-        folder = self._content.folder(cached.tier) if cached is not None else None
+        folder = self._content.tier_folder(cached) if cached is not None else None
         if folder is None:
             raise Refused(errno.ENODATA)
         return os.fsencode(f"{self._tier_names.get(str(folder), '?')}:{folder}")
@@ -228,6 +229,12 @@ class FileSystem:
             if not self._content.is_whole(found.content):
                 self.misses.read_ahead(found, handle, offset, end - offset)
         return FileSlice(place.descriptor, place.base + offset, end - offset)
+
+    def unreadable(self, node: int, handle: int, offset: int, size: int) -> NoReturn:
+        found = self._node(node)
+        self._content.is_wrong(found.content)
+        end = min(offset + size, found.size)
+        raise NotReady(self.misses.wait_for(found, handle, offset, end - offset, True))
 
     def expect(self, directory: int, names: list[bytes]) -> int:
         if self.pusher is None or self._node(directory).kind is not Kind.DIRECTORY:

@@ -12,7 +12,7 @@ from forebay.fuse import wire, wire_reply
 from forebay.fuse.channel import Channel
 from forebay.fuse.negotiate import Agreement, CounterOffer, Wish, negotiate
 from forebay.fuse.open_table import Attempt
-from forebay.fuse.operations import FileEntry, Operations, Refused
+from forebay.fuse.operations import FileEntry, Operations, Refused, Unreadable
 from forebay.fuse.order import names_of_order
 from forebay.fuse.wire_reply import OpenFlag
 
@@ -126,12 +126,15 @@ class Requests:
             self._send(wire_reply.reply_empty(header.unique))
             return
         self._reads += 1
-        if self._reads % SAMPLED or again:
+        timed = not (again or self._reads % SAMPLED)
+        began = time.monotonic_ns() if timed else 0
+        try:
             self._channel.send_slice(header.unique, found)
+        except Unreadable:
+            self._operations.unreadable(header.node, request.handle, request.offset, request.size)
             return
-        began = time.monotonic_ns()
-        self._channel.send_slice(header.unique, found)
-        self.answered(time.monotonic_ns() - began, found.length)
+        if timed:
+            self.answered(time.monotonic_ns() - began, found.length)
 
     def _opendir(self, header: wire.Header, request: wire.Request, again: bool) -> None:
         final = self._operations.opendir(header.node)

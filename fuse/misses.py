@@ -192,4 +192,5 @@ class Misses:
     def _request(self, node: Node, offset: int, length: int, window: int) -> pb.FillRequest:
         """See `FillRequest` in proto/worker.proto."""
         ref = pb.FileRef(path=self._catalogue.path_of(node.node), size=node.size, version=node.version)
-        return pb.FillRequest(file=ref, offset=offset, length=length, window=window)
+        suspect = self._content.take_wrong(node.content)
+        return pb.FillRequest(file=ref, offset=offset, length=length, window=window, suspect=suspect)

@@ -8,7 +8,7 @@ other requests go on) and asks again. So every operation can be repeated, which 
 import errno
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 from forebay.cacheruntime.errors import ForebayError, SourceDenied, SourceNotFound
 from forebay.fuse.open_table import Attempt
@@ -63,6 +63,10 @@ class FileSlice(NamedTuple):
     length: int
 
 
+class Unreadable(Exception):
+    """The bytes of a `FileSlice` cannot be read, for its disk fails or somebody has shortened the file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Capacity:
     """What statfs(2) tells."""
@@ -94,6 +98,9 @@ class Operations(Protocol):
 
     def read(self, node: int, handle: int, offset: int, size: int, *, again: bool) -> FileSlice | None:
         """Where the bytes are; None at or past the end. NotReady on a miss; `again` marks the try after one."""
+
+    def unreadable(self, node: int, handle: int, offset: int, size: int) -> NoReturn:
+        """What `read` has told could not be read: NotReady, after which to ask again."""
 
     def opendir(self, node: int) -> bool:
         """Whether the kernel may keep the directory's listing. NotReady while it is not listed."""

@@ -21,7 +21,7 @@ from forebay.cacheruntime.counters import CounterRow
 from forebay.cacheruntime.errors import ForebayError
 from forebay.fuse.file_system import FileSystem
 from forebay.fuse.open_table import Attempt
-from forebay.fuse.operations import FileEntry, NotReady, Refused, errno_of
+from forebay.fuse.operations import FileEntry, FileSlice, NotReady, Refused, errno_of
 from forebay.fuse.switch import Follower, Switch
 from forebay.fuse.wire_reply import Attributes
 
@@ -98,6 +98,10 @@ class Handlers(pyfuse3.Operations):  # type: ignore[misc]
         while True:
             try:
                 found = self._fs.read(self._nodes[fh], fh, off, size, again=again)
+                data = _bytes_of(found) if found else b""
+                if data is None:
+                    self._fs.unreadable(self._nodes[fh], fh, off, size)
+                return data
             except NotReady as not_ready:
                 data = await self._wait(not_ready)
                 if data is not None:
@@ -105,8 +109,6 @@ class Handlers(pyfuse3.Operations):  # type: ignore[misc]
                 again = True
             except Refused as refused:
                 raise pyfuse3.FUSEError(refused.errno) from refused
-            else:
-                return os.pread(found.descriptor, found.length, found.position) if found else b""
 
     async def opendir(self, inode: int, ctx: Any) -> int:
         await self._settle(self._fs.opendir, inode)
@@ -230,3 +232,12 @@ async def serve(handler: "Handler") -> None:
         finally:
             pyfuse3.close(unmount=False)
         nursery.cancel_scope.cancel()
+
+
+def _bytes_of(found: FileSlice) -> bytes | None:
+    """None when they cannot be read."""
+    try:
+        data = os.pread(found.descriptor, found.length, found.position)
+    except OSError:
+        return None
+    return data if len(data) == found.length else None

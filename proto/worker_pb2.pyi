@@ -70,7 +70,7 @@ class FileRef(_message.Message):
     def __init__(self, path: _Optional[bytes] = ..., size: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
 
 class FillRequest(_message.Message):
-    __slots__ = ("dataset_id", "file", "offset", "length", "window", "background", "ahead")
+    __slots__ = ("dataset_id", "file", "offset", "length", "window", "background", "ahead", "suspect")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     FILE_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,7 @@ class FillRequest(_message.Message):
     WINDOW_FIELD_NUMBER: _ClassVar[int]
     BACKGROUND_FIELD_NUMBER: _ClassVar[int]
     AHEAD_FIELD_NUMBER: _ClassVar[int]
+    SUSPECT_FIELD_NUMBER: _ClassVar[int]
     dataset_id: str
     file: FileRef
     offset: int
@@ -85,7 +86,8 @@ class FillRequest(_message.Message):
     window: int
     background: bool
     ahead: bool
-    def __init__(self, dataset_id: _Optional[str] = ..., file: _Optional[_Union[FileRef, _Mapping]] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., window: _Optional[int] = ..., background: _Optional[bool] = ..., ahead: _Optional[bool] = ...) -> None: ...
+    suspect: bool
+    def __init__(self, dataset_id: _Optional[str] = ..., file: _Optional[_Union[FileRef, _Mapping]] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., window: _Optional[int] = ..., background: _Optional[bool] = ..., ahead: _Optional[bool] = ..., suspect: _Optional[bool] = ...) -> None: ...
 
 class ListDirectoryRequest(_message.Message):
     __slots__ = ("dataset_id", "path", "name")
@@ -360,3 +362,35 @@ class ServeMetricsReply(_message.Message):
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     address: str
     def __init__(self, address: _Optional[str] = ...) -> None: ...
+
+class CheckRequest(_message.Message):
+    __slots__ = ("deep", "repair", "bytes_s")
+    DEEP_FIELD_NUMBER: _ClassVar[int]
+    REPAIR_FIELD_NUMBER: _ClassVar[int]
+    BYTES_S_FIELD_NUMBER: _ClassVar[int]
+    deep: bool
+    repair: bool
+    bytes_s: int
+    def __init__(self, deep: _Optional[bool] = ..., repair: _Optional[bool] = ..., bytes_s: _Optional[int] = ...) -> None: ...
+
+class CheckProgress(_message.Message):
+    __slots__ = ("files", "bytes", "findings", "finished")
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    files: int
+    bytes: int
+    findings: _containers.RepeatedCompositeFieldContainer[CheckFinding]
+    finished: bool
+    def __init__(self, files: _Optional[int] = ..., bytes: _Optional[int] = ..., findings: _Optional[_Iterable[_Union[CheckFinding, _Mapping]]] = ..., finished: _Optional[bool] = ...) -> None: ...
+
+class CheckFinding(_message.Message):
+    __slots__ = ("kind", "what", "repaired")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    REPAIRED_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    what: str
+    repaired: bool
+    def __init__(self, kind: _Optional[str] = ..., what: _Optional[str] = ..., repaired: _Optional[bool] = ...) -> None: ...

@@ -69,6 +69,11 @@ class WorkerStub:
                 request_serializer=forebay_dot_proto_dot_worker__pb2.RetireRequest.SerializeToString,
                 response_deserializer=forebay_dot_proto_dot_worker__pb2.RetireReply.FromString,
                 _registered_method=True)
+        self.Check = channel.unary_stream(
+                '/forebay.cache.v1.Worker/Check',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.CheckRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.CheckProgress.FromString,
+                _registered_method=True)
         self.StartJob = channel.unary_unary(
                 '/forebay.cache.v1.Worker/StartJob',
                 request_serializer=forebay_dot_proto_dot_worker__pb2.WarmupRequest.SerializeToString,
@@ -142,6 +147,13 @@ class WorkerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Check(self, request, context):
+        """Hold the cache against the description of its storage formats, with progress.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StartJob(self, request, context):
         """Begin a warm-up that goes on without its client.
         """
@@ -207,6 +219,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.Retire,
                     request_deserializer=forebay_dot_proto_dot_worker__pb2.RetireRequest.FromString,
                     response_serializer=forebay_dot_proto_dot_worker__pb2.RetireReply.SerializeToString,
+            ),
+            'Check': grpc.unary_stream_rpc_method_handler(
+                    servicer.Check,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.CheckRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.CheckProgress.SerializeToString,
             ),
             'StartJob': grpc.unary_unary_rpc_method_handler(
                     servicer.StartJob,
@@ -418,6 +435,33 @@ class Worker:
             '/forebay.cache.v1.Worker/Retire',
             forebay_dot_proto_dot_worker__pb2.RetireRequest.SerializeToString,
             forebay_dot_proto_dot_worker__pb2.RetireReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Check(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/Check',
+            forebay_dot_proto_dot_worker__pb2.CheckRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.CheckProgress.FromString,
             options,
             channel_credentials,
             insecure,

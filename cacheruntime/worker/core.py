@@ -14,15 +14,18 @@ from forebay.cacheruntime.config import CacheConfig
 from forebay.cacheruntime.errors import SourceStale, SourceUnavailable
 from forebay.cacheruntime.keys import DatasetId
 from forebay.cacheruntime.understore.base import Entry
+from forebay.cacheruntime.worker.check import Check
 from forebay.cacheruntime.worker.datasets import Datasets
 from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.jobs import Job, Jobs
+from forebay.cacheruntime.worker.keeper import Keeper
 from forebay.cacheruntime.worker.memory import Lease
 from forebay.cacheruntime.worker.metrics_server import Metrics
 from forebay.cacheruntime.worker.small_files import SmallFiles
 from forebay.cacheruntime.worker.storage import Storage
 from forebay.cacheruntime.worker.sync import Syncs
+from forebay.cacheruntime.worker.verify import Pace
 from forebay.proto import worker_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -49,7 +52,9 @@ class Core:
         self._retiring = False
         self.datasets = Datasets(config, nursery, self._snapshots_in_use)
         self.syncs = Syncs(self.datasets, self._snapshots_shown)
-        self.filler = Filler(storage, config.fill, nursery, self._idle)
+        storage.idle = self._idle
+        self.filler = Filler(storage, config.fill, nursery)
+        self.keeper = Keeper(storage, self.filler.verifier)
         self.small_files = SmallFiles(self.filler, nursery)
         self.jobs = Jobs(config, self.datasets, self.filler, self.small_files, storage, nursery, self._busy)
         self._began = time.monotonic()
@@ -58,6 +63,8 @@ class Core:
     async def attach(self, request: pb.AttachRequest) -> pb.AttachReply:
         with self._busy():
             dataset = await self.datasets.attach(request.source, dict(request.options))
+            if request.HasField("cache_policy"):
+                self._storage.set_policy(dataset.id, request.cache_policy)
             reply = pb.AttachReply(dataset_id=dataset.id)
             if request.list:
                 snapshot = self.datasets.snapshot_of(dataset, request.relist, request.snapshot)
@@ -77,6 +84,8 @@ class Core:
             dataset = self.datasets.get(request.dataset_id)
             ref = request.file
             file = SourceFile(dataset.id, dataset.store, os.fsdecode(ref.path), ref.size, ref.version)
+            if request.suspect:
+                self.filler.verifier.suspected.add(file.content)
             try:
                 return await self.filler.fill(
                     file, request.offset, request.length, request.window,
@@ -141,6 +150,17 @@ class Core:
     async def serve_metrics(self, request: pb.ServeMetricsRequest) -> pb.ServeMetricsReply:
         with self._busy():
             return pb.ServeMetricsReply(address=await self.metrics.serve(request.address))
+
+    async def start_check(self, request: pb.CheckRequest) -> Check:
+        """Start a check; it ends by itself or with its scope's cancellation (the client went away)."""
+        pace = Pace(request.bytes_s, time.monotonic, time.sleep)
+        check = Check(self._storage, deep=request.deep, repair=request.repair, pace=pace)
+        self._nursery.start_soon(self._run_check, check)
+        return check
+
+    async def _run_check(self, check: Check) -> None:
+        with self._busy(), check.scope:
+            await check.run()
 
     async def status(self, request: pb.StatusRequest) -> pb.StatusReply:
         reply = pb.StatusReply(pid=os.getpid(), version=self._version)

@@ -1,17 +1,18 @@
 """One read from an under-store: the part that runs in a thread, from the store's pieces to blocks in a tier file."""
 
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import xxhash
 
 from forebay.cacheruntime.errors import SourceStale
-from forebay.cacheruntime.index import BLOCK_BYTES, block_count
+from forebay.cacheruntime.index import BLOCK_BYTES, block_bytes, block_count
 from forebay.cacheruntime.keys import ContentId, DatasetId, content_id
 from forebay.cacheruntime.understore.base import UnderStore
-from forebay.cacheruntime.worker.storage import write_all
+
+Write = Callable[[Sequence[memoryview], int], None]
+"""Puts pieces, one behind the other, at an offset of a tier file; raises OSError."""
 
 
 @dataclass(frozen=True)
@@ -37,26 +38,6 @@ class Fetched(NamedTuple):
     data: bytes | None
 
 
-class WriteLocks:
-    """One writer to a file at a time.
-
-    The kernel lets only one write to a file go on at once, and makes the others spin: with 16 threads on one tier file
-    that was up to a sixth of the worker's time. A lock here lets them sleep. Files share locks: a clash costs a short
-    wait.
-    """
-
-    def __init__(self) -> None:
-        self._locks = tuple(threading.Lock() for _ in range(64))
-
-    def of(self, content: ContentId) -> threading.Lock:
-        return self._locks[content[0] % len(self._locks)]
-
-
-def block_bytes(size: int, number: int) -> int:
-    """Bytes of a block of a file of `size` bytes."""
-    return min(BLOCK_BYTES, size - number * BLOCK_BYTES)
-
-
 def fetch_whole(file: SourceFile) -> bytes:
     """A small file's bytes.
 
@@ -76,14 +57,13 @@ def fetch_pieces(file: SourceFile) -> list[memoryview]:
     return pieces
 
 
-def fetch_blocks(file: SourceFile, run: list[int], descriptor: int | None, lock: threading.Lock) -> Iterator[Fetched]:
-    """Stream a run of blocks to a descriptor, or to memory without one.
+def fetch_blocks(file: SourceFile, run: list[int], write: Write | None) -> Iterator[Fetched]:
+    """Stream a run of blocks to a tier file, or to memory.
 
     Args:
         file: which.
         run: consecutive block numbers.
-        descriptor: of the tier file.
-        lock: held while writing to it.
+        write: to the tier file; None for memory.
 
     Yields:
         Each block when it is whole. From a store that cannot pin a version, nothing before the read has ended well.
@@ -110,7 +90,7 @@ def fetch_blocks(file: SourceFile, run: list[int], descriptor: int | None, lock:
             hasher.update(part)
             filled += len(part)
             if filled == size:
-                done = _store(number, hasher.intdigest(), pieces, descriptor, lock)
+                done = _store(number, hasher.intdigest(), pieces, write)
                 if file.store.pins_version:
                     yield done
                 else:
@@ -122,11 +102,8 @@ def fetch_blocks(file: SourceFile, run: list[int], descriptor: int | None, lock:
     yield from held
 
 
-def _store(
-    number: int, checksum: int, pieces: list[memoryview], descriptor: int | None, lock: threading.Lock
-) -> Fetched:
-    if descriptor is None:
+def _store(number: int, checksum: int, pieces: list[memoryview], write: Write | None) -> Fetched:
+    if write is None:
         return Fetched(number, checksum, b"".join(pieces))
-    with lock:
-        write_all(descriptor, pieces, number * BLOCK_BYTES)
+    write(pieces, number * BLOCK_BYTES)
     return Fetched(number, checksum, None)

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
+from forebay.cacheruntime.config import Medium
 from forebay.cacheruntime.index import BLOCK_BYTES, Cached
 from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.worker.fetch import SourceFile
@@ -19,6 +20,8 @@ class Part:
     """The tier file's record; None: into memory, as no tier has room."""
     demand: bool
     """A reader waits for it."""
+    medium: Medium | None = None
+    """Of the tier that a small file is to come into."""
     left: set[int] = field(init=False)
     """Blocks that have not come yet."""
     memory_ahead_bytes: int = field(init=False)

@@ -16,18 +16,19 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 import trio
-import xxhash
 
-from forebay.cacheruntime.config import FillConfig
+from forebay.cacheruntime.config import FillConfig, Medium
 from forebay.cacheruntime.errors import ForebayError, SourceTimeout, SourceUnavailable
 from forebay.cacheruntime.histogram import Histogram
-from forebay.cacheruntime.index import BLOCK_BYTES, Cached
+from forebay.cacheruntime.index import BLOCK_BYTES, Cached, block_bytes
 from forebay.cacheruntime.keys import ContentId, DatasetId
-from forebay.cacheruntime.worker.fetch import Fetched, SourceFile, WriteLocks, block_bytes, fetch_blocks, fetch_whole
+from forebay.cacheruntime.worker.fetch import Fetched, SourceFile, fetch_blocks, fetch_whole
 from forebay.cacheruntime.worker.fetch_queue import FetchQueue, Part
 from forebay.cacheruntime.worker.memory import REPLY_COPIES, Lease, MemoryBudget, machine_budget, shares
-from forebay.cacheruntime.worker.storage import PackPlace, Storage, write_all
+from forebay.cacheruntime.worker.storage import Storage, Target, checksum_of
 from forebay.cacheruntime.worker.through import KeptBlocks
+from forebay.cacheruntime.worker.verify import Verifier
+from forebay.cacheruntime.worker.writes import ChangedOutside
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,12 @@ class _Want:
     """Of [offset, end); for a small file its only one."""
     last: int
     """Block up to which it is worth fetching."""
+    medium: Medium | None
+    """Only into a tier of this."""
+
+    @property
+    def target(self) -> Target:
+        return Target(self.content, self.file.size, self.file.dataset, os.fsencode(self.file.path), self.medium)
 
     @property
     def base(self) -> int:
@@ -119,24 +126,17 @@ class Filler:
     Concurrency: used from one trio event loop; a block is fetched once however many ask for it.
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        config: FillConfig,
-        nursery: trio.Nursery,
-        idle: Callable[[DatasetId], float | None],
-    ) -> None:
+    def __init__(self, storage: Storage, config: FillConfig, nursery: trio.Nursery) -> None:
         """
         Args:
             storage: where bytes go.
             config: sizes and bounds.
             nursery: runs the fetches; they outlive the request that caused them.
-            idle: see `Storage.make_room`.
         """
         self._storage = storage
         self._config = config
         self._nursery = nursery
-        self._idle = idle
+        self.verifier = Verifier(storage, nursery)
         self._flights: dict[ContentId, dict[int, _Block]] = {}
         share = shares(config.memory_bytes or machine_budget(), config)
         self.bulk_bytes = share.bulk_bytes
@@ -145,7 +145,6 @@ class Filler:
         self._replies = MemoryBudget(share.reply_bytes)
         self._queue = FetchQueue(share.gets, _DEMAND_SLOTS)
         self._threads = trio.CapacityLimiter(share.gets)
-        self._locks = WriteLocks()
         self._landed: deque[_Landed] = deque()
         self.traffic: dict[DatasetId, Traffic] = {}
 
@@ -172,6 +171,7 @@ class Filler:
         background: bool = False,
         through: bool = True,
         lease: Lease | None = None,
+        medium: Medium | None = None,
     ) -> bytes | None:
         """Have [offset, offset + length) of a file in the cache.
 
@@ -182,10 +182,11 @@ class Filler:
             background: do not wait.
             through: fetch also what no tier has room for, as a reader waits for the bytes.
             lease: holds memory for the reply as long as the caller says; without it, until this returns.
+            medium: of the tier that it is to come into, if it is not cached; None for the fastest with room.
 
         Returns:
-            None when the bytes are in the index now; the bytes themselves when no tier had room (with `through`), or
-            the first 8 blocks of them when they are more.
+            None when the bytes are in the index now; the bytes themselves when no tier had room (with `through`) or
+            their file is in doubt and still being verified, or the first 8 blocks of them when they are more.
 
         Raises:
             SourceError: why they could not be had; SourceTimeout after the configured deadline.
@@ -193,14 +194,22 @@ class Filler:
         end = min(offset + length, file.size)
         if offset >= end:
             return None
-        want = self._want(file, offset, end, window)
+        want = self._want(file, offset, end, window, medium)
+        doubtful = self.verifier.doubtful(want.content)
         if background:
+            if doubtful is not None:
+                self.verifier.verify_soon(want.content)
+                return None
             # With readers queueing for memory, what is read ahead into it would be pushed out before it is read.
             self._start(want, into_memory=not self._replies.is_short, demand=False)
             return None
         held = lease or self.lease()
         try:
             with trio.move_on_after(self._config.deadline_s) as deadline:
+                if doubtful is not None:
+                    verified = await self._believe(want, doubtful, held)
+                    if verified is not None:
+                        return verified
                 if through:
                     return await self._bring(want, held)
                 flights = self._start(want, into_memory=False, demand=False)
@@ -212,12 +221,18 @@ class Filler:
         assert deadline.cancelled_caught
         raise SourceTimeout(f"{file.store.url}: {file.path!r} did not arrive within {self._config.deadline_s:g} s")
 
-    def _want(self, file: SourceFile, offset: int, end: int, window: int) -> _Want:
+    def _want(self, file: SourceFile, offset: int, end: int, window: int, medium: Medium | None) -> _Want:
         if self._is_small(file):
-            return _Want(file, file.content, offset, end, range(1), 0)
+            return _Want(file, file.content, offset, end, range(1), 0, medium)
         blocks = range(offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1)
         last = min(max(end, offset + window) - 1, file.size - 1) // BLOCK_BYTES
-        return _Want(file, file.content, offset, end, blocks, last)
+        return _Want(file, file.content, offset, end, blocks, last, medium)
+
+    async def _believe(self, want: _Want, doubtful: Cached, lease: Lease) -> bytes | None:
+        """A file whose bytes are in doubt: verified, or gone, when this returns None."""
+        few = want.cut(_THROUGH_BLOCKS)
+        await lease.hold(REPLY_COPIES * sum(block_bytes(want.file.size, number) for number in few.blocks))
+        return await self.verifier.believe(want.content, doubtful, few.offset, few.end)
 
     async def _bring(self, want: _Want, lease: Lease) -> bytes | None:
         """The rest of `fill` for a reader who waits."""
@@ -300,7 +315,7 @@ class Filler:
             elif not _has_block(cached, size, number) and (content, number) not in self._kept:
                 missing.append(number)
         if missing and self._is_small(want.file):
-            if into_memory or self._has_room(size):
+            if into_memory or self._storage.has_room(want.target):
                 self._launch(want, [0], None, demand)
         elif missing:
             self._start_blocks(want, cached, missing, into_memory, demand)
@@ -312,13 +327,13 @@ class Filler:
     ) -> None:
         file = want.file
         if cached is None:
-            cached = self._storage.place_file(want.content, file.size, file.dataset)
-            if cached is None:
-                self._storage.make_room(min(file.size, self._config.window_max_bytes), self._idle)
-                cached = self._storage.place_file(want.content, file.size, file.dataset)
+            cached = self._storage.place_file(want.target)
+        elif not self._storage.begin_writing(want.content, cached):
+            cached = None
         longest = self._part_blocks(len(missing))
         for run in _runs(missing, longest):
-            fitting = self._reserve(file, cached, run)
+            sizes = [block_bytes(file.size, number) for number in run]
+            fitting = self._storage.reserve(want.content, cached, sizes) if cached is not None else 0
             # More than was asked for would only push out of memory what is about to be read.
             rest = [number for number in run[fitting:] if into_memory and number in want.blocks]
             if not demand:
@@ -326,11 +341,8 @@ class Filler:
             for part, target in ((run[:fitting], cached), (rest, None)):
                 for piece in _runs(part, len(part)):
                     self._launch(want, piece, target, demand and any(number in want.blocks for number in piece))
-
-    def _has_room(self, size: int) -> bool:
-        if not self._storage.has_room(size):
-            self._storage.make_room(self._config.window_max_bytes, self._idle)
-        return self._storage.has_room(size)
+        if want.content not in self._flights:
+            self._storage.settle(want.content)  # there was no room for any of it
 
     def _part_blocks(self, blocks: int) -> int:
         """Blocks to a GET: few while there are free slots, as round trips are what costs then; many when all are
@@ -339,7 +351,7 @@ class Filler:
         return min(max(_PART_MIN_BLOCKS, spread), self._config.part_bytes // BLOCK_BYTES)
 
     def _launch(self, want: _Want, run: list[int], target: Cached | None, demand: bool) -> None:
-        part = Part(want.file, want.content, run, target, demand)
+        part = Part(want.file, want.content, run, target, demand, want.medium)
         self._kept.begins(part)
         flights = self._flights.setdefault(want.content, {})
         for number in run:
@@ -350,25 +362,6 @@ class Filler:
         while (part := self._queue.start_next()) is not None:
             self._traffic_of(part.file).queue_times.add(time.monotonic_ns() - part.queued_ns)
             self._nursery.start_soon(self._fetch_small if self._is_small(part.file) else self._fetch_part, part)
-
-    def _reserve(self, file: SourceFile, cached: Cached | None, run: list[int]) -> int:
-        """Take room for as many blocks of a run, from its first, as there is room for; returns how many."""
-        if cached is None:
-            return 0
-        tier = self._storage.tier(cached.tier)
-        need = sum(block_bytes(file.size, number) for number in run)
-        if tier.room_bytes() < need:
-            self._storage.make_room(need, self._idle, tier)
-        room = tier.room_bytes()
-        fitting = taken = 0
-        for number in run:
-            size = block_bytes(file.size, number)
-            if taken + size > room:
-                break
-            taken += size
-            fitting += 1
-        tier.take(taken)
-        return fitting
 
     async def _fetch_part(self, part: Part) -> None:
         """Fetch one run of blocks into its tier file, or into memory."""
@@ -389,23 +382,26 @@ class Filler:
         got = sum(block_bytes(size, number) for number in part.run if number not in part.left)
         self._count(part.file, got, time.monotonic_ns() - began, failed=error is not None)
         if part.target is not None:
-            self._storage.tier(part.target.tier).give_back(sum(block_bytes(size, number) for number in part.left))
+            self._storage.give_back(part.target, sum(block_bytes(size, number) for number in part.left))
         if part.left and error is None and part.target is not None:
-            if isinstance(disk, FileNotFoundError) or disk is None:
-                self._storage.drop_file(part.content)  # its tier file was removed under us
-            else:
+            if isinstance(disk, FileNotFoundError | ChangedOutside) or disk is None:
+                self._storage.drop_file(part.content)  # its tier file was removed, or changed, under us
+            if disk is not None:
                 self._storage.write_failed(self._storage.tier(part.target.tier), disk)
             self._fetch_past_tier(part)
         else:
             self._give_up(part.content, part.left, error)
+        if part.target is not None and part.content not in self._flights:
+            self._storage.settle(part.content)
         self._pump()
 
     def _fetch(self, part: Part, token: trio.lowlevel.TrioToken) -> None:
         """In a thread. What is done goes to the loop by way of `_landed`; one wake-up collects all there is."""
         descriptor = self._storage.open_file(part.content, part.target) if part.target is not None else None
         inode = os.fstat(descriptor).st_ino if descriptor is not None else 0
+        write = partial(self._storage.writes.write, part.content, descriptor) if descriptor is not None else None
         try:
-            for block in fetch_blocks(part.file, part.run, descriptor, self._locks.of(part.content)):
+            for block in fetch_blocks(part.file, part.run, write):
                 self._landed.append(_Landed(part, inode, block, None))
                 token.run_sync_soon(self._collect, idempotent=True)
         finally:
@@ -489,97 +485,55 @@ class Filler:
         if error is not None:
             self._give_up(content, {0}, error)
         else:
-            self._finish_block(content, 0, None if self._append(file, content, data) else data)
+            kept = self._storage.keep_small(self._small_target(part), data, checksum_of(data))
+            self._finish_block(content, 0, None if kept else data)
         self._pump()
 
-    def _append(self, file: SourceFile, content: ContentId, data: bytes) -> bool:
-        place = self._storage.place_packed(file.dataset, len(data))
-        if place is None:
-            self._storage.make_room(self._config.window_max_bytes, self._idle)
-            place = self._storage.place_packed(file.dataset, len(data))
-        if place is None:
-            return False
-        return self._write_packed(place, content, data)
-
-    def _write_packed(self, place: PackPlace, content: ContentId, data: bytes) -> bool:
-        try:
-            # Into the page cache, without a thread: a copy of less than 1 MiB is shorter than the way there and back.
-            write_all(place.descriptor, [memoryview(data)], place.offset)
-        except OSError as error:
-            place.tier.give_back(place.size)
-            self._storage.write_failed(place.tier, error)
-            return False
-        finally:
-            os.close(place.descriptor)
-        self._storage.index.add_packed(content, place.size, place.pack, place.offset, xxhash.xxh3_64_intdigest(data))
-        return True
+    @staticmethod
+    def _small_target(part: Part) -> Target:
+        file = part.file
+        return Target(part.content, file.size, file.dataset, os.fsencode(file.path), part.medium)
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=True)
 
     # For `SmallFiles`
 
-    def begin_whole(self, file: SourceFile) -> bool:
+    def begin_whole(self, file: SourceFile, medium: Medium | None) -> bool:
         """Take note that a small file is on its way by other hands, until `end_wholes`.
 
         False: it is cached or on its way already, or there is no room for it.
         """
-        content = file.content
-        if content in self._flights or self._storage.index.reader.find(content) or not self._has_room(file.size):
+        part = Part(file, file.content, [0], None, False, medium)
+        if part.content in self._flights or self._storage.find(part.content) is not None:
             return False
-        self._flights[content] = {0: _Block(Part(file, content, [0], None, False))}
+        if not self._storage.has_room(self._small_target(part)):
+            return False
+        self._flights[part.content] = {0: _Block(part)}
         return True
 
-    async def end_wholes(self, wholes: list[Whole]) -> list[bool]:
-        """Put small files into packs, those of a dataset with one write and one transaction; who waits is told.
+    def end_wholes(self, wholes: list[Whole]) -> list[bool]:
+        """Put small files into packs, many with one write and one transaction; who waits is told. No checkpoint.
 
         Returns:
             For each whether it is in the cache now.
         """
-        groups: dict[DatasetId, list[Whole]] = {}
+        good = []
         for whole in wholes:
             failed = whole.error is not None
             self._count(whole.file, 0 if failed else whole.file.size, whole.took_ns, failed=failed)
             if whole.error is not None:
                 self._give_up(whole.file.content, {0}, whole.error)
             else:
-                groups.setdefault(whole.file.dataset, []).append(whole)
-        kept: set[int] = set()
-        for dataset, group in groups.items():
-            if await self._append_all(dataset, group):
-                kept.update(map(id, group))
-            for whole in group:
-                content = whole.file.content
-                data = None if id(whole) in kept else b"".join(whole.pieces)
-                if data is not None and self._append(whole.file, content, data):
-                    kept.add(id(whole))
-                    data = None
-                self._finish_block(content, 0, data)
-        return [id(whole) in kept for whole in wholes]
-
-    async def _append_all(self, dataset: DatasetId, group: list[Whole]) -> bool:
-        """False: not all fit into one place."""
-        place = self._storage.place_packed(dataset, sum(whole.file.size for whole in group))
-        if place is None:
-            return False
-        try:
-            pieces = [piece for whole in group for piece in whole.pieces]
-            await trio.to_thread.run_sync(write_all, place.descriptor, pieces, place.offset)
-            if not os.fstat(place.descriptor).st_nlink:  # evicted while we wrote
-                place.tier.give_back(place.size)
-                return False
-        except OSError as error:
-            place.tier.give_back(place.size)
-            self._storage.write_failed(place.tier, error)
-            return False
-        finally:
-            os.close(place.descriptor)
-        offset, entries = place.offset, []
-        for whole in group:
-            entries.append((whole.file.content, whole.file.size, offset, whole.checksum))
-            offset += whole.file.size
-        self._storage.index.add_packed_files(place.pack, entries)
-        return True
+                good.append(whole)
+        parts = [self._flights[whole.file.content][0].part for whole in good]
+        kept = self._storage.keep_small_files(
+            [(self._small_target(part), whole.pieces, whole.checksum) for part, whole in zip(parts, good, strict=True)]
+        )
+        for whole, is_kept in zip(good, kept, strict=True):
+            self._finish_block(whole.file.content, 0, None if is_kept else b"".join(whole.pieces))
+        cached = {id(whole) for whole, is_kept in zip(good, kept, strict=True) if is_kept}
+        return [id(whole) in cached for whole in wholes]
 
     def _count(self, file: SourceFile, size: int, took_ns: int, *, failed: bool) -> None:
         traffic = self._traffic_of(file)

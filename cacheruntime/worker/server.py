@@ -38,6 +38,26 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         finally:
             rpc.in_loop(self._token, job.scope.cancel)
 
+    def Check(self, request: pb.CheckRequest, context: grpc.ServicerContext) -> Iterator[pb.CheckProgress]:
+        """As `Warmup`."""
+        check = rpc.enter(self._token, self._core.start_check, context, request)
+        shown = 0
+        try:
+            finished = False
+            while not finished and context.is_active():
+                finished = rpc.enter(self._token, check.updates, context)
+                progress = check.progress
+                fresh = progress.findings[shown:]
+                shown += len(fresh)
+                yield pb.CheckProgress(
+                    files=progress.files,
+                    bytes=progress.bytes,
+                    findings=[pb.CheckFinding(**vars(finding)) for finding in fresh],
+                    finished=finished,
+                )
+        finally:
+            rpc.in_loop(self._token, check.scope.cancel)
+
 
 def _unary(name: str) -> Callable[[WorkerService, Any, grpc.ServicerContext], Any]:
     core_method = "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import trio
 import xxhash
 
-from forebay.cacheruntime.config import MIB
+from forebay.cacheruntime.config import MIB, Medium
 from forebay.cacheruntime.errors import ForebayError
 from forebay.cacheruntime.worker.fetch import SourceFile, fetch_pieces
 from forebay.cacheruntime.worker.fill import Filler, Whole
@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 MOST_AT_ONCE = 256
 
-_WRITE_BYTES = 8 * MIB
-"""Of one write: enough to make its price nothing, and memory that is soon free again."""
+_WRITE_BYTES = 2 * MIB
+"""Of one write: enough to make its price nothing; others in the loop wait for a few milliseconds."""
 
 Done = Callable[[bool, ForebayError | None], None]
 """Told in the loop: whether the file is in the cache, or why it could not be had."""
@@ -67,11 +67,12 @@ class SmallFiles:
         self._writing = False
         self._changed = trio.Event()
 
-    async def fetch(self, file: SourceFile, at_once: int, done: Done) -> bool:
+    async def fetch(self, file: SourceFile, medium: Medium | None, at_once: int, done: Done) -> bool:
         """Have a file fetched as soon as there is a turn for it; returns when it was begun.
 
         Args:
             file: a small one that is not cached.
+            medium: of the tier that it is to come into; None for the fastest with room.
             at_once: how many may be under way.
             done: called once, unless this returns False.
 
@@ -81,7 +82,7 @@ class SmallFiles:
         while self._under_way and (self._under_way >= at_once or self._bytes + file.size > self._filler.bulk_bytes):
             changed = self._changed
             await changed.wait()
-        if not self._filler.begin_whole(file):
+        if not self._filler.begin_whole(file, medium):
             return False
         self._under_way += 1
         self._bytes += file.size
@@ -130,14 +131,14 @@ class SmallFiles:
             while self._landed and size < _WRITE_BYTES:
                 batch.append(self._landed.popleft())
                 size += batch[-1].file.size
-            await self._write_batch(batch)
+            self._write_batch(batch)
+            await trio.lowlevel.checkpoint()
         self._writing = False
         self._write_soon()  # a thread may have seen us at work
 
-    async def _write_batch(self, batch: list[_Fetched]) -> None:
+    def _write_batch(self, batch: list[_Fetched]) -> None:
         wholes = [Whole(item.file, item.pieces, item.checksum, item.error, item.took_ns) for item in batch]
-        with trio.CancelScope(shield=True):  # half of it would be left in flight
-            kept = await self._filler.end_wholes(wholes)
+        kept = self._filler.end_wholes(wholes)
         self._under_way -= len(batch)
         self._bytes -= sum(item.file.size for item in batch)
         for item, cached in zip(batch, kept, strict=True):

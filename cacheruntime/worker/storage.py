@@ -1,50 +1,110 @@
-"""The worker's hands on tiers and index: where a file goes, writing blocks and packs, making room.
+"""The worker's hands on tiers and index: where a file goes, what is recorded of it, what is dropped.
 
-Methods without `await` change state at once, with no checkpoint in between, and run in the worker's event loop;
-`write_*` functions only touch file descriptors and run in threads.
+Everything here changes state at once, with no checkpoint in between, and runs in the worker's event loop; only
+`open_file` and `Writes.write` are for threads. Whom to drop is `room.py`'s to say.
 """
 
+import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from forebay.cacheruntime.config import MIB, CacheConfig
-from forebay.cacheruntime.eviction import Candidate, victims
-from forebay.cacheruntime.index import BLOCK_BYTES, Cached, IndexWriter, Pack, PackNumber, TierNumber
+import xxhash
+
+from forebay.cacheruntime.config import MIB, CacheConfig, Medium
+from forebay.cacheruntime.index import Cached, Pack, PackNumber, Seal, TierNumber
 from forebay.cacheruntime.keys import ContentId, DatasetId
-from forebay.cacheruntime.tiers import Tier, cached_path, file_path, is_folder, open_folder, pack_path
-from forebay.cacheruntime.touch import TouchMap, slot_of
+from forebay.cacheruntime.tiers import cached_path, file_path, is_folder, open_folder, pack_path
+from forebay.cacheruntime.touch import TouchMap
+from forebay.cacheruntime.worker.departed import Departed
+from forebay.cacheruntime.worker.index_writer import Appended
+from forebay.cacheruntime.worker.ledger import Ledger, close_index, open_index
+from forebay.cacheruntime.worker.room import Rooms
+from forebay.cacheruntime.worker.space import Item, Space
+from forebay.cacheruntime.worker.tier import Tier
+from forebay.cacheruntime.worker.writes import ChangedOutside, Writes, seal_of, write_all
+from forebay.proto import worker_pb2 as pb
 
 log = logging.getLogger(__name__)
-
-_IOV_MAX = os.sysconf("SC_IOV_MAX")
 
 PACK_BYTES = 256 * MIB
 """A pack is closed at about this size: large enough to be one long sequential read, small enough to evict whole."""
 
+DOUBTFUL = Seal(1, 0)
+"""No file has this for a seal."""
+
+QUIET_S = 1.0
+"""A pack or a partial file that was not written to for this long gets its seal."""
+
 
 @dataclass
 class _OpenPack:
-    """The pack of a dataset in a tier that still takes files."""
+    """A pack that still takes files."""
 
     number: PackNumber
+    tier: Tier
     descriptor: int
     end: int
-    """Next free offset; ahead of the index while appends are under way."""
+    """Next free offset."""
+    seal: Seal
+    """As our last write left it."""
+    sealed: bool
+    """The index says so too."""
+    written_at: float = 0.0
+
+
+@dataclass
+class Damage:
+    """What proved to be wrong since the start, by kind."""
+
+    blocks: int = 0
+    """Checksums that did not match, unreadable blocks included."""
+    files: int = 0
+    """Dropped for it, removed from outside included."""
+    records: int = 0
+    """Of the index."""
 
 
 @dataclass(frozen=True)
-class PackPlace:
-    """Reserved room for one small file."""
+class Target:
+    """A source file, as far as storage is concerned."""
 
-    tier: Tier
-    pack: Pack
-    descriptor: int
-    offset: int
+    content: ContentId
     size: int
+    dataset: DatasetId
+    path: bytes
+    """Below the dataset's root."""
+    medium: Medium | None = None
+    """Only there; None for the fastest with room."""
+
+
+PackKey = tuple[DatasetId, int, bool, TierNumber]
+
+
+@dataclass
+class _Run:
+    """Small files that go into one pack together."""
+
+    pack: "_OpenPack | None" = None
+    key: PackKey | None = None
+    end: int = 0
+    """Where the next one goes."""
+    positions: list[int] = field(default_factory=list)
+    """In the caller's list."""
+    entries: list[Appended] = field(default_factory=list)
+    pieces: list[memoryview] = field(default_factory=list)
+
+
+@dataclass
+class _Pending:
+    """Work for the next `tidy`."""
+
+    unlinked: list[tuple[TierNumber, Item]] = field(default_factory=list)
+    recount: bool = False
 
 
 class Storage:
@@ -60,14 +120,27 @@ class Storage:
             TierUnusable, CacheFormatError: with the folder and the cure.
         """
         self.config = config
+        self.damage = Damage()
         uuids = [open_folder(tier, config.cache_dir) for tier in config.tiers]
-        self.index = IndexWriter(config.index_dir, boot_id)
+        self.index = open_index(config, boot_id)
+        self.ledger = Ledger(config, self.index)
         self.touch = TouchMap(config.cache_dir / "touch")
-        if not self.index.trusted:
-            log.warning("the machine went down without a clean stop: starting with an empty cache")
+        self.writes = Writes()
+        self.departed = Departed()
+        self.trash: list[Path] = []
+        """Folders to be removed in the background."""
+        self._pending = _Pending()
+        self._packs: dict[PackKey, _OpenPack] = {}
+        self._spaces: dict[DatasetId, Space] = {}
         self.tiers = self._adopt(uuids)
         self._by_number = {tier.number: tier for tier in self.tiers}
-        self._packs: dict[tuple[DatasetId, TierNumber], _OpenPack] = {}
+        self._remove_doomed()
+        for pack in self.index.reader.packs():
+            if not pack.length:
+                self.drop_pack(pack)  # its file may never have been made
+        self.rooms = Rooms(self)
+        self.idle: Callable[[DatasetId], float | None] = lambda _: 0.0
+        """When a dataset was last used (seconds), or None while it is in use; set by the core."""
 
     def _adopt(self, uuids: list[bytes]) -> list[Tier]:
         present = set(uuids)
@@ -76,43 +149,140 @@ class Storage:
                 log.info("tier folder %s is no longer part of this cache: removing what was in it", folder)
                 self.index.drop_tier(number)
                 if is_folder(folder, uuid):
-                    _empty(folder)
+                    self._empty(folder)
         tiers = []
+        holdings = self.index.reader.holdings()
+        dead: dict[TierNumber, int] = {}
+        for pack in self.index.reader.packs():
+            dead[pack.tier] = dead.get(pack.tier, 0) + pack.length - pack.live_bytes
+        for holding in holdings:
+            self.space(holding.dataset).take(holding.share, holding.bytes)
         for config, uuid in zip(self.config.tiers, uuids, strict=True):
             known = uuid in {known for known, _ in self.index.reader.tiers().values()}
             number = self.index.adopt_tier(uuid, config.path)
             if not known:
-                _empty(config.path)  # files that no index speaks for
-            used = sum(holding.bytes for holding in self.index.reader.holdings() if holding.tier == number)
-            tiers.append(Tier(config, number, used, self.config.free_reserve_ratio))
+                self._empty(config.path)  # files that no index speaks for
+            used = sum(holding.bytes for holding in holdings if holding.tier == number) + dead.get(number, 0)
+            tiers.append(Tier(config, number, uuid, used, self.config.free_reserve_ratio))
+            self.trash += (config.path / "trash").glob("*")
         return tiers
 
+    def _empty(self, folder: Path) -> None:
+        """Out of the way at once; what is in it is removed in the background."""
+        for part in ("files", "packs"):
+            if any((folder / part).iterdir()):
+                (folder / "trash").mkdir(exist_ok=True, mode=0o700)
+                target = folder / "trash" / f"{part}-{time.time_ns():x}"
+                (folder / part).rename(target)
+                (folder / part).mkdir(mode=0o700)
+                self.trash.append(target)
+
+    def _remove_doomed(self) -> None:
+        doomed = self.index.doomed()
+        for number, thing in doomed:
+            if number in self._by_number:
+                self.item_path(self._by_number[number], thing).unlink(missing_ok=True)
+        self.index.removed(doomed)
+
     def close(self) -> None:
+        self.tidy(time.monotonic() + QUIET_S)
         for pack in self._packs.values():
             os.close(pack.descriptor)
         self._packs.clear()
+        self.departed.close()
         self.touch.close()
-        self.index.close()
+        self.ledger.close()
+        close_index(self.config, self.index)
 
     def tier(self, number: TierNumber) -> Tier:
         return self._by_number[number]
 
+    def space(self, dataset: DatasetId) -> Space:
+        found = self._spaces.get(dataset)
+        if found is None:
+            found = self._spaces[dataset] = Space(dataset, pins=self.index.reader.pins(dataset))
+            found.shares = self.index.reader.shares(dataset)
+        return found
+
+    @property
+    def spaces(self) -> list[Space]:
+        return list(self._spaces.values())
+
+    def set_policy(self, dataset: DatasetId, wanted: pb.CachePolicy) -> None:
+        """How a dataset shares the tiers from now on; what is cached stays, and counts where it was counted.
+
+        Raises:
+            UsageError: there is no such policy.
+        """
+        space = self.space(dataset)
+        space.use_policy(wanted.policy)
+        space.quota_bytes = wanted.quota_bytes
+        space.quotas = {self._share(space, rule.path): rule.quota_bytes for rule in wanted.paths if rule.quota_bytes}
+        for rule in wanted.paths:
+            if rule.pinned and rule.path not in space.pins:
+                self.pin(dataset, rule.path, ())
+
+    def _share(self, space: Space, path: bytes) -> int:
+        if path not in space.shares:
+            space.shares[path] = self.index.share(space.dataset, path)
+        return space.shares[path]
+
+    # Looking
+
     def find(self, content: ContentId) -> Cached | None:
-        """The record of a file whose bytes are still there; one whose file somebody else removed is dropped."""
+        """The record of a file whose bytes are there and can be read; what is wrong with it otherwise is put right.
+
+        Whether the bytes are what was written is another question: `is_doubtful`.
+        """
         cached = self.index.reader.find(content)
         if cached is None:
+            if self.index.reader.is_damaged(content):
+                self.forget_damaged(content)
             return None
-        folder = self.tier(cached.tier).config.path
-        if os.path.exists(cached_path(folder, content, cached.pack)):
-            return cached
-        log.warning("%s of tier %s was removed from outside: fetching it again", content.hex(), folder)
+        tier = self._tier_of(cached)
+        if tier is None or tier.is_down:
+            return None
+        try:
+            os.stat(cached_path(tier.config.path, content, cached.pack))
+        except FileNotFoundError:
+            log.warning("%s of tier %s was removed from outside: fetching it again", content.hex(), tier.config.path)
+            self._drop_damaged(content, cached)
+            return None
+        except OSError as error:
+            tier.failed(error)
+            return None
+        return cached
+
+    def is_doubtful(self, content: ContentId, cached: Cached) -> bool:
+        """Whether the file's bytes have to be compared with their checksums before they are believed."""
+        if content in self.writes:
+            return False
+        tier = self._tier_of(cached)
+        if tier is None:
+            return True
         if cached.pack:
-            for pack in self.index.reader.packs():
-                if pack.number == cached.pack:
-                    self.drop_pack(pack)
-        else:
-            self.drop_file(content)
-        return None
+            pack = self.index.reader.pack(cached.pack)
+            return pack is None or self.pack_in_doubt(pack)
+        if cached.session < self.index.reader.trusted_since:
+            return True
+        return _differs(file_path(tier.config.path, content), cached.seal)
+
+    def pack_in_doubt(self, pack: Pack) -> bool:
+        """As `is_doubtful`, of a pack."""
+        opened = next((opened for opened in self._packs.values() if opened.number == pack.number), None)
+        if pack.session < self.index.reader.trusted_since:
+            return True
+        seal = opened.seal if opened is not None else pack.seal
+        return _differs(pack_path(self.tier(pack.tier).config.path, pack.number), seal)
+
+    def _tier_of(self, cached: Cached) -> Tier | None:
+        number = self.index.reader.tier_of(cached)
+        return self._by_number.get(number) if number is not None else None
+
+    def path_of(self, content: ContentId, cached: Cached) -> Path | None:
+        """The file that holds a record's bytes."""
+        tier = self._tier_of(cached)
+        return cached_path(tier.config.path, content, cached.pack) if tier is not None else None
 
     def open_block(self, content: ContentId, start: int, size: int) -> int | None:
         """A descriptor of a file of its own that has [start, start + size), for the caller to close; None on a miss."""
@@ -125,30 +295,80 @@ class Storage:
             self.drop_file(content)
             return None
 
-    def has_room(self, size: int) -> bool:
-        """Whether some tier takes that many more bytes now."""
-        return any(tier.room_bytes() >= size for tier in self.tiers)
+    # Putting
 
-    def place_file(self, content: ContentId, size: int, dataset: DatasetId) -> Cached | None:
-        """Make the tier file of a source file: in the fastest tier that has room for all of it, else where most of
-        it fits; None when not even one block fits anywhere."""
-        tier = next((t for t in self.tiers if t.room_bytes() >= size), None)
+    def has_room(self, target: Target) -> bool:
+        """Whether some tier takes a file of which nothing is cached, after making room where that may be."""
+        return self.rooms.tier_for(target, self.space(target.dataset).share_of(target.path), whole=True) is not None
+
+    def place_file(self, target: Target) -> Cached | None:
+        """Make the tier file of a source file, for blocks to come: in the fastest tier that has room for all of it,
+        else where most of it fits; None when not even one block fits anywhere."""
+        space = self.space(target.dataset)
+        share = space.share_of(target.path)
+        tier = self.rooms.tier_for(target, share)
         if tier is None:
-            tier = max(self.tiers, key=Tier.room_bytes)
-            if tier.room_bytes() < min(size, BLOCK_BYTES):
-                return None
-        path = file_path(tier.config.path, content)
+            return None
+        replaced = self.index.reader.find(target.content)
+        if replaced is not None:
+            self.drop_file(target.content)  # in a tier that is down
+        path = file_path(tier.config.path, target.content)
+        self.index.doom(tier.number, target.content)
         try:
             path.parent.mkdir(exist_ok=True, mode=0o700)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            path.unlink(missing_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                os.ftruncate(descriptor, size)
+                os.ftruncate(descriptor, target.size)
+                seal = seal_of(os.fstat(descriptor))
             finally:
                 os.close(descriptor)
         except OSError as error:
             self.write_failed(tier, error)
             return None
-        return self.index.start_file(content, size, tier.number, dataset)
+        cached = self.index.start_file(
+            target.content, target.size, tier.number, target.dataset,
+            share=share, pinned=space.is_pinned(target.path), seal=seal,
+        )  # fmt: skip
+        if target.size:
+            self.writes.begin(target.content, seal)
+        self.rooms.inserted(space, target.content, target.size)
+        return cached
+
+    def begin_writing(self, content: ContentId, cached: Cached) -> bool:
+        """Blocks are about to be added to a file. False: it is not what it should be, and was dropped."""
+        if content in self.writes:
+            return True
+        if self.is_doubtful(content, cached):
+            return False
+        self.index.seal_file(content, Seal(0, 0))
+        self.writes.begin(content, cached.seal)
+        return True
+
+    def reserve(self, content: ContentId, cached: Cached, sizes: list[int]) -> int:
+        """Take room in a file's tier for as many blocks of these sizes, from the first, as there is room for."""
+        tier, space = self.tier(cached.tier), self.space(cached.dataset)
+        self.rooms.make(sum(sizes), space, cached.share, content, [tier])
+        quota = space.room_bytes(cached.share)
+        room = tier.room_bytes() if quota is None else min(tier.room_bytes(), quota)
+        fitting = taken = 0
+        for size in sizes:
+            if taken + size > room:
+                break
+            taken += size
+            fitting += 1
+        self._take(tier, space, cached.share, taken)
+        return fitting
+
+    def give_back(self, cached: Cached, size: int) -> None:
+        """Of `reserve`, what did not come."""
+        self.tier(cached.tier).give_back(size)
+        self.space(cached.dataset).give_back(cached.share, size)
+
+    @staticmethod
+    def _take(tier: Tier, space: Space, share: int, size: int) -> None:
+        tier.take(size)
+        space.take(share, size)
 
     def open_file(self, content: ContentId, cached: Cached) -> int:
         """A descriptor for writing blocks, for the caller to close; may be called from a thread.
@@ -156,141 +376,439 @@ class Storage:
         Raises:
             FileNotFoundError: somebody else removed the tier file.
         """
-        return os.open(file_path(self.tier(cached.tier).config.path, content), os.O_WRONLY | os.O_CLOEXEC)
+        return os.open(file_path(self.tier(cached.tier).config.path, content), os.O_RDWR | os.O_CLOEXEC)
 
     def commit_blocks(self, content: ContentId, cached: Cached, inode: int, checksums: Mapping[int, int]) -> bool:
         """Record blocks (block -> checksum) that were written to the tier file with that inode number.
 
-        False, with nothing recorded, when that file is no longer the one that the index means: it was dropped, or
-        removed from outside and made anew, and the blocks' bytes went away with it.
+        False, with nothing recorded, when that file is no longer the one that the index means: it was dropped, removed
+        from outside and made anew, or changed by somebody else; the blocks' bytes went away with it.
         """
         try:
-            now = os.stat(file_path(self.tier(cached.tier).config.path, content))
-        except FileNotFoundError:
+            now = seal_of(os.stat(file_path(self.tier(cached.tier).config.path, content)))
+        except OSError:
             return False
-        return now.st_ino == inode and self.index.add_blocks(content, checksums) is not None
+        if now.inode != inode:
+            return False
+        known = self.index.add_blocks(content, checksums, now)
+        if known is None:
+            return False
+        if known.complete and content in self.writes:
+            left = self.writes.seal(content)
+            self.writes.end(content)
+            if left != now:
+                self._drop_damaged(content, known)
+                return False
+        return True
 
-    def place_packed(self, dataset: DatasetId, size: int) -> PackPlace | None:
-        """Reserve room for a small file in the dataset's open pack; None when no tier has room."""
-        tier = next((t for t in self.tiers if t.room_bytes() >= size), None)
+    def keep_small(self, target: Target, data: bytes, checksum: int) -> bool:
+        """Put a whole small file into its dataset's pack; False when no tier has room or takes it.
+
+        Where the dataset's policy replaces files, each has one of its own: a pack leaves whole.
+        """
+        space = self.space(target.dataset)
+        if space.policy.replaces:
+            return self._keep_alone(target, data, checksum)
+        share = space.share_of(target.path)
+        tier = self.rooms.tier_for(target, share, whole=True)
         if tier is None:
-            return None
-        key = (dataset, tier.number)
+            return False
         try:
-            pack = self._packs.get(key) or self._open_pack(tier, dataset)
-            if pack.end + size > PACK_BYTES:
-                os.close(self._packs.pop(key).descriptor)
-                pack = self._open_pack(tier, dataset, fresh=True)
+            # Into the page cache, without a thread: a copy of less than 1 MiB is shorter than the way there and back.
+            pack = self._pack_for(tier, space, share, target)
+            offset = pack.end
+            write_all(pack.descriptor, [memoryview(data)], offset)
+            pack.seal = seal_of(os.fstat(pack.descriptor))
         except OSError as error:
             self.write_failed(tier, error)
-            return None
-        offset, pack.end = pack.end, pack.end + size
-        tier.take(size)
-        # Appends under way keep their own descriptor: the pack may be closed or evicted meanwhile.
-        return PackPlace(tier, Pack(pack.number, tier.number, pack.end, dataset), os.dup(pack.descriptor), offset, size)
+            return False
+        pack.end, pack.written_at = offset + len(data), time.monotonic()
+        self._take(tier, space, share, len(data))
+        if not self.index.add_packed(pack.number, [Appended(target.content, len(data), offset, checksum)]):
+            space.give_back(share, len(data))  # the record was damaged; the bytes go with the pack
+            return False
+        self.rooms.inserted(space, pack.number, pack.end)
+        return True
 
-    def _open_pack(self, tier: Tier, dataset: DatasetId, *, fresh: bool = False) -> _OpenPack:
-        """The dataset's last pack if it takes more (after a restart), else a new one; `fresh`: a new one."""
-        found = [p for p in self.index.reader.packs() if (p.tier, p.dataset) == (tier.number, dataset)]
-        last = max(found, key=lambda p: p.number, default=None)
-        if last is not None and (fresh or last.length >= PACK_BYTES):
-            last = None
-        if last is not None and pack_path(tier.config.path, last.number).exists():
-            number, end = last.number, last.length
+    def keep_small_files(self, files: Sequence[tuple[Target, Sequence[memoryview], int]]) -> list[bool]:
+        """As `keep_small` for many, each with its pieces and checksum: one write and one transaction for those that
+        follow one another in a pack. About 2 ms for each MiB."""
+        kept: list[bool] = []
+        run = _Run()
+        for target, pieces, checksum in files:
+            space = self.space(target.dataset)
+            if space.policy.replaces:
+                kept.append(self._keep_alone(target, b"".join(pieces), checksum))
+                continue
+            share = space.share_of(target.path)
+            tier = self.rooms.tier_for(target, share, whole=True)
+            if tier is None:
+                kept.append(False)
+                continue
+            key = (space.dataset, share, space.is_pinned(target.path), tier.number)
+            if run.pack is not None and (run.key != key or run.end + target.size > PACK_BYTES):
+                self._append_run(run, kept)
+                run = _Run()
+            if run.pack is None:
+                try:
+                    run.pack = self._pack_for(tier, space, share, target)
+                except OSError as error:
+                    self.write_failed(tier, error)
+                    kept.append(False)
+                    continue
+                run.key, run.end = key, run.pack.end
+            self._take(tier, space, share, target.size)
+            run.positions.append(len(kept))
+            run.entries.append(Appended(target.content, target.size, run.end, checksum))
+            run.pieces += pieces
+            run.end += target.size
+            kept.append(True)
+        self._append_run(run, kept)
+        return kept
+
+    def _append_run(self, run: "_Run", kept: list[bool]) -> None:
+        """Write the files of a run into its pack; marks those in `kept` that did not get there."""
+        pack = run.pack
+        if pack is None or run.key is None:
+            return
+        dataset, share, _, number = run.key
+        size = run.end - pack.end
+        try:
+            write_all(pack.descriptor, run.pieces, pack.end)
+            pack.seal = seal_of(os.fstat(pack.descriptor))
+        except OSError as error:
+            self.tier(number).give_back(size)
+            self.space(dataset).give_back(share, size)
+            self.write_failed(self.tier(number), error)
         else:
-            number, end = self.index.new_pack(tier.number, dataset), 0
-        path = pack_path(tier.config.path, number)
-        pack = _OpenPack(number, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600), end)
-        self._packs[dataset, tier.number] = pack
+            pack.end, pack.written_at = run.end, time.monotonic()
+            if self.index.add_packed(pack.number, run.entries):
+                self.rooms.inserted(self.space(dataset), pack.number, pack.end)
+                return
+            self.space(dataset).give_back(share, size)  # the record was damaged; the bytes go with the pack
+        for position in run.positions:
+            kept[position] = False
+
+    def _keep_alone(self, target: Target, data: bytes, checksum: int) -> bool:
+        cached = self.place_file(target)
+        if cached is None:
+            return False
+        if not data:
+            return True
+        if not self.reserve(target.content, cached, [len(data)]):
+            self.drop_file(target.content)
+            return False
+        try:
+            descriptor = self.open_file(target.content, cached)
+            try:
+                self.writes.write(target.content, descriptor, [memoryview(data)], 0)
+                inode = os.fstat(descriptor).st_ino
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            self.give_back(cached, len(data))
+            self.drop_file(target.content)
+            self.write_failed(self.tier(cached.tier), error)
+            return False
+        if not self.commit_blocks(target.content, cached, inode, {0: checksum}):
+            self.give_back(cached, len(data))
+            self.drop_file(target.content)
+            return False
+        return True
+
+    def _pack_for(self, tier: Tier, space: Space, share: int, target: Target) -> _OpenPack:
+        """The pack that takes a file next, ready to be written to.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        key = (space.dataset, share, space.is_pinned(target.path), tier.number)
+        pack = self._packs.get(key)
+        if pack is not None and (
+            pack.end + target.size > PACK_BYTES or seal_of(os.fstat(pack.descriptor)) != pack.seal
+        ):
+            self._close_pack(key)  # full, or changed by somebody else: then its files are in doubt from here on
+            pack = None
+        if pack is None:
+            pack = self._reopen_pack(key, tier, target.size) or self._new_pack(key, tier)
+        if pack.sealed:
+            self.index.seal_pack(pack.number, Seal(0, 0))
+            pack.sealed = False
         return pack
 
+    def _reopen_pack(self, key: PackKey, tier: Tier, size: int) -> _OpenPack | None:
+        """The dataset's last pack if it takes more, after a restart."""
+        dataset, share, pinned, number = key
+        kin = [
+            p
+            for p in self.index.reader.packs()
+            if (p.dataset, p.share, p.pinned, p.tier) == (dataset, share, pinned, number)
+        ]
+        last = max(kin, key=lambda pack: pack.number, default=None)
+        if last is None or last.length + size > PACK_BYTES or last.session < self.index.reader.trusted_since:
+            return None
+        try:
+            descriptor = os.open(pack_path(tier.config.path, last.number), os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self.damage.files += 1
+            self.drop_pack(last)
+            return None
+        if seal_of(os.fstat(descriptor)) != last.seal:
+            os.close(descriptor)  # the worker was killed while it wrote, or somebody changed it
+            return None
+        pack = self._packs[key] = _OpenPack(last.number, tier, descriptor, last.length, last.seal, True)
+        return pack
+
+    def _new_pack(self, key: PackKey, tier: Tier) -> _OpenPack:
+        dataset, share, pinned, _ = key
+        number = self.index.new_pack(tier.number, dataset, share, pinned)
+        path = pack_path(tier.config.path, number)
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        pack = self._packs[key] = _OpenPack(number, tier, descriptor, 0, seal_of(os.fstat(descriptor)), False)
+        return pack
+
+    def close_pack(self, number: PackNumber) -> None:
+        """A pack takes no more files."""
+        for key in [key for key, pack in self._packs.items() if pack.number == number]:
+            self._close_pack(key)
+
+    def _close_pack(self, key: PackKey) -> None:
+        pack = self._packs.pop(key)
+        self._seal(pack)
+        os.close(pack.descriptor)
+
+    def _seal(self, pack: _OpenPack) -> None:
+        if not pack.sealed:
+            self.index.seal_pack(pack.number, pack.seal)
+            pack.sealed = True
+
     def write_failed(self, tier: Tier, error: OSError) -> None:
-        """A tier did not take a write: leave it alone for a while; readers are served without it."""
+        """A tier did not take a write: readers are served without it."""
         log.warning("tier %s:%s takes no data now: %s", tier.config.medium.value, tier.config.path, error.strerror)
-        tier.file_system_is_full()
+        if isinstance(error, ChangedOutside):
+            self.damage.files += 1
+        elif isinstance(error, FileNotFoundError) and not is_folder(tier.config.path, tier.uuid):
+            tier.health.gone()
+        else:
+            tier.failed(error)
 
-    def make_room(self, need_bytes: int, idle: Callable[[DatasetId], float | None], only: Tier | None = None) -> None:
-        """Drop what nobody uses until some tier has room for `need_bytes`.
-
-        Args:
-            need_bytes: wanted in one tier.
-            idle: when a dataset was last used (seconds), or None while it is in use.
-            only: this tier; None for whichever can.
-        """
-        for tier in [only] if only is not None else self.tiers:
-            if tier.paused:
-                continue  # dropping files does not mend a tier that fails on writing
-            missing = need_bytes - tier.room_bytes()
-            if missing <= 0:
-                return
-            candidates = self._candidates(tier, idle)
-            if sum(candidate.bytes for candidate in candidates) < missing:
-                continue
-            for victim in victims(candidates, missing):
-                if isinstance(victim.thing, Pack):
-                    self.drop_pack(victim.thing)
-                else:
-                    self.drop_file(victim.thing)
-            return
-
-    def _candidates(self, tier: Tier, idle: Callable[[DatasetId], float | None]) -> list[Candidate]:
-        found: list[Candidate] = []
-        reader = self.index.reader
-        last_used = {h.dataset: used for h in reader.holdings() if (used := idle(h.dataset)) is not None}
-        for pack in reader.packs():
-            if pack.tier == tier.number and pack.dataset in last_used and pack.length:
-                touched = self.touch.take(slot_of(ContentId(b""), pack.number))
-                found.append(Candidate(pack, pack.dataset, pack.length, touched, last_used[pack.dataset]))
-        for dataset, used in last_used.items():
-            for pack_number, content in reader.members(dataset, tier.number):
-                cached = None if pack_number else reader.find(content)
-                if cached is not None:
-                    touched = self.touch.take(slot_of(content, PackNumber(0)))
-                    found.append(Candidate(content, dataset, cached.cached_bytes(), touched, used))
-        return found
+    # Dropping
 
     def drop_file(self, content: ContentId) -> None:
-        """Unlink a tier file and forget it; descriptors that are open keep their bytes."""
+        """Unlink a tier file and forget it; descriptors that are open keep their bytes. One in a pack is forgotten."""
         cached = self.index.reader.find(content)
         if cached is None:
             return
-        tier = self.tier(cached.tier)
-        file_path(tier.config.path, content).unlink(missing_ok=True)
-        dropped = self.index.drop_file(content)
-        if dropped is not None:
-            tier.give_back(dropped.cached_bytes())
+        self.writes.end(content)
+        space = self.space(cached.dataset)
+        space.give_back(cached.share, cached.cached_bytes())
+        if cached.pack:
+            self.index.forget_packed(content)
+            pack = self.index.reader.pack(cached.pack)
+            if pack is not None and not pack.live_files and not self.is_open_pack(pack.number):
+                self.drop_pack(pack)
+            return
+        self.index.drop_file(content)
+        self.rooms.removed(space, content)
+        self._unlink(self.tier(cached.tier), content, cached.cached_bytes())
 
     def drop_pack(self, pack: Pack) -> None:
         """Unlink a pack and forget all files in it."""
-        tier = self.tier(pack.tier)
-        opened = self._packs.get((pack.dataset, pack.tier))
-        if opened is not None and opened.number == pack.number:
-            os.close(self._packs.pop((pack.dataset, pack.tier)).descriptor)
-        pack_path(tier.config.path, pack.number).unlink(missing_ok=True)
-        held = self._held(tier)
+        for key, opened in list(self._packs.items()):
+            if opened.number == pack.number:
+                os.close(self._packs.pop(key).descriptor)
+        space = self.space(pack.dataset)
+        space.give_back(pack.share, pack.live_bytes)
         self.index.drop_pack(pack)
-        tier.give_back(held - self._held(tier))
+        if hasattr(self, "rooms"):
+            self.rooms.removed(space, pack.number)
+        self._unlink(self.tier(pack.tier), pack.number, pack.length)
 
-    def _held(self, tier: Tier) -> int:
-        return sum(holding.bytes for holding in self.index.reader.holdings() if holding.tier == tier.number)
+    def drop(self, item: Item) -> None:
+        """A file of its own or a pack."""
+        if isinstance(item, bytes):
+            self.drop_file(item)
+        else:
+            pack = self.index.reader.pack(item)
+            if pack is not None:
+                self.drop_pack(pack)
+
+    def _unlink(self, tier: Tier, item: Item, size: int) -> None:
+        try:
+            if not self.departed.unlink(tier, self.item_path(tier, item), size):
+                self.touch.depart()
+        except OSError as error:
+            tier.failed(error)  # it stays doomed
+            tier.give_back(size)
+            return
+        self._pending.unlinked.append((tier.number, item))
+
+    @staticmethod
+    def item_path(tier: Tier, item: Item) -> Path:
+        """Where a file of its own or a pack is, or would be."""
+        return file_path(tier.config.path, item) if isinstance(item, bytes) else pack_path(tier.config.path, item)
+
+    def left_behind(self, tier: Tier, item: Item, size: int) -> None:
+        """A move has ended: the file at its old place goes."""
+        self._unlink(tier, item, size)
+
+    def _drop_damaged(self, content: ContentId, cached: Cached) -> None:
+        self.damage.files += 1
+        pack = self.index.reader.pack(cached.pack) if cached.pack else None
+        tier = self._tier_of(cached)
+        if pack is not None and tier is not None and not pack_path(tier.config.path, pack.number).exists():
+            self.drop_pack(pack)
+        else:
+            self.drop_file(content)
+
+    def suspect(self, item: Item) -> None:
+        """Bytes of it proved wrong: whoever wants it next has it verified."""
+        if isinstance(item, bytes):
+            self.index.seal_file(item, DOUBTFUL)
+        else:
+            self.index.seal_pack(item, DOUBTFUL)
+
+    def found_wrong(self, content: ContentId, blocks: int = 1) -> None:
+        """Bytes of a file are not what was written: it is fetched again when somebody wants it."""
+        cached = self.index.reader.find(content)
+        log.warning("%s is damaged: dropped", content.hex())
+        self.damage.blocks += blocks
+        if cached is not None:
+            self._drop_damaged(content, cached)
+
+    def reseal(self, content: ContentId) -> None:
+        """The bytes of a file were found right: it has its seal again."""
+        cached = self.index.reader.find(content)
+        path = self.path_of(content, cached) if cached is not None else None
+        if path is not None and cached is not None and not cached.pack and content not in self.writes:
+            with contextlib.suppress(OSError):
+                self.index.seal_file(content, seal_of(os.stat(path)))
+
+    def is_open_pack(self, number: PackNumber) -> bool:
+        """Whether a pack still takes files."""
+        return any(pack.number == number for pack in self._packs.values())
+
+    def forget_damaged(self, content: ContentId) -> None:
+        """Remove a record that is not sound."""
+        if self.index.forget_damaged(content):
+            self._forgot_damaged(content)
+
+    def forget_damaged_pack(self, number: PackNumber) -> None:
+        """As `forget_damaged`."""
+        self.close_pack(number)
+        self.index.forget_damaged_pack(number)
+        self.damage.records += 1
+        self._pending.recount = True
+        for tier in self.tiers:
+            pack_path(tier.config.path, number).unlink(missing_ok=True)
+
+    def _forgot_damaged(self, content: ContentId) -> None:
+        log.warning("the record of %s was damaged: it is fetched again", content.hex())
+        self.damage.records += 1
+        self._pending.recount = True
+        for tier in self.tiers:
+            file_path(tier.config.path, content).unlink(missing_ok=True)
+
+    # Pins and eviction by command
+
+    def pins(self, dataset: DatasetId) -> list[bytes]:
+        return list(self.space(dataset).pins)
+
+    def pin(self, dataset: DatasetId, path: bytes, contents: Iterable[ContentId]) -> None:
+        """Keep what is below a path, now and in future; `contents` is what of it may be cached already."""
+        space = self.space(dataset)
+        if path not in space.pins:
+            space.pins.append(path)
+        self.index.pin(dataset, path, True)
+        self.index.mark_pinned(contents, True)
+        self._reopen_packs(dataset)
+
+    def unpin(self, dataset: DatasetId, path: bytes, contents: Iterable[ContentId]) -> bool:
+        """The opposite; False when it was not pinned. What other pins cover is to be marked again by the caller."""
+        space = self.space(dataset)
+        if path not in space.pins:
+            return False
+        space.pins.remove(path)
+        self.index.pin(dataset, path, False)
+        self.index.mark_pinned(contents, False)
+        self._reopen_packs(dataset)
+        return True
+
+    def _reopen_packs(self, dataset: DatasetId) -> None:
+        """Their marks may have changed."""
+        for key in [key for key in self._packs if key[0] == dataset]:
+            self._close_pack(key)
+
+    def evict(self, contents: Iterable[ContentId], *, pinned: bool = False) -> tuple[int, int]:
+        """Drop files by command.
+
+        Args:
+            contents: of which.
+            pinned: also those.
+
+        Returns:
+            Files and bytes that are not cached any more.
+        """
+        files = size = 0
+        for content in contents:
+            cached = self.index.reader.find(content)
+            if cached is None or (cached.pinned and not pinned):
+                continue
+            files += 1
+            size += cached.cached_bytes()
+            self.drop_file(content)
+        return files, size
+
+    # Behind the scenes
+
+    def tidy(self, now: float | None = None) -> None:
+        """To be called about once a second: seals what has been quiet, and gives back what was closed."""
+        now = time.monotonic() if now is None else now
+        for key, pack in list(self._packs.items()):
+            if not pack.sealed and now - pack.written_at >= QUIET_S:
+                if seal_of(os.fstat(pack.descriptor)) == pack.seal:
+                    self._seal(pack)
+                else:
+                    self._close_pack(key)
+        self.departed.look()
+        if self._pending.unlinked:
+            self.index.removed(self._pending.unlinked)
+            self._pending.unlinked = []
+        if self._pending.recount:
+            self._pending.recount = False
+            self.index.recount()
+
+    def settle(self, content: ContentId) -> None:
+        """Nobody writes to a partial file any more: it gets its seal, or goes when it was changed by somebody else."""
+        left = self.writes.seal(content)
+        cached = self.index.reader.find(content)
+        if left is None or cached is None or cached.pack:
+            self.writes.end(content)
+            return
+        try:
+            now = seal_of(os.stat(file_path(self.tier(cached.tier).config.path, content)))
+        except OSError:
+            now = Seal(0, 0)
+        self.writes.end(content)
+        if now == left:
+            self.index.seal_file(content, now)
+        else:
+            self._drop_damaged(content, cached)
+
+    def empty_trash(self) -> None:
+        """In a thread: remove what a start has put aside."""
+        while self.trash:
+            shutil.rmtree(self.trash.pop(), ignore_errors=True)
 
 
-def _empty(folder: Path) -> None:
-    for part in ("files", "packs"):
-        for found in (folder / part).iterdir():
-            if found.is_dir():
-                shutil.rmtree(found)
-            else:
-                found.unlink()
+def _differs(path: Path, seal: Seal) -> bool:
+    """Whether a file does not have its seal."""
+    try:
+        return seal_of(os.stat(path)) != seal
+    except OSError:
+        return True
 
 
-def write_all(descriptor: int, pieces: Sequence[memoryview], offset: int) -> None:
-    """Write all pieces, one behind the other, at `offset` (a full disk may take only a part without an error)."""
-    left = list(pieces)
-    while left:
-        written = os.pwritev(descriptor, left[:_IOV_MAX], offset)
-        offset += written
-        while left and written >= len(left[0]):
-            written -= len(left.pop(0))
-        if written:
-            left[0] = left[0][written:]
+def checksum_of(data: bytes) -> int:
+    return xxhash.xxh3_64_intdigest(data)

@@ -8,7 +8,7 @@ from itertools import islice
 import trio
 
 from forebay.cacheruntime.catalogue import Node
-from forebay.cacheruntime.config import MIB
+from forebay.cacheruntime.config import MIB, Medium
 from forebay.cacheruntime.errors import ForebayError, SourceNotFound, SourceStale
 from forebay.cacheruntime.jobs import JobProgress, JobRequest
 from forebay.cacheruntime.selection import Selection
@@ -18,7 +18,6 @@ from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.small_files import MOST_AT_ONCE, SmallFiles
 from forebay.cacheruntime.worker.snapshot import Snapshot
 from forebay.cacheruntime.worker.storage import Storage
-from forebay.cacheruntime.worker.reread import is_damaged
 
 _FAILURES_SHOWN = 20
 """With the progress; all of them are in the job's log of failures."""
@@ -111,6 +110,7 @@ class Warmup:
         self._selection = Selection([os.fsencode(path) for path in request.paths], globs)
         self._large_at_once = min(request.jobs or DEFAULT_LARGE_JOBS, MOST_AT_ONCE)
         self._small_at_once = min(request.jobs or DEFAULT_SMALL_JOBS, MOST_AT_ONCE)
+        self._medium = Medium[request.medium] if request.medium else None
         self._under_way = 0
         self._idle = trio.Event()
         self.progress = Progress()
@@ -127,6 +127,8 @@ class Warmup:
         if totals.error:
             raise ForebayError(f"the listing of {self.dataset.store.url} broke off: {totals.error}")
         await self._count()
+        if self._request.pin:
+            await self._pin_all()
         if not self._request.metadata_only:
             limit = RateLimit(self._request.rate_bytes_s)
             await self._bring_all(limit)
@@ -164,6 +166,15 @@ class Warmup:
         while batch := await trio.to_thread.run_sync(take):
             yield batch
 
+    async def _pin_all(self) -> None:
+        """Before anything comes, so that none of it goes again."""
+        for path in self._selection.paths:
+            self._storage.pin(self.dataset.id, path, ())
+        async for batch in self._batches():
+            found = [node.content for _, node in batch if self._storage.index.reader.find(node.content) is not None]
+            for path in self._selection.paths[:1]:
+                self._storage.pin(self.dataset.id, path, found)
+
     # Bringing
 
     async def _bring_all(self, limit: RateLimit) -> None:
@@ -183,7 +194,7 @@ class Warmup:
     async def _take(
         self, path: str, node: Node, sender: "trio.MemorySendChannel[tuple[str, Node]]", limit: RateLimit
     ) -> None:
-        cached = self._storage.index.reader.find(node.content)
+        cached = self._storage.find(node.content)
         skipped = cached is not None and (cached.complete or self._request.skip_existing)
         if skipped or not node.size:
             self.progress.files_done += 1
@@ -191,7 +202,9 @@ class Warmup:
             return
         if cached is None and self._filler.is_small(node.size):
             await limit.take(node.size)
-            if await self._small.fetch(self._source(path, node), self._small_at_once, self._small_done(path, node)):
+            if await self._small.fetch(
+                self._source(path, node), self._medium, self._small_at_once, self._small_done(path, node)
+            ):
                 self._under_way += 1
                 return
         await sender.send((path, node))
@@ -253,7 +266,9 @@ class Warmup:
         cached = self._storage.index.reader.find(node.content)
         if cached is None or not cached.has(offset, offset + length):
             await limit.take(length)
-            await self._filler.fill(self._source(path, node), offset, length, length, through=False)
+            await self._filler.fill(
+                self._source(path, node), offset, length, length, through=False, medium=self._medium
+            )
             self.progress.bytes_fetched += length
         self.progress.bytes_done += length
 
@@ -266,27 +281,33 @@ class Warmup:
         """Read everything that is cached again; what is damaged is dropped and brought once more."""
         async for batch in self._batches():
             for path, node in batch:
-                damaged = await trio.to_thread.run_sync(is_damaged, self._storage, node.content)
-                if damaged:
+                sound = await self._is_sound(node)
+                if sound is False:
                     self.progress.files_damaged += 1
-                    damaged = await self._mend(os.fsdecode(path), node, limit)
-                if damaged is False:
-                    self.progress.files_verified += 1
+                    sound = await self._mend(os.fsdecode(path), node, limit)
+                self.progress.files_verified += sound is True
+
+    async def _is_sound(self, node: Node) -> bool | None:
+        """Whether all that is cached of a file is what was fetched; if not, it is dropped. None: nothing is cached."""
+        damage = self._storage.damage.files
+        if self._storage.find(node.content) is None:
+            return None if self._storage.damage.files == damage else False  # it was removed from outside
+        await self._filler.verifier.verify(node.content)
+        return self._storage.index.reader.find(node.content) is not None
 
     async def _mend(self, path: str, node: Node, limit: RateLimit) -> bool | None:
-        """Bring a damaged file anew; as `is_damaged` afterwards."""
-        self._storage.drop_file(node.content)
+        """Bring a damaged file anew; as `_is_sound` afterwards."""
         try:
             await self._bring(path, node, limit)
         except ForebayError as error:
             self.progress.files_done -= 1
             self._file_failed(path, error)
             return None
-        damaged = await trio.to_thread.run_sync(is_damaged, self._storage, node.content)
-        if damaged:
+        sound = await self._is_sound(node)
+        if sound is False:
             self.progress.files_done -= 1
             self._fail(path, "its bytes in the tier do not agree with their checksums, twice; check that disk")
-        return damaged
+        return sound
 
     # Failures
 

@@ -11,9 +11,10 @@ from typing import Any
 import xxhash
 
 from forebay.cacheruntime import index as index_module
-from forebay.cacheruntime.index import Cached, Index, IndexWriter, block_count
+from forebay.cacheruntime.index import WRITING, Cached, Index, Seal, block_count, unpack_cached
 from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.tiers import file_path, pack_path
+from forebay.cacheruntime.worker.index_writer import IndexWriter
 from forebay.cacheruntime.worker.storage import Storage
 
 
@@ -23,8 +24,12 @@ def check_storage(storage: Storage) -> None:
     held: Counter[int] = Counter()
     for holding in storage.index.reader.holdings():
         held[holding.tier] += holding.bytes
+    for pack in storage.index.reader.packs():
+        held[pack.tier] += pack.length - pack.live_bytes
     for tier in storage.tiers:
-        assert tier.used_bytes == held[tier.number], f"tier {tier.number}: counted and held bytes differ"
+        storage.departed.look()
+        open_still = storage.departed.pending_bytes(tier)
+        assert tier.used_bytes == held[tier.number] + open_still, f"tier {tier.number}: counted and held bytes differ"
         assert tier.used_bytes <= tier.config.quota_bytes, f"tier {tier.number} is over its quota"
 
 
@@ -32,14 +37,15 @@ def check_index(index: Index | IndexWriter, *, on_disk: bool = True) -> None:
     """Check every sentence of the format; with `on_disk` also the tier folders."""
     reader = index.reader if isinstance(index, IndexWriter) else index
     tables = _dump(reader)
-    assert set(tables) == {"contents", "sums", "packs", "members", "holdings", "tiers", "meta"}
+    assert set(tables) == set(index_module.TABLES)
     assert tables["meta"][b"format"] == index_module.FORMAT
     assert tables["meta"][b"boot"]
-    contents = {ContentId(key): _record(raw) for key, raw in tables["contents"].items()}
+    contents = {ContentId(key): _record(key, raw) for key, raw in tables["contents"].items()}
     _check_records(contents)
     _check_sums(contents, tables["sums"])
     _check_packs(reader, contents, tables["meta"])
     _check_members(contents, tables["members"])
+    _check_paths(tables)
     _check_holdings(reader, contents)
     _check_tiers(reader, contents, tables["meta"])
     if on_disk:
@@ -51,12 +57,19 @@ def _dump(reader: Index) -> dict[str, dict[bytes, bytes]]:
         return {name: dict(txn.cursor(db=table)) for name, table in reader._tables.items()}
 
 
-def _record(raw: bytes) -> Cached:
+def _record(key: bytes, raw: bytes) -> Cached:
     flags = raw[0]
-    record = index_module._unpack(raw)
+    record = unpack_cached(key, raw)
+    assert record is not None, "the value ends with its check"
     assert bool(flags & 2) == bool(record.pack), "_PACKED says whether there is a pack"
-    assert flags & ~3 == 0, f"unknown flags {flags:#x}"
+    assert flags & ~7 == 0, f"unknown flags {flags:#x}"
     return record
+
+
+def _check_paths(tables: dict[str, dict[bytes, bytes]]) -> None:
+    for table, at in (("shares", 2), ("pins", 0)):
+        for key, value in tables[table].items():
+            assert key[8:] == xxhash.xxh3_64_digest(value[at:]), f"{table}: the key is the path's hash"
 
 
 def present_blocks(record: Cached) -> list[int]:
@@ -80,6 +93,7 @@ def _check_records(contents: dict[ContentId, Cached]) -> None:
         blocks = block_count(record.size)
         if record.pack:
             assert record.complete, "a packed file is always whole"
+            assert record.tier == 0, "the pack's record has the tier"
         else:
             assert record.offset == 0
         if record.complete:
@@ -93,7 +107,8 @@ def _check_records(contents: dict[ContentId, Cached]) -> None:
 
 
 def _check_sums(contents: dict[ContentId, Cached], sums: dict[bytes, bytes]) -> None:
-    expected = {c + b.to_bytes(4, "big") for c, record in contents.items() for b in present_blocks(record)}
+    own = {c: record for c, record in contents.items() if not record.pack}
+    expected = {c + b.to_bytes(4, "big") for c, record in own.items() for b in present_blocks(record)}
     assert set(sums) == expected, "a checksum for each present block and no other"
     assert all(len(value) == 8 for value in sums.values())
 
@@ -106,9 +121,13 @@ def _check_packs(reader: Index, contents: dict[ContentId, Cached], meta: dict[by
     for record in contents.values():
         if record.pack:
             pack = packs[record.pack]
-            assert (pack.tier, pack.dataset) == (record.tier, record.dataset), "one dataset and tier to a pack"
+            assert (pack.share, pack.dataset) == (record.share, record.dataset), "one dataset and share to a pack"
             assert record.offset + record.size <= pack.length, "length counts every byte ever appended"
             taken.setdefault(record.pack, []).append((record.offset, record.offset + record.size))
+    for number, pack in packs.items():
+        ranges = taken.get(number, [])
+        assert pack.live_files == len(ranges), "live files are those that contents knows"
+        assert pack.live_bytes == sum(end - start for start, end in ranges), "and so are live bytes"
     for ranges in taken.values():
         ranges.sort()
         for (_, end), (start, _) in pairwise(ranges):
@@ -116,10 +135,7 @@ def _check_packs(reader: Index, contents: dict[ContentId, Cached], meta: dict[by
 
 
 def _check_members(contents: dict[ContentId, Cached], members: dict[bytes, bytes]) -> None:
-    expected = {
-        bytes.fromhex(r.dataset) + r.tier.to_bytes(2, "big") + r.pack.to_bytes(4, "big") + c
-        for c, r in contents.items()
-    }
+    expected = {bytes.fromhex(r.dataset) + r.pack.to_bytes(4, "big") + c for c, r in contents.items()}
     assert set(members) == expected, "one member for each record"
     assert set(members.values()) <= {b""}
 
@@ -127,17 +143,17 @@ def _check_members(contents: dict[ContentId, Cached], members: dict[bytes, bytes
 def _check_holdings(reader: Index, contents: dict[ContentId, Cached]) -> None:
     expected: dict[Any, list[int]] = {}
     for record in contents.values():
-        held = expected.setdefault((record.dataset, record.tier), [0, 0])
+        held = expected.setdefault((record.dataset, record.share, reader.tier_of(record)), [0, 0])
         held[0] += record.cached_bytes()
         held[1] += 1
-    found = {(h.dataset, h.tier): [h.bytes, h.files] for h in reader.holdings()}
+    found = {(h.dataset, h.share, h.tier): [h.bytes, h.files] for h in reader.holdings()}
     assert found == expected, "holdings are the sums over contents"
 
 
 def _check_tiers(reader: Index, contents: dict[ContentId, Cached], meta: dict[bytes, bytes]) -> None:
     tiers = reader.tiers()
     assert max(tiers, default=0) <= int.from_bytes(meta.get(b"last_tier", b""), "big")
-    used = {record.tier for record in contents.values()} | {pack.tier for pack in reader.packs()}
+    used = {record.tier for record in contents.values() if not record.pack} | {pack.tier for pack in reader.packs()}
     assert used <= set(tiers), "a record's tier is known"
     assert len({uuid for uuid, _ in tiers.values()}) == len(tiers)
 
@@ -154,7 +170,17 @@ def _check_disk(reader: Index, contents: dict[ContentId, Cached]) -> None:
             assert not pack.length or path.stat().st_size >= pack.length
     folders = {number: folder for number, (_, folder) in reader.tiers().items()}
     for content, record in contents.items():
-        _check_bytes(reader, content, record, folders[record.tier])
+        tier = reader.tier_of(record)
+        assert tier is not None
+        _check_bytes(reader, content, record, folders[tier])
+    for pack in reader.packs():
+        if pack.seal != WRITING:
+            assert _seal(pack_path(folders[pack.tier], pack.number)) == pack.seal, "a seal is that of the file"
+
+
+def _seal(path: Path) -> Seal:
+    found = path.stat()
+    return Seal(found.st_ino, found.st_ctime_ns)
 
 
 def _check_bytes(reader: Index, content: ContentId, record: Cached, folder: Path) -> None:
@@ -162,8 +188,9 @@ def _check_bytes(reader: Index, content: ContentId, record: Cached, folder: Path
     with open(path, "rb") as opened:
         if not record.pack:
             assert path.stat().st_size == record.size, "the source's full size from the start"
+            assert record.seal in (WRITING, _seal(path)), "a seal is that of the file"
         for block in present_blocks(record):
             opened.seek(record.offset + block * index_module.BLOCK_BYTES)
             data = opened.read(block_size(record, block))
-            expected = reader.checksum(content, block)
+            expected = record.checksum if record.pack else reader.checksum(content, block)
             assert xxhash.xxh3_64_intdigest(data) == expected, f"{content.hex()} block {block}: a hole or wrong bytes"

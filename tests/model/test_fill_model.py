@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from forebay.cacheruntime.config import FillConfig
 from forebay.cacheruntime.content import ContentReader
 from forebay.cacheruntime.errors import SourceStale, SourceUnavailable
-from forebay.cacheruntime.worker import fetch as fetch_module
+from forebay.cacheruntime.worker import writes as writes_module
 from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
 
@@ -61,17 +61,18 @@ def test_every_cached_byte_is_the_source_s(
         patch("forebay.cacheruntime.index.BLOCK_BYTES", _BLOCK),
         patch("forebay.cacheruntime.worker.fill.BLOCK_BYTES", _BLOCK),
         patch("forebay.cacheruntime.worker.fetch.BLOCK_BYTES", _BLOCK),
-        patch("forebay.cacheruntime.worker.storage.BLOCK_BYTES", _BLOCK),
         patch("forebay.cacheruntime.worker.storage.PACK_BYTES", 5000),
-        patch("forebay.cacheruntime.worker.fetch.write_all", _disk(disk, seed)),
-        patch("forebay.cacheruntime.worker.fill.write_all", _disk(disk, seed + 1)),
+        patch("forebay.cacheruntime.worker.verify.BLOCK_BYTES", _BLOCK),
+        patch("forebay.cacheruntime.worker.room.BLOCK_BYTES", _BLOCK),
+        patch("forebay.cacheruntime.worker.writes.write_all", _disk(disk, seed)),
+        patch("forebay.cacheruntime.worker.storage.write_all", _disk(disk, seed + 1)),
     ):
         _Trial(Path(folder), sizes, quota, pins, operations).run()
 
 
 def _disk(share: float, seed: int) -> object:
     """A disk that has no room for that share of the writes."""
-    chance, real = random.Random(seed), fetch_module.write_all
+    chance, real = random.Random(seed), writes_module.write_all
 
     def write(descriptor: int, pieces: list[memoryview], offset: int) -> None:
         if chance.random() < share:

@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, settings
 
 from forebay.cacheruntime.config import CacheConfig, FillConfig, Medium, TierConfig
 from forebay.cacheruntime.keys import ContentId, DatasetId, dataset_id
-from forebay.cacheruntime.tiers import file_path, pack_path
+from forebay.cacheruntime.tiers import file_path
 from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
-from forebay.cacheruntime.worker.storage import Storage
+from forebay.cacheruntime.worker.storage import Storage, Target
 
 BOOT = "5a7dbb1c-boot"
 RUN_S = 30.0
@@ -25,6 +25,8 @@ RUN_S = 30.0
 
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """Where the model tests put their folders: thousands of commits and syncs need no disk."""
+
+_MEDIA = (Medium.MEM, Medium.SSD, Medium.HDD)
 
 settings.register_profile(
     "quick",
@@ -48,7 +50,8 @@ class Box:
     def __init__(self, root: Path, *quotas: int, fill: FillConfig | None = None) -> None:
         """Tiers tier0, tier1... in `root` with these quotas in bytes (one of 1 GiB when none is given)."""
         tiers = tuple(
-            TierConfig(Medium.SSD, root / f"tier{number}", quota) for number, quota in enumerate(quotas or (1 << 30,))
+            TierConfig(_MEDIA[number % 3], root / f"tier{number}", quota)
+            for number, quota in enumerate(quotas or (1 << 30,))
         )
         fill = fill or FillConfig(deadline_s=RUN_S)
         self.config = CacheConfig(root / "cache", tiers, root / "run", free_reserve_ratio=0.0, fill=fill)
@@ -56,8 +59,22 @@ class Box:
         self.store = FakeStore()
         self.last_used: dict[DatasetId, float] = {}
         """Datasets that nobody uses, and since when."""
-        self.storage = Storage(self.config, BOOT)
+        self._open(BOOT)
         self.filler: Filler
+
+    def _open(self, boot: str) -> None:
+        self.storage = Storage(self.config, boot)
+        self.storage.idle = lambda dataset: self.last_used.get(dataset)
+
+    def kill(self, boot: str = BOOT) -> None:
+        """Let go of everything as `kill -9` would, and start again; with another boot id, as after a power loss."""
+        self.storage.index._env.close()
+        self.storage.ledger.close()
+        self.storage.touch.close()
+        self._open(boot)
+
+    def target(self, file: SourceFile) -> Target:
+        return Target(file.content, file.size, file.dataset, os.fsencode(file.path))
 
     @property
     def dataset(self) -> DatasetId:
@@ -73,7 +90,7 @@ class Box:
         """Stop the storage in order and open it again."""
         self.storage.close()
         self.config = replace(self.config, **changes)
-        self.storage = Storage(self.config, boot)
+        self._open(boot)
 
     def run(self, test: Callable[[Filler], Awaitable[Any]], *, clock: Any = None) -> Any:
         """Run an async test with a filler; afterwards nothing may be in flight, and all must agree."""
@@ -81,7 +98,7 @@ class Box:
         async def main() -> Any:
             with trio.fail_after(RUN_S):
                 async with trio.open_nursery() as nursery:
-                    self.filler = Filler(self.storage, self.config.fill, nursery, self.last_used.get)
+                    self.filler = Filler(self.storage, self.config.fill, nursery)
                     result = await test(self.filler)
             assert self.filler._flights == {}, "a block is in flight for ever"
             return result
@@ -95,8 +112,8 @@ class Box:
         cached = self.storage.index.reader.find(file.content)
         if cached is None or not cached.has(start, end):
             return None
-        folder = self.storage.tier(cached.tier).config.path
-        path = pack_path(folder, cached.pack) if cached.pack else file_path(folder, file.content)
+        path = self.storage.path_of(file.content, cached)
+        assert path is not None
         with open(path, "rb") as opened:
             opened.seek(cached.offset + start)
             return opened.read(end - start)

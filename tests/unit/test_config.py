@@ -83,10 +83,25 @@ def test_tier_round_trip(medium: Medium, path: str, quota: int) -> None:
     assert TierConfig.parse(str(tier)) == tier
 
 
+def test_watermarks_of_a_tier() -> None:
+    tier = TierConfig.parse("SSD:/var/cache:10GiB,low=0.5,high=0.75")
+    assert (tier.quota_bytes, tier.high, tier.low) == (10 * GIB, 0.75, 0.5)
+    assert TierConfig.parse(str(tier)) == tier
+    assert TierConfig.parse("SSD:/var/cache:10GiB,high=1").low == TierConfig.parse("SSD:/v:1").low
+
+
+@pytest.mark.parametrize(
+    "tail", ["high", "high=", "high=x", "high=0.5,low=0.6", "low=0", "high=1.1", "hi=0.5", "high=nan"]
+)
+def test_watermarks_that_make_no_sense(tail: str) -> None:
+    with pytest.raises(UsageError, match=r"only high=RATIO and low=RATIO with 0 < low <= high <= 1"):
+        TierConfig.parse(f"SSD:/var/cache:10GiB,{tail}")
+
+
 def _config(root: Path) -> CacheConfig:
     tiers = (TierConfig(Medium.MEM, root / "m:1", MIB), TierConfig(Medium.HDD, root / "\udcff", GIB))
     fill, retry = FillConfig(deadline_s=1.5, part_bytes=7), RetryConfig(first_delay_s=0.25)
-    return CacheConfig(root / "\udcfe", tiers, root / "run", 0.25, 7.5, fill, retry)
+    return CacheConfig(root / "\udcfe", tiers, root / "run", 0.25, 7.5, fill=fill, retry=retry)
 
 
 def test_json_round_trip(tmp_path: Path) -> None:

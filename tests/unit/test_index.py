@@ -8,8 +8,9 @@ from check import check_index
 
 from forebay.cacheruntime.config import MIB
 from forebay.cacheruntime.errors import CacheFormatError
-from forebay.cacheruntime.index import Cached, Index, IndexWriter, PackNumber, TierNumber, block_count
+from forebay.cacheruntime.index import Cached, Index, PackNumber, Seal, TierNumber, block_count
 from forebay.cacheruntime.keys import ContentId, DatasetId
+from forebay.cacheruntime.worker.index_writer import Appended, IndexWriter
 
 A, B = ContentId(b"a" * 16), ContentId(b"b" * 16)
 ONE, TWO = DatasetId("01" * 8), DatasetId("02" * 8)
@@ -91,7 +92,7 @@ def test_drop_forgets_all(index: IndexWriter) -> None:
     assert dropped.cached_bytes() == MIB
     assert index.drop_file(A) is None
     assert index.reader.holdings() == []
-    assert list(index.reader.members(ONE, tier)) == []
+    assert list(index.reader.members(ONE)) == []
     assert index.reader.checksum(A, 1) is None
 
 
@@ -101,10 +102,13 @@ def test_packs(index: IndexWriter) -> None:
     other = index.new_pack(tier, ONE)
     (pack, empty) = index.reader.packs()
     assert (pack.number, empty.number, pack.length) == (number, other, 0)
-    index.add_packed(A, 10, pack, 90, 1)
-    index.add_packed(B, 20, pack, 0, 2)
+    assert index.add_packed(number, [Appended(A, 10, 90, 1), Appended(B, 20, 0, 2)])
     assert [p.length for p in index.reader.packs()] == [100, 0]
-    assert sorted(index.reader.members(ONE, tier)) == [(number, A), (number, B)]
+    assert [(p.live_bytes, p.live_files) for p in index.reader.packs()] == [(30, 2), (0, 0)]
+    assert sorted(index.reader.members(ONE)) == [(number, A), (number, B)]
+    index.forget_packed(B)
+    assert [(p.length, p.live_bytes, p.live_files) for p in index.reader.packs()] == [(100, 10, 1), (0, 0, 0)]
+    index.add_packed(number, [Appended(B, 20, 0, 2)])
     assert index.drop_pack(pack) == 2
     assert index.reader.packs() == [empty]
     assert index.new_pack(tier, TWO) == 3
@@ -115,7 +119,7 @@ def test_drop_tier(index: IndexWriter) -> None:
     index.start_file(A, 5, one, ONE)
     index.add_blocks(A, {0: 5})
     index.new_pack(one, TWO)
-    index.add_packed(B, 5, index.reader.packs()[0], 0, 5)
+    index.add_packed(index.reader.packs()[0].number, [Appended(B, 5, 0, 5)])
     other = ContentId(b"c" * 16)
     index.start_file(other, 5, two, ONE)
     index.drop_tier(one)
@@ -149,26 +153,131 @@ def _some(index: IndexWriter) -> Cached | None:
     return index.add_blocks(A, {0: 9})
 
 
-@pytest.mark.parametrize(
-    ("clean", "boot", "kept"),
-    [(True, "boot", True), (True, "other", True), (False, "boot", True), (False, "other", False)],
-)
-@pytest.mark.semantics("D5")
-def test_what_survives(open_index: Callable[..., IndexWriter], clean: bool, boot: str, kept: bool) -> None:
-    first = open_index("boot")
-    assert first.trusted
+def test_sessions(open_index: Callable[..., IndexWriter]) -> None:
+    first = open_index()
     cached = _some(first)
-    if clean:
-        first.close()
-    else:
-        first._env.close()  # as kill -9 leaves it
-    second = open_index(boot)
-    assert second.trusted == kept
-    assert second.reader.find(A) == (cached if kept else None)
-    assert len(second.reader.tiers()) == kept
-    assert second.new_pack(_tier(second), ONE) == (2 if kept else 1)
-    second._env.close()
-    assert open_index(boot).trusted, "an unclean stop in the same boot"
+    assert cached is not None
+    assert (first.session, first.reader.trusted_since, cached.session) == (1, 1, 1)
+    first.close()
+    second = open_index()
+    assert (second.session, second.reader.trusted_since) == (2, 1), "after an orderly stop all is believed"
+    second.seal_file(A, Seal(1, 2))
+    assert second.reader.find(A) == cached._replace(session=2, seal=Seal(1, 2))
+
+
+def test_distrust(tmp_path: Path) -> None:
+    index = IndexWriter(tmp_path / "index", "boot")
+    cached = _some(index)
+    index.close()
+    index = IndexWriter(tmp_path / "index", "boot", distrust=True)
+    assert index.reader.find(A) == cached
+    assert index.reader.trusted_since == index.session == 2
+    index.close()
+
+
+def test_move(index: IndexWriter) -> None:
+    one, two = _tier(index, 1), _tier(index, 2)
+    index.start_file(A, 2 * MIB, one, ONE)
+    index.add_blocks(A, {0: 9})
+    number = index.new_pack(one, ONE)
+    index.add_packed(number, [Appended(B, 7, 0, 1)])
+    index.doom(two, A)
+    index.move_file(A, two, Seal(3, 4))
+    index.move_pack(number, two, Seal(5, 6))
+    found, pack = index.reader.find(A), index.reader.pack(number)
+    assert found is not None
+    assert pack is not None
+    assert (found.tier, found.seal, pack.tier, pack.seal) == (two, Seal(3, 4), two, Seal(5, 6))
+    assert [(h.tier, h.bytes, h.files) for h in index.reader.holdings()] == [(two, MIB + 7, 2)]
+    assert set(index.doomed()) == {(one, A), (one, number)}, "what lies at the old places goes"
+    index.removed(index.doomed())
+    assert index.doomed() == []
+
+
+def test_doomed_files_that_live_are_left_alone(index: IndexWriter) -> None:
+    tier = _tier(index)
+    index.doom(tier, A)
+    index.doom(tier, PackNumber(9))
+    assert set(index.doomed()) == {(tier, A), (tier, PackNumber(9))}
+    index.start_file(A, 5, tier, ONE)
+    assert index.doomed() == [(tier, PackNumber(9))]
+    index.drop_file(A)
+    assert set(index.doomed()) == {(tier, A), (tier, PackNumber(9))}
+
+
+def test_shares_and_pins(index: IndexWriter) -> None:
+    long = b"x" * 3000
+    numbers = [index.share(dataset, path) for dataset, path in ((ONE, b"a"), (ONE, long), (ONE, b"a"), (TWO, b"a"))]
+    assert numbers == [1, 2, 1, 3]
+    assert index.reader.shares(ONE) == {b"a": 1, long: 2}
+    index.pin(ONE, long, True)
+    index.pin(ONE, b"b", True)
+    index.pin(ONE, b"b", False)
+    assert (index.reader.pins(ONE), index.reader.pins(TWO)) == ([long], [])
+
+
+def test_marks(index: IndexWriter) -> None:
+    tier = _tier(index)
+    index.start_file(A, 5, tier, ONE)
+    number = index.new_pack(tier, ONE)
+    index.add_packed(number, [Appended(B, 7, 0, 1)])
+    for pinned in (True, False):
+        index.mark_pinned([A, B, ContentId(b"?" * 16)], pinned)
+        records = [index.reader.find(A), index.reader.find(B), index.reader.pack(number)]
+        assert [record is not None and record.pinned for record in records] == [pinned] * 3
+
+
+@pytest.mark.parametrize("at", [0, 5, 20, -1])
+def test_a_damaged_record_is_no_record(index: IndexWriter, at: int) -> None:
+    cached = _some(index)
+    table = index._tables["contents"]
+    with index._env.begin(write=True) as txn:
+        raw = bytearray(txn.get(A, db=table))
+        raw[at] ^= 4
+        txn.put(A, bytes(raw), db=table)
+    assert cached is not None
+    assert index.reader.find(A) is None
+    assert index.reader.is_damaged(A)
+    assert [found for _, found in index.reader.contents()] == [None]
+    assert index.forget_damaged(A)
+    assert not index.forget_damaged(A)
+    assert index.recount()
+    assert not index.recount()
+
+
+def test_a_damaged_pack_is_no_pack(index: IndexWriter) -> None:
+    tier = _tier(index)
+    number = index.new_pack(tier, ONE)
+    index.add_packed(number, [Appended(A, 7, 0, 1)])
+    table = index._tables["packs"]
+    with index._env.begin(write=True) as txn:
+        raw = bytearray(txn.get(number.to_bytes(4, "big"), db=table))
+        raw[7] ^= 1
+        txn.put(number.to_bytes(4, "big"), bytes(raw), db=table)
+    assert index.reader.pack(number) is None
+    assert index.reader.has_pack(number)
+    assert index.forget_damaged_pack(number) == [A]
+    assert index.reader.find(A) is None
+    index.recount()
+
+
+def test_changes_are_remembered_over_a_kill(tmp_path: Path) -> None:
+    index = IndexWriter(tmp_path / "index", "boot")
+    _some(index)
+    changed, logs = index.take_changed()
+    assert changed is not None
+    assert changed["contents"] == {A}
+    index.drop_file(A)
+    index._env.close()
+    again = IndexWriter(tmp_path / "index", "boot")
+    found, all_logs = again.take_changed()
+    assert found is not None
+    assert found["contents"] == {A}
+    assert found["tiers"], "what was taken and not given back counts too, until its log is removed"
+    assert set(logs) < set(all_logs)
+    again.give_back_changed(found, all_logs)
+    assert again.take_changed()[0] == found
+    again.close()
 
 
 def test_reader_in_this_process_sees_each_commit(index: IndexWriter) -> None:
@@ -189,7 +298,7 @@ def test_other_format(index: IndexWriter, open_index: Callable[..., IndexWriter]
     with index._env.begin(write=True) as txn:
         txn.put(b"format", b"0", db=index._tables["meta"])
     index.close()
-    with pytest.raises(CacheFormatError, match=r"is of format 0, this version writes 1"):
+    with pytest.raises(CacheFormatError, match=r"is of format 0, this version writes 2"):
         open_index()
     (tmp_path / "index" / "data.mdb").unlink()
     open_index()
@@ -202,7 +311,7 @@ def test_regression_a_record_over_a_record(index: IndexWriter) -> None:
     index.add_blocks(A, {0: 1})
     number = index.new_pack(tier, ONE)
     try:
-        index.add_packed(A, 2 * MIB, next(p for p in index.reader.packs() if p.number == number), 0, 2)
+        index.add_packed(number, [Appended(A, 2 * MIB, 0, 2)])
         check_index(index, on_disk=False)
     finally:
         with index._env.begin(write=True) as txn:
@@ -216,8 +325,8 @@ def test_check_finds_what_is_wrong(index: IndexWriter) -> None:
     spoilt = [
         ("sums", bytes(A) + bytes(4), None),
         ("sums", bytes(A) + b"\0\0\0\1", bytes(8)),
-        ("members", b"x" * 30, b""),
-        ("holdings", bytes.fromhex(ONE) + b"\0\1", bytes(16)),
+        ("members", b"x" * 28, b""),
+        ("holdings", bytes.fromhex(ONE) + b"\0\0\0\1", bytes(16)),
         ("tiers", b"\0\1", None),
         ("contents", bytes(A), None),
         ("meta", b"last_pack", None),

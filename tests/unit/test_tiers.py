@@ -1,5 +1,6 @@
 """Tiers: room, the pause after a full disk, and folders that cannot be used."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from forebay.cacheruntime.config import GIB, MIB, Medium, TierConfig
 from forebay.cacheruntime.errors import TierUnusable
 from forebay.cacheruntime.index import PackNumber, TierNumber
 from forebay.cacheruntime.keys import ContentId
-from forebay.cacheruntime.tiers import FULL_PAUSE_S, Tier, check_writable, file_path, open_folder, pack_path
+from forebay.cacheruntime.tiers import check_writable, file_path, open_folder, pack_path
+from forebay.cacheruntime.worker.tier import FULL_PAUSE_S, Tier
 
 
 def config(path: Path, quota: int = 10 * MIB) -> TierConfig:
@@ -23,7 +25,7 @@ def test_paths() -> None:
 
 
 def test_room_is_what_the_quota_leaves(tmp_path: Path) -> None:
-    tier = Tier(config(tmp_path), TierNumber(1), 4 * MIB, 0.0)
+    tier = Tier(config(tmp_path), TierNumber(1), b"u", 4 * MIB, 0.0)
     assert tier.room_bytes() == 6 * MIB
     tier.take(6 * MIB)
     assert tier.room_bytes() == 0
@@ -41,7 +43,7 @@ def test_reserve_of_the_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return os.statvfs_result((4096, 4096, 10_000, free[0], free[0], 9, 9, 9, 0, 255))
 
     monkeypatch.setattr(os, "statvfs", statvfs)
-    tier = Tier(config(tmp_path, GIB), TierNumber(1), 0, 0.05)
+    tier = Tier(config(tmp_path, GIB), TierNumber(1), b"u", 0, 0.05)
     assert tier.room_bytes() == 500 * 4096
     free[0] = 500
     assert (tier.room_bytes(), tier.state) == (0, "full")
@@ -51,13 +53,13 @@ def test_no_inodes_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for files, left, room in ((100, 0, 0), (0, 0, 10 * MIB), (100, 1, 10 * MIB)):
         stats = os.statvfs_result((4096, 4096, 99_999, 99_999, 99_999, files, left, left, 0, 255))
         monkeypatch.setattr(os, "statvfs", lambda path, stats=stats: stats)
-        assert Tier(config(tmp_path), TierNumber(1), 0, 0.0).room_bytes() == room
+        assert Tier(config(tmp_path), TierNumber(1), b"u", 0, 0.0).room_bytes() == room
 
 
 def test_pause_after_a_full_disk(tmp_path: Path) -> None:
     now = [100.0]
-    tier = Tier(config(tmp_path), TierNumber(1), 0, 0.0, clock=lambda: now[0])
-    tier.file_system_is_full()
+    tier = Tier(config(tmp_path), TierNumber(1), b"u", 0, 0.0, clock=lambda: now[0])
+    tier.failed(OSError(errno.ENOSPC, "full"))
     assert (tier.room_bytes(), tier.state) == (0, "full")
     now[0] += FULL_PAUSE_S - 0.1
     assert tier.room_bytes() == 0
@@ -66,12 +68,12 @@ def test_pause_after_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_no_pause_in_the_first_seconds_after_boot(tmp_path: Path) -> None:
-    tier = Tier(config(tmp_path), TierNumber(1), 0, 0.0, clock=lambda: 1.0)
+    tier = Tier(config(tmp_path), TierNumber(1), b"u", 0, 0.0, clock=lambda: 1.0)
     assert tier.state == "normal"
 
 
 def test_folder_gone_is_no_room(tmp_path: Path) -> None:
-    assert Tier(config(tmp_path / "none"), TierNumber(1), 0, 0.0).room_bytes() == 0
+    assert Tier(config(tmp_path / "none"), TierNumber(1), b"u", 0, 0.0).room_bytes() == 0
 
 
 def test_open_folder_keeps_its_uuid(tmp_path: Path) -> None:

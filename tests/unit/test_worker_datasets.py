@@ -51,6 +51,7 @@ class Node:
                             for snapshot in dataset.snapshots.values():
                                 await snapshot.ended.wait()
                                 snapshot.writer.close()
+                        nursery.cancel_scope.cancel()
 
         result = trio.run(main)
         check_storage(self.box.storage)

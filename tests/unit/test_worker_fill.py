@@ -17,8 +17,8 @@ from fake_store import HELD_S, FakeStore, Gate, Read
 from forebay.cacheruntime.config import KIB, MIB, FillConfig
 from forebay.cacheruntime.errors import ForebayError, SourceStale, SourceTimeout, SourceUnavailable
 from forebay.cacheruntime.tiers import file_path
-from forebay.cacheruntime.worker import fetch as fetch_module
-from forebay.cacheruntime.worker import fill as fill_module
+from forebay.cacheruntime.worker import storage as storage_module
+from forebay.cacheruntime.worker import writes as writes_module
 from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
 
@@ -253,7 +253,7 @@ def test_regression_evicted_while_a_mixed_reply_is_put_together(
             descriptor = real(*args)
             box.storage.drop_file(file.content)
             if anew:
-                box.storage.place_file(file.content, file.size, file.dataset)
+                box.storage.place_file(box.target(file))
             return descriptor
 
         monkeypatch.setattr(box.storage, "open_block", then_evict)
@@ -309,7 +309,7 @@ def test_second_tier_takes_what_the_first_has_no_room_for(make_box: MakeBox) -> 
 def _full_disk(after: int) -> Callable[..., None]:
     """write_all of a file system that is full after so many writes."""
     calls = [0]
-    real = fetch_module.write_all
+    real = writes_module.write_all
 
     def write(descriptor: int, pieces: list[memoryview], offset: int) -> None:
         calls[0] += 1
@@ -327,7 +327,7 @@ def test_full_disk_reads_through(
     box = make_box(fill=_ONE_GET)
     data = bytes_of(4 * MIB)
     file = box.source("a", data)
-    monkeypatch.setattr(fetch_module, "write_all", _full_disk(writes))
+    monkeypatch.setattr(writes_module, "write_all", _full_disk(writes))
 
     async def test(filler: Filler) -> None:
         got = await filler.fill(file, 0, 4 * MIB, 0)
@@ -344,7 +344,7 @@ def test_full_disk_and_a_small_file(
     box: Box, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = bytes_of(4000)
-    monkeypatch.setattr(fill_module, "write_all", _full_disk(0))
+    monkeypatch.setattr(storage_module, "write_all", _full_disk(0))
     file = box.source("a", data)
     assert box.run(lambda filler: filler.fill(file, 1, 4, 0)) == data[1:5]
     assert box.storage.tiers[0].used_bytes == 0
@@ -759,6 +759,6 @@ def test_regression_a_tier_that_fails_midway_keeps_to_8_blocks_too(
     box = make_box(fill=_ONE_GET)
     data = bytes_of(20 * MIB)
     file = box.source("a", data)
-    monkeypatch.setattr(fetch_module, "write_all", _full_disk(10))
+    monkeypatch.setattr(writes_module, "write_all", _full_disk(10))
     assert box.run(lambda filler: filler.fill(file, 5, 20 * MIB, 0)) == data[5 : 8 * MIB]
     assert "takes no data now" in caplog.text

@@ -39,16 +39,14 @@ class Worker:
                 async with trio.open_nursery() as nursery:
                     core = Core(self.box.config, self.box.storage, nursery, "test")
                     try:
-                        result = await test(core)
-                        if killed:
-                            nursery.cancel_scope.cancel()
-                        return result
+                        return await test(core)
                     finally:
                         for dataset in core.datasets.all.values():
                             for snapshot in dataset.snapshots.values():
                                 with trio.CancelScope(shield=True):
                                     await snapshot.ended.wait()
                                 snapshot.writer.close()
+                        nursery.cancel_scope.cancel()
 
         result = trio.run(main)
         if not killed:

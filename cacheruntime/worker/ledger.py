@@ -1,0 +1,233 @@
+"""The ledger: the index as it was at the last checkpoint, durable, for a machine that loses power.
+
+Storage format
+--------------
+Folder ``ledger/`` of the cache folder: an LMDB environment with the tables of the index (`cacheruntime/index.py`).
+Every commit is synced, and comes after the data that it speaks of was synced; so what it calls cached was on the disk.
+
+``index.seal`` in the cache folder: after an orderly stop, device number excepted, what stat tells of the index's file:
+inode number, size, mtime and ctime in ns. An index that was changed while no worker ran does not have it any more.
+
+The index itself is not synced, as that would cost a wait of milliseconds for each block. A checkpoint takes over the
+keys that changed since the last one; it costs what changed, not what is cached.
+"""
+
+import ctypes
+import logging
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import lmdb
+
+from forebay.cacheruntime.config import CacheConfig
+from forebay.cacheruntime.errors import CacheFormatError
+from forebay.cacheruntime.index import FORMAT, MAP_BYTES, TABLES, Index
+from forebay.cacheruntime.worker.index_writer import Changed, IndexWriter
+
+log = logging.getLogger(__name__)
+
+_TAKEN_OVER = b"whole"
+"""Key of ``meta`` in the ledger: it has been filled once."""
+
+
+def open_index(config: CacheConfig, boot_id: str) -> IndexWriter:
+    """The index of a cache folder, from its last checkpoint when it cannot be believed.
+
+    Raises:
+        CacheFormatError: it is of another format.
+    """
+    trouble = _trouble(config, boot_id)
+    if trouble is not None:
+        _restore(config, trouble)
+    _seal_path(config).unlink(missing_ok=True)
+    return IndexWriter(config.index_dir, boot_id, distrust=trouble is not None)
+
+
+def close_index(config: CacheConfig, index: IndexWriter) -> None:
+    """Close it in order, so that the next start believes it."""
+    index.close()
+    draft = config.cache_dir / "index.seal.new"
+    with draft.open("w") as file:
+        file.write(_stat_text(config))
+        file.flush()
+        os.fsync(file.fileno())
+    draft.rename(_seal_path(config))
+
+
+def _seal_path(config: CacheConfig) -> Path:
+    return config.cache_dir / "index.seal"
+
+
+def _stat_text(config: CacheConfig) -> str:
+    found = os.stat(config.index_dir / "data.mdb")
+    return f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\n"
+
+
+def _trouble(config: CacheConfig, boot_id: str) -> str | None:
+    """Why the index is not to be believed; None when it is, or is new."""
+    if not (config.index_dir / "data.mdb").exists():
+        return "it was removed" if (config.ledger_dir / "data.mdb").exists() else None
+    try:
+        index = Index(config.index_dir)
+    except CacheFormatError as error:
+        if not isinstance(error.__cause__, lmdb.Error):
+            raise
+        return f"it cannot be read: {error.__cause__}"
+    try:
+        with index.raw() as txn:
+            meta = index.table("meta")
+            clean = txn.get(b"clean", db=meta)
+            boot = txn.get(b"boot", db=meta)
+    except lmdb.Error as error:
+        return f"it cannot be read: {error}"
+    finally:
+        index.close()
+    if clean is None:
+        return None if boot == boot_id.encode() else "the machine went down without a clean stop"
+    try:
+        seal = _seal_path(config).read_text()
+    except OSError:
+        # The worker was killed between its mark and the seal, which is as good as a kill before both.
+        return None if boot == boot_id.encode() else "the machine went down before the stop was sealed"
+    return None if seal == _stat_text(config) else "it was changed while no worker ran"
+
+
+def _restore(config: CacheConfig, trouble: str) -> None:
+    """Put the last checkpoint in the index's place."""
+    draft = config.cache_dir / "index.new"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(mode=0o700)
+    if _is_whole(config.ledger_dir):
+        log.warning("the cache index is not to be believed (%s): going on from the last checkpoint", trouble)
+        shutil.copyfile(config.ledger_dir / "data.mdb", draft / "data.mdb")
+    else:
+        log.warning("the cache index is not to be believed (%s), and there is no checkpoint: starting empty", trouble)
+        shutil.rmtree(config.ledger_dir, ignore_errors=True)
+    # Readers that still have the old one mapped keep it until they look whether it is the one in place.
+    shutil.rmtree(config.index_dir, ignore_errors=True)
+    draft.rename(config.index_dir)
+
+
+def _is_whole(folder: Path) -> bool:
+    if not (folder / "data.mdb").exists():
+        return False
+    try:
+        with lmdb.open(str(folder), readonly=True, max_dbs=len(TABLES), map_size=MAP_BYTES, lock=False) as env:
+            meta = env.open_db(b"meta", create=False)
+            with env.begin() as txn:
+                return bool(txn.get(_TAKEN_OVER, db=meta)) and bool(txn.get(b"format", db=meta) == FORMAT)
+    except lmdb.Error:
+        return False
+
+
+class Ledger:
+    """Takes checkpoints of one index. `begin` in the worker's event loop, `Checkpoint.take` in a thread."""
+
+    def __init__(self, config: CacheConfig, index: IndexWriter) -> None:
+        """Open or make it; one of another format, or a damaged one, is made anew."""
+        self._index = index
+        folder = config.ledger_dir
+        if not _is_whole(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=True, mode=0o700)
+        self._env = lmdb.open(str(folder), max_dbs=len(TABLES), map_size=MAP_BYTES)
+        self._tables = {name: self._env.open_db(name.encode()) for name in TABLES}
+        with self._env.begin() as txn:
+            self._whole = bool(txn.get(_TAKEN_OVER, db=self._tables["meta"]))
+
+    def close(self) -> None:
+        self._env.close()
+
+    def begin(self) -> "Checkpoint":
+        """What has changed up to now, and the index as it is now."""
+        changed, logs = self._index.take_changed()
+        return Checkpoint(self._index.reader, changed if self._whole else None, logs)
+
+    def take(self, checkpoint: "Checkpoint", folders: Iterable[Path]) -> None:
+        """Sync the tiers' data, then take the changes over. In a thread.
+
+        Args:
+            checkpoint: of `begin`.
+            folders: of tiers.
+
+        Raises:
+            OSError, lmdb.Error: nothing was taken over; `give_up` hands the changes to the next one.
+        """
+        try:
+            for folder in folders:
+                sync_file_system(folder)
+            with self._env.begin(write=True) as txn:
+                if checkpoint.changed is None:
+                    for table in self._tables.values():
+                        txn.drop(table, delete=False)
+                for name, key, value in checkpoint.items():
+                    if value is None:
+                        txn.delete(key, db=self._tables[name])
+                    else:
+                        txn.put(key, value, db=self._tables[name])
+                txn.put(_TAKEN_OVER, b"1", db=self._tables["meta"])
+        finally:
+            checkpoint.close()
+        self._whole = True
+        for log_file in checkpoint.logs:
+            log_file.unlink(missing_ok=True)
+
+    def give_up(self, checkpoint: "Checkpoint") -> None:
+        """A checkpoint failed: the next one takes its changes too."""
+        self._index.give_back_changed(checkpoint.changed, checkpoint.logs)
+
+
+class Checkpoint:
+    """One state of the index, and what of it the ledger lacks."""
+
+    def __init__(self, index: Index, changed: Changed | None, logs: list[Path]) -> None:
+        """
+        Args:
+            index: to read from, now.
+            changed: keys; None when everything is to be taken.
+            logs: to be removed afterwards.
+        """
+        self.changed = changed
+        self.logs = logs
+        self._index = index
+        self._transaction = index.raw()
+        self._txn = self._transaction.__enter__()
+
+    @property
+    def is_empty(self) -> bool:
+        return self.changed is not None and not any(self.changed.values())
+
+    def items(self) -> Iterable[tuple[str, bytes, bytes | None]]:
+        """Table, key and value; None for a key that is gone."""
+        for name in TABLES:
+            table = self._index.table(name)
+            if self.changed is not None:
+                for key in sorted(self.changed[name]):
+                    yield name, key, self._txn.get(key, db=table)
+            else:
+                with self._txn.cursor(db=table) as cursor:
+                    for key, value in cursor:
+                        yield name, key, value
+
+    def close(self) -> None:
+        self._transaction.__exit__(None, None, None)
+
+
+def sync_file_system(folder: Path) -> None:
+    """syncfs(2): all of a file system that was written, in one go; a tier may have thousands of files to sync.
+
+    Raises:
+        OSError: the disk did not take it, or the folder is gone.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _LIBC.syncfs(descriptor):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(folder))
+    finally:
+        os.close(descriptor)
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True)

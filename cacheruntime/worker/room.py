@@ -1,0 +1,204 @@
+"""Who gets room, and who has to go for it: policies, pins, quotas and watermarks over all datasets of a cache.
+
+The order in which room is made: what nobody uses, of the dataset that was used longest ago; then, where its policy
+replaces files, of the dataset that wants it; then of others in use whose policies do. What is pinned, or is being
+written, stays. Nothing waits here: dropping is an unlink.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from forebay.cacheruntime.config import MIB
+from forebay.cacheruntime.index import BLOCK_BYTES, PackNumber
+from forebay.cacheruntime.keys import ContentId
+from forebay.cacheruntime.touch import slot_of
+from forebay.cacheruntime.worker.space import Item, Space
+from forebay.cacheruntime.worker.tier import Tier, in_order
+
+if TYPE_CHECKING:
+    from forebay.cacheruntime.worker.storage import Storage, Target
+
+AHEAD_BYTES = 64 * MIB
+"""Room is made for so much of a large file when it is placed, and for the rest of it as it comes."""
+
+_LOOK_S = 1.0
+"""Touch bits are looked at this often at most."""
+
+
+class Rooms:
+    """The decisions; `Storage` carries them out. For the event loop."""
+
+    def __init__(self, storage: "Storage", clock: Callable[[], float] = time.monotonic) -> None:
+        self._storage = storage
+        self._clock = clock
+        self._looked_at: dict[str, float] = {}
+
+    # What policies are told
+
+    def inserted(self, space: Space, item: Item, size: int) -> None:
+        if space.is_loaded:
+            space.items.add(item)
+            space.policy.inserted(item, size)
+
+    def removed(self, space: Space, item: Item) -> None:
+        if space.is_loaded:
+            space.items.discard(item)
+            space.touched.discard(item)
+            space.policy.removed(item)
+
+    def load(self, space: Space) -> None:
+        """Tell a dataset's policy what is cached of it, once: nobody waits for that before it is asked."""
+        if space.is_loaded:
+            return
+        space.is_loaded, space.items = True, set()
+        reader = self._storage.index.reader
+        for pack in reader.packs():
+            if pack.dataset == space.dataset and pack.length:
+                self.inserted(space, pack.number, pack.length)
+        for _, content in reader.members(space.dataset, PackNumber(0)):
+            cached = reader.find(content)
+            if cached is not None:
+                self.inserted(space, content, cached.cached_bytes())
+
+    def note_touches(self, space: Space) -> None:
+        """Tell a policy what was read since the last look."""
+        self.load(space)
+        now = self._clock()
+        if now - self._looked_at.get(space.dataset, -_LOOK_S) < _LOOK_S:
+            return
+        self._looked_at[space.dataset] = now
+        take = self._storage.touch.take
+        for item in list(space.items):
+            slot = slot_of(item, PackNumber(0)) if isinstance(item, bytes) else slot_of(ContentId(b""), item)
+            if take(slot):
+                space.policy.accessed(item)
+                space.touched.add(item)
+
+    # Room for what comes
+
+    def tier_for(self, target: "Target", share: int, *, whole: bool = False) -> Tier | None:
+        """The tier that takes a file, after making room where that may be.
+
+        Args:
+            target: the file.
+            share: that it belongs to.
+            whole: only with room for all of it; else where one block fits.
+        """
+        space = self._storage.space(target.dataset)
+        least = target.size if whole else min(target.size, BLOCK_BYTES)
+        wanted = target.size if whole else min(target.size, AHEAD_BYTES)
+        tiers = in_order(self._storage.tiers, target.medium)
+        quota = space.room_bytes(share)
+        if quota is None or quota >= wanted:
+            for tier in tiers:
+                if tier.room_bytes() >= target.size:
+                    return tier
+        self.make(wanted, space, share, target.content, tiers)
+        quota = space.room_bytes(share)
+        if quota is not None and quota < least:
+            return None
+        best = next((tier for tier in tiers if tier.room_bytes() >= wanted), None)
+        best = best or max(tiers, key=Tier.room_bytes, default=None)
+        return best if best is not None and best.room_bytes() >= least else None
+
+    def make(self, need: int, space: Space, share: int, coming: ContentId, tiers: list[Tier]) -> None:
+        """Drop what may go until a dataset's quota, and one of the tiers, has room for `need` bytes."""
+        storage = self._storage
+        storage.departed.look()
+        quota = space.room_bytes(share)
+        if quota is not None and quota < need:
+            if not self._gives(space, coming, need):
+                return
+            of_share = share if space.quotas.get(share) else None
+            self._drop(self._choose(space, need - quota, None, coming, of_share))
+            quota = space.room_bytes(share)
+            if quota is not None and quota < need:
+                return
+        missing = {tier.number: self._missing(tier, need) for tier in tiers if not tier.paused}
+        if not missing or min(missing.values()) <= 0:
+            return
+        usable = [tier for tier in tiers if tier.number in missing]
+        for tier in usable:
+            chosen = self._choose_idle(tier, missing[tier.number])
+            if chosen is not None:
+                self._drop(chosen)
+                return
+        others = [other for other in storage.spaces if other is not space and storage.idle(other.dataset) is None]
+        others.sort(key=lambda other: -sum(other.used.values()))
+        for giver in [space, *others]:
+            if self._gives(giver, coming if giver is space else None, need):
+                for tier in usable:
+                    chosen = self._choose(giver, missing[tier.number], tier, coming)
+                    if chosen:
+                        self._drop(chosen)
+                        return
+
+    def _gives(self, space: Space, coming: ContentId | None, need: int) -> bool:
+        if not space.policy.replaces:
+            return False
+        self.note_touches(space)
+        return coming is None or space.policy.admits(coming, need)
+
+    def _missing(self, tier: Tier, need: int) -> int:
+        """What is to be dropped in a tier; what was dropped already and is still open somewhere will come."""
+        return need - tier.room_bytes() - self._storage.departed.pending_bytes(tier)
+
+    def _choose_idle(self, tier: Tier, missing: int) -> list[Item] | None:
+        """What of unused datasets would do; None when all of it would not suffice."""
+        chosen: list[Item] = []
+        for space in self.idle_spaces():
+            for item, size in self.victims(space, tier):
+                chosen.append(item)
+                missing -= size
+                if missing <= 0:
+                    return chosen
+        return None
+
+    def idle_spaces(self) -> list[Space]:
+        """Datasets that nobody uses, those that were used longest ago first."""
+        last_used = {space.dataset: self._storage.idle(space.dataset) for space in self._storage.spaces}
+        unused = [(used, space) for space in self._storage.spaces if (used := last_used[space.dataset]) is not None]
+        return [space for _, space in sorted(unused, key=lambda pair: pair[0])]
+
+    def _choose(
+        self, space: Space, missing: int, tier: Tier | None, coming: ContentId, share: int | None = None
+    ) -> list[Item]:
+        chosen: list[Item] = []
+        for item, size in self.victims(space, tier, coming, share):
+            chosen.append(item)
+            missing -= size
+            if missing <= 0:
+                break
+        return chosen
+
+    def victims(
+        self, space: Space, tier: Tier | None, coming: ContentId | None = None, share: int | None = None
+    ) -> Iterator[tuple[Item, int]]:
+        """What of a dataset may go, in its policy's order, with the bytes that frees.
+
+        Args:
+            space: the dataset.
+            tier: only what is there; None for all.
+            coming: never this one.
+            share: only of this share; None for all.
+        """
+        self.note_touches(space)
+        reader, writes = self._storage.index.reader, self._storage.writes
+        for item in space.policy.victims(coming):
+            if isinstance(item, bytes):
+                cached = reader.find(item)
+                if cached is None or cached.pack or cached.pinned or item in writes:
+                    continue
+                where, of_share, size = cached.tier, cached.share, cached.cached_bytes()
+            else:
+                pack = reader.pack(item)
+                if pack is None or pack.pinned:
+                    continue
+                where, of_share, size = pack.tier, pack.share, pack.length
+            if size and (tier is None or where == tier.number) and share in (None, of_share):
+                yield item, size
+
+    def _drop(self, items: Iterable[Item]) -> None:
+        for item in items:
+            self._storage.drop(item)

@@ -1,0 +1,74 @@
+"""What one dataset may take of the tiers, and by which policy it gives room."""
+
+from dataclasses import dataclass, field
+
+from forebay.cacheruntime.index import PackNumber
+from forebay.cacheruntime.keys import ContentId, DatasetId
+from forebay.cacheruntime.policies import Policy, policy_named
+
+Item = ContentId | PackNumber
+"""What can be dropped: a file of its own or a pack."""
+
+
+@dataclass
+class Space:
+    """One dataset's part of the cache. For the event loop."""
+
+    dataset: DatasetId
+    name: str = "epoch"
+    """Of the policy."""
+    policy: Policy[Item] = field(default_factory=lambda: policy_named("epoch"))
+    is_loaded: bool = False
+    """The policy knows what is cached."""
+    items: set[Item] = field(default_factory=set)
+    """What the policy knows."""
+    touched: set[Item] = field(default_factory=set)
+    """Read since they were looked at for promotion."""
+    quota_bytes: int = 0
+    """0: no bound."""
+    quotas: dict[int, int] = field(default_factory=dict)
+    """Share -> bytes."""
+    shares: dict[bytes, int] = field(default_factory=dict)
+    """Path -> share."""
+    pins: list[bytes] = field(default_factory=list)
+    used: dict[int, int] = field(default_factory=dict)
+    """Share -> bytes that are cached or reserved."""
+
+    def share_of(self, path: bytes) -> int:
+        """The share that a file belongs to: of the longest path that it is below."""
+        found = max((known for known in self.shares if is_below(path, known)), key=len, default=None)
+        return self.shares[found] if found is not None else 0
+
+    def is_pinned(self, path: bytes) -> bool:
+        return any(is_below(path, pinned) for pinned in self.pins)
+
+    def room_bytes(self, share: int) -> int | None:
+        """What the dataset, and this share of it, may still take; None when there is no bound."""
+        rooms = []
+        if self.quota_bytes:
+            rooms.append(self.quota_bytes - sum(self.used.values()))
+        if quota := self.quotas.get(share):
+            rooms.append(quota - self.used.get(share, 0))
+        return max(0, min(rooms)) if rooms else None
+
+    def take(self, share: int, size: int) -> None:
+        self.used[share] = self.used.get(share, 0) + size
+
+    def give_back(self, share: int, size: int) -> None:
+        self.used[share] = self.used.get(share, 0) - size
+
+    def use_policy(self, name: str) -> None:
+        """Go on with another policy; it has to be told what is cached.
+
+        Raises:
+            UsageError: there is none of that name.
+        """
+        name = name or "epoch"
+        if name != self.name:
+            self.policy = policy_named(name)
+            self.name, self.is_loaded = name, False
+
+
+def is_below(path: bytes, parent: bytes) -> bool:
+    """Whether a path is another one, or below it."""
+    return not parent or path == parent or path.startswith(parent + b"/")

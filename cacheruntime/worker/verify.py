@@ -1,0 +1,326 @@
+"""Comparing cached bytes with their checksums: what a reader waits for, and what is found at rest.
+
+The functions run in threads; `Verifier` is for the worker's event loop.
+"""
+
+import errno
+import logging
+import mmap
+import os
+import stat
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import trio
+import xxhash
+
+from forebay.cacheruntime.index import BLOCK_BYTES, Cached, Index, Pack, PackNumber, Seal, block_bytes
+from forebay.cacheruntime.keys import ContentId
+from forebay.cacheruntime.tiers import pack_path
+from forebay.cacheruntime.worker.storage import Storage
+from forebay.cacheruntime.worker.writes import seal_of
+
+log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+AT_ONCE_BYTES = 8 * BLOCK_BYTES
+"""Files up to this are verified before a reader goes on; of larger ones only the range that he wants."""
+
+
+class Verdict(NamedTuple):
+    """What became of one file."""
+
+    seal: Seal
+    """Of the file as it was looked at."""
+    bad: list[int]
+    """Blocks (of a file of its own) or positions in `entries` (of a pack) that are not what was written."""
+    error: OSError | None = None
+    """The disk could not read all of it."""
+
+
+class Pace:
+    """Lets bytes pass at a rate. One thread."""
+
+    def __init__(self, bytes_s: float, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
+        """Args: bytes_s: 0 for no bound; clock: seconds; sleep: waits."""
+        self._bytes_s = bytes_s
+        self._clock = clock
+        self._sleep = sleep
+        self._due = clock()
+
+    def passes(self, size: int) -> None:
+        """Wait until `size` bytes may go on."""
+        if not self._bytes_s:
+            return
+        now = self._clock()
+        self._due = max(self._due, now - 0.1) + size / self._bytes_s
+        if self._due > now:
+            self._sleep(self._due - now)
+
+
+def verify_file(
+    path: Path, cached: Cached, checksum: Callable[[int], int | None], pace: Pace | None = None, direct: bool = False
+) -> Verdict:
+    """Compare a file of its own with the checksums of the blocks that its record calls present.
+
+    Args:
+        path: the tier file.
+        cached: its record.
+        checksum: of a block by number.
+        pace: bounds the rate.
+        direct: read from the disk, not from memory, where the file system allows it.
+    """
+    try:
+        descriptor = _open(path, direct)
+    except OSError as error:
+        return Verdict(Seal(0, 0), [0], None if isinstance(error, FileNotFoundError) else error)
+    try:
+        before = os.fstat(descriptor)
+        if not _is_ours(before) or before.st_size != cached.size:
+            return Verdict(seal_of(before), [0])
+        bad = []
+        buffer = mmap.mmap(-1, BLOCK_BYTES)
+        for block in cached.blocks():
+            size = block_bytes(cached.size, block)
+            if pace is not None:
+                pace.passes(size)
+            try:
+                data = _read(descriptor, buffer, block * BLOCK_BYTES, size)
+            except OSError as error:
+                return Verdict(seal_of(before), [block], error)
+            if len(data) != size or xxhash.xxh3_64_intdigest(data) != checksum(block):
+                bad.append(block)
+        after = os.fstat(descriptor)
+        if after.st_nlink and seal_of(after) != seal_of(before):
+            return Verdict(seal_of(before), bad or [0])
+        return Verdict(seal_of(before), bad)
+    finally:
+        os.close(descriptor)
+
+
+def verify_packed(
+    path: Path, entries: Iterable[tuple[int, int, int]], pace: Pace | None = None, direct: bool = False
+) -> Verdict:
+    """Compare files of a pack with their checksums.
+
+    Args:
+        path: the pack.
+        entries: offset, size and checksum of each.
+        pace, direct: see `verify_file`.
+    """
+    try:
+        descriptor = _open(path, direct)
+    except OSError as error:
+        everything = list(range(len(list(entries))))
+        return Verdict(Seal(0, 0), everything, None if isinstance(error, FileNotFoundError) else error)
+    try:
+        before = os.fstat(descriptor)
+        bad = []
+        trouble: OSError | None = None
+        buffer = mmap.mmap(-1, 2 * BLOCK_BYTES)
+        for position, (offset, size, checksum) in enumerate(entries):
+            if pace is not None:
+                pace.passes(size)
+            try:
+                data = _read(descriptor, buffer, offset, size)
+            except OSError as error:
+                trouble, data = error, memoryview(b"")
+            if not _is_ours(before) or len(data) != size or xxhash.xxh3_64_intdigest(data) != checksum:
+                bad.append(position)
+        return Verdict(seal_of(before), bad, trouble)
+    finally:
+        os.close(descriptor)
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    """A file of somebody else's can change at any time."""
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
+
+
+def _open(path: Path, direct: bool) -> int:
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    if direct:
+        try:
+            return os.open(path, flags | os.O_DIRECT)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+    return os.open(path, flags)
+
+
+def _read(descriptor: int, buffer: mmap.mmap, offset: int, size: int) -> memoryview:
+    """[offset, offset + size) of a file, cut off at its end; whole pages around it, as O_DIRECT wants them."""
+    start = offset - offset % mmap.PAGESIZE
+    end = -(-(offset + size) // mmap.PAGESIZE) * mmap.PAGESIZE
+    view = memoryview(buffer)[: end - start]
+    filled = 0
+    while filled < len(view):
+        got = os.preadv(descriptor, [view[filled:]], start + filled)
+        filled += got
+        if not got or filled % mmap.PAGESIZE:
+            break
+    return view[offset - start : min(offset - start + size, filled)]
+
+
+class Verifier:
+    """Puts doubtful files right: each is verified once, however many wait."""
+
+    def __init__(self, storage: Storage, nursery: trio.Nursery) -> None:
+        self._storage = storage
+        self._nursery = nursery
+        self._under_way: dict[ContentId | PackNumber, trio.Event] = {}
+        self._threads = trio.CapacityLimiter(2)
+        self.suspected: set[ContentId] = set()
+        """Files that a reader found wrong, until they are verified."""
+
+    def doubtful(self, content: ContentId) -> Cached | None:
+        """The record of a file that must not be served as it is; None when it may be, or there is none."""
+        cached = self._storage.find(content)
+        if cached is None or not (content in self.suspected or self._storage.is_doubtful(content, cached)):
+            return None
+        return cached
+
+    async def believe(self, content: ContentId, cached: Cached, start: int, end: int) -> bytes | None:
+        """Make a doubtful file fit to be read.
+
+        Returns:
+            None: look at the index again, where it is sound now or gone. Else the bytes of [start, end), verified, as
+            the rest of the file is still being looked at.
+        """
+        if cached.pack or cached.size <= AT_ONCE_BYTES:
+            await self.verify(content)
+            return None
+        self.verify_soon(content)
+        return await self._range(content, cached, start, end)
+
+    def verify_soon(self, content: ContentId) -> None:
+        """In the background."""
+        if content not in self._under_way:
+            self._nursery.start_soon(self.verify, content)
+
+    async def verify(self, content: ContentId) -> None:
+        """Verify one file: it gets its seal, or is dropped. A packed one only itself; its pack follows."""
+        under_way = self._under_way.get(content)
+        if under_way is not None:
+            await under_way.wait()
+            return
+        self._under_way[content] = trio.Event()
+        try:
+            cached = self._storage.find(content)
+            if cached is None or content in self._storage.writes:
+                return
+            if cached.pack:
+                await self._verify_packed(content, cached)
+            else:
+                await self._verify_own(content, cached)
+            self.suspected.discard(content)
+        finally:
+            self._under_way.pop(content).set()
+
+    async def _verify_own(self, content: ContentId, cached: Cached) -> None:
+        path = self._storage.path_of(content, cached)
+        if path is None:
+            return
+        index = self._storage.index.reader
+        verdict = await self._in_thread(lambda: verify_file(path, cached, lambda block: index.checksum(content, block)))
+        if index.find(content) != cached:
+            return  # dropped, moved or verified meanwhile
+        self._note(cached, verdict)
+        if verdict.bad:
+            self._storage.found_wrong(content, len(verdict.bad))
+        else:
+            self._storage.index.seal_file(content, verdict.seal)
+
+    async def _verify_packed(self, content: ContentId, cached: Cached) -> None:
+        path = self._storage.path_of(content, cached)
+        if path is None:
+            return
+        entry = (cached.offset, cached.size, cached.checksum)
+        verdict = await self._in_thread(lambda: verify_packed(path, [entry]))
+        if self._storage.index.reader.find(content) != cached:
+            return
+        self._note(cached, verdict)
+        if verdict.bad:
+            self._storage.found_wrong(content)
+        if cached.pack not in self._under_way:
+            self._nursery.start_soon(self.verify_pack, cached.pack)
+
+    async def verify_pack(self, number: PackNumber) -> None:
+        """Verify all files of a pack: the wrong ones are forgotten, and it gets its seal for the others."""
+        if number in self._under_way:
+            return
+        self._under_way[number] = trio.Event()
+        try:
+            pack = self._storage.index.reader.pack(number)
+            if pack is None or not self._storage.pack_in_doubt(pack):
+                return
+            verdict, contents = await self._look_at_pack(pack)
+            if self._storage.index.reader.pack(number) != pack:
+                return
+            for position in verdict.bad:
+                self._storage.found_wrong(contents[position])
+            if self._storage.index.reader.pack(number) is not None:
+                self._storage.index.seal_pack(number, verdict.seal)
+        finally:
+            self._under_way.pop(number).set()
+
+    async def _look_at_pack(self, pack: Pack) -> tuple[Verdict, list[ContentId]]:
+        path = pack_path(self._storage.tier(pack.tier).config.path, pack.number)
+        contents, entries = packed_entries(self._storage.index.reader, pack)
+        return await self._in_thread(lambda: verify_packed(path, entries)), contents
+
+    async def _range(self, content: ContentId, cached: Cached, start: int, end: int) -> bytes | None:
+        """[start, end) of a file of its own, verified block by block; None when it is not cached or not right."""
+        path = self._storage.path_of(content, cached)
+        if path is None or not cached.has(start, end):
+            return None
+        blocks = range(start // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1)
+        index = self._storage.index.reader
+
+        def read() -> bytes | None:
+            try:
+                descriptor = _open(path, False)
+            except OSError:
+                return None
+            try:
+                pieces = []
+                for block in blocks:
+                    data = os.pread(descriptor, block_bytes(cached.size, block), block * BLOCK_BYTES)
+                    if xxhash.xxh3_64_intdigest(data) != index.checksum(content, block):
+                        return None
+                    pieces.append(data)
+            except OSError:
+                return None
+            finally:
+                os.close(descriptor)
+            return b"".join(pieces)
+
+        data = await self._in_thread(read)
+        if data is None:
+            if index.find(content) == cached:
+                self._storage.found_wrong(content)
+            return None
+        base = blocks[0] * BLOCK_BYTES
+        return data[start - base : end - base]
+
+    def _note(self, cached: Cached, verdict: Verdict) -> None:
+        if verdict.error is not None:
+            number = self._storage.index.reader.tier_of(cached)
+            if number is not None:
+                self._storage.tier(number).failed(verdict.error)
+
+    async def _in_thread(self, work: Callable[[], _T]) -> _T:
+        return await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=True)
+
+
+def packed_entries(index: Index, pack: Pack) -> tuple[list[ContentId], list[tuple[int, int, int]]]:
+    """The files of a pack in the order of their offsets, with offset, size and checksum."""
+    found = []
+    for _, content in index.members(pack.dataset, pack.number):
+        cached = index.find(content)
+        if cached is not None and cached.pack == pack.number:
+            found.append((cached.offset, cached.size, cached.checksum, content))
+    found.sort()
+    return [content for *_, content in found], [(offset, size, checksum) for offset, size, checksum, _ in found]
