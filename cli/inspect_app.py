@@ -14,7 +14,7 @@ _Interval = Annotated[float, typer.Option("--interval", "-i", metavar="S", help=
 
 def register(app: typer.Typer, debug: typer.Typer) -> None:
     """Add the commands."""
-    for command in (info, stats, profile):
+    for command in (info, evict, pin, unpin, stats, profile):
         app.command()(command)
     debug.command()(bundle)
 
@@ -34,6 +34,58 @@ def info(
     from forebay.cli import inspect_commands
 
     inspect_commands.info(where, path, cache_dir, option or [], checksums=checksums, json=json)
+
+
+def evict(
+    where: _Where,
+    path: _Paths = None,
+    glob: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Only what matches, such as 'val/**/*.jpg'; may be given several times."),
+    ] = None,
+    pinned: Annotated[bool, typer.Option("--pinned", help="Also what is pinned.")] = False,
+    cache_dir: CacheDir = None,
+    option: Options = None,
+    json: Json = False,
+) -> None:
+    """Take files out of the cache. What is open stays readable until it is closed.
+
+    Example: forebay evict /data/imagenet/val
+    """
+    from forebay.cli import pin_commands
+
+    pin_commands.evict(where, path or [], glob or [], cache_dir, option or [], pinned=pinned, json=json)
+
+
+def pin(
+    where: _Where,
+    path: _Paths = None,
+    listed: Annotated[bool, typer.Option("--list", help="Only show what is pinned of it.")] = False,
+    cache_dir: CacheDir = None,
+    option: Options = None,
+    json: Json = False,
+) -> None:
+    """Never evict what is below a path: what is cached of it, and what will be. It brings nothing; warmup does.
+
+    Example: forebay pin /data/imagenet/train
+    """
+    from forebay.cli import pin_commands
+
+    pin_commands.pin(where, path or [], cache_dir, option or [], listed=listed, json=json)
+
+
+def unpin(
+    where: _Where,
+    path: _Paths = None,
+    every: Annotated[bool, typer.Option("--all", help="All pins of the source.")] = False,
+    cache_dir: CacheDir = None,
+    option: Options = None,
+    json: Json = False,
+) -> None:
+    """Let what was pinned be evicted again. What is cached stays until its room is needed."""
+    from forebay.cli import pin_commands
+
+    pin_commands.unpin(where, path or [], cache_dir, option or [], every=every, json=json)
 
 
 def stats(

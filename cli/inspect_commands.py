@@ -63,6 +63,7 @@ def info(
             if node.kind is Kind.FILE:
                 shown |= {"version": node.version, "content": node.content.hex()}
                 shown |= _file(node, index, config, checksums)
+                shown["pinned"] = index is not None and _is_pinned(wanted, index.pins(dataset))
             elif node.kind is Kind.DIRECTORY:
                 shown |= _directory(catalogue, wanted, index)
             else:
@@ -101,21 +102,26 @@ def _file(node: Node, index: Index | None, config: CacheConfig, checksums: bool)
     blocks = 1 if small else block_count(node.size)
     shown: dict[str, Any] = {"blocks": blocks, "block_bytes": BLOCK_BYTES, "blocks_cached": 0, "cached_bytes": 0}
     cached = index.find(node.content) if index is not None else None
-    if index is None or cached is None:
+    tier = index.tier_of(cached) if index is not None and cached is not None else None
+    if index is None or cached is None or tier is None:
         return shown
     present = list(_present(cached.size, blocks, cached.has))
-    folder = index.tiers()[cached.tier][1]
+    folder = index.tiers()[tier][1]
     media = {str(tier.path): tier.medium.value for tier in config.tiers}
     shown |= {
         "blocks_cached": len(present), "cached_bytes": cached.cached_bytes(), "complete": cached.complete,
         "tier": {"medium": media.get(str(folder), "?"), "path": str(folder)},
         "file": str(cached_path(folder, node.content, cached.pack)), "offset": cached.offset,
     }  # fmt: skip
-    sums = {block: index.checksum(node.content, block) for block in present}
+    sums = {block: cached.checksum if cached.pack else index.checksum(node.content, block) for block in present}
     shown["checksums"] = {"kind": "XXH3-64", "known": sum(value is not None for value in sums.values())}
     if checksums:
         shown["checksums"]["blocks"] = {str(block): f"{value:016x}" for block, value in sums.items() if value}
     return shown
+
+
+def _is_pinned(path: bytes, pins: list[bytes]) -> bool:
+    return any(not pin or path == pin or path.startswith(pin + b"/") for pin in pins)
 
 
 def _present(size: int, blocks: int, has: Any) -> Iterator[int]:

@@ -56,6 +56,8 @@ def warmup(
         raise UsageError(
             f"--tier {' '.join(media)!r} is not one of {', '.join(Medium.__members__)}, nor MEDIUM:FOLDER:SIZE"
         )
+    if wish.pin and (wish.globs or wish.listed is not None):
+        raise UsageError("--pin goes with paths, which stand for all below them, and not with --glob or --from")
     rate = parse_size(wish.rate) if wish.rate is not None else 0
     deadline_s = parse_duration(wish.deadline) if wish.deadline is not None else 0.0
     listed = _listed(wish.listed) if wish.listed is not None else []

@@ -394,3 +394,47 @@ class CheckFinding(_message.Message):
     what: str
     repaired: bool
     def __init__(self, kind: _Optional[str] = ..., what: _Optional[str] = ..., repaired: _Optional[bool] = ...) -> None: ...
+
+class EvictRequest(_message.Message):
+    __slots__ = ("dataset_id", "paths", "globs", "snapshot", "pinned")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    PATHS_FIELD_NUMBER: _ClassVar[int]
+    GLOBS_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    paths: _containers.RepeatedScalarFieldContainer[bytes]
+    globs: _containers.RepeatedScalarFieldContainer[bytes]
+    snapshot: int
+    pinned: bool
+    def __init__(self, dataset_id: _Optional[str] = ..., paths: _Optional[_Iterable[bytes]] = ..., globs: _Optional[_Iterable[bytes]] = ..., snapshot: _Optional[int] = ..., pinned: _Optional[bool] = ...) -> None: ...
+
+class EvictReply(_message.Message):
+    __slots__ = ("files", "bytes", "pinned")
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    files: int
+    bytes: int
+    pinned: int
+    def __init__(self, files: _Optional[int] = ..., bytes: _Optional[int] = ..., pinned: _Optional[int] = ...) -> None: ...
+
+class PinRequest(_message.Message):
+    __slots__ = ("dataset_id", "paths", "unpin", "snapshot")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    PATHS_FIELD_NUMBER: _ClassVar[int]
+    UNPIN_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    paths: _containers.RepeatedScalarFieldContainer[bytes]
+    unpin: bool
+    snapshot: int
+    def __init__(self, dataset_id: _Optional[str] = ..., paths: _Optional[_Iterable[bytes]] = ..., unpin: _Optional[bool] = ..., snapshot: _Optional[int] = ...) -> None: ...
+
+class PinReply(_message.Message):
+    __slots__ = ("pins", "unknown")
+    PINS_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    pins: _containers.RepeatedScalarFieldContainer[bytes]
+    unknown: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, pins: _Optional[_Iterable[bytes]] = ..., unknown: _Optional[_Iterable[bytes]] = ...) -> None: ...

@@ -89,6 +89,16 @@ class WorkerStub:
                 request_serializer=forebay_dot_proto_dot_worker__pb2.TrafficRequest.SerializeToString,
                 response_deserializer=forebay_dot_proto_dot_worker__pb2.TrafficReply.FromString,
                 _registered_method=True)
+        self.Evict = channel.unary_unary(
+                '/forebay.cache.v1.Worker/Evict',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.EvictRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.EvictReply.FromString,
+                _registered_method=True)
+        self.Pin = channel.unary_unary(
+                '/forebay.cache.v1.Worker/Pin',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.PinRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.PinReply.FromString,
+                _registered_method=True)
         self.ServeMetrics = channel.unary_unary(
                 '/forebay.cache.v1.Worker/ServeMetrics',
                 request_serializer=forebay_dot_proto_dot_worker__pb2.ServeMetricsRequest.SerializeToString,
@@ -175,6 +185,20 @@ class WorkerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Evict(self, request, context):
+        """Drop what is cached of some files.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pin(self, request, context):
+        """Keep what is below some paths, now and in future; or no longer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ServeMetrics(self, request, context):
         """Serve /metrics for Prometheus from now on, elsewhere, or no longer.
         """
@@ -239,6 +263,16 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.Traffic,
                     request_deserializer=forebay_dot_proto_dot_worker__pb2.TrafficRequest.FromString,
                     response_serializer=forebay_dot_proto_dot_worker__pb2.TrafficReply.SerializeToString,
+            ),
+            'Evict': grpc.unary_unary_rpc_method_handler(
+                    servicer.Evict,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.EvictRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.EvictReply.SerializeToString,
+            ),
+            'Pin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pin,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.PinRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.PinReply.SerializeToString,
             ),
             'ServeMetrics': grpc.unary_unary_rpc_method_handler(
                     servicer.ServeMetrics,
@@ -543,6 +577,60 @@ class Worker:
             '/forebay.cache.v1.Worker/Traffic',
             forebay_dot_proto_dot_worker__pb2.TrafficRequest.SerializeToString,
             forebay_dot_proto_dot_worker__pb2.TrafficReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Evict(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/Evict',
+            forebay_dot_proto_dot_worker__pb2.EvictRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.EvictReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/Pin',
+            forebay_dot_proto_dot_worker__pb2.PinRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.PinReply.FromString,
             options,
             channel_credentials,
             insecure,

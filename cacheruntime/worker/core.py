@@ -13,7 +13,9 @@ from forebay.cacheruntime import mounts
 from forebay.cacheruntime.config import CacheConfig
 from forebay.cacheruntime.errors import SourceStale, SourceUnavailable
 from forebay.cacheruntime.keys import DatasetId
+from forebay.cacheruntime.selection import Selection
 from forebay.cacheruntime.understore.base import Entry
+from forebay.cacheruntime.worker import pins
 from forebay.cacheruntime.worker.check import Check
 from forebay.cacheruntime.worker.datasets import Datasets
 from forebay.cacheruntime.worker.fetch import SourceFile
@@ -135,6 +137,27 @@ class Core:
     async def cancel_job(self, request: pb.CancelJobRequest) -> pb.CancelJobReply:
         with self._busy():
             return pb.CancelJobReply(state=await self.jobs.cancel(request.job))
+
+    async def evict(self, request: pb.EvictRequest) -> pb.EvictReply:
+        with self._busy():
+            dataset = self.datasets.get(request.dataset_id)
+            snapshot = self.datasets.chosen(dataset, request.snapshot)
+            selection = Selection(list(request.paths), list(request.globs))
+            with snapshot.held():
+                files, size, kept = await pins.evict(self._storage, dataset, snapshot, selection, pinned=request.pinned)
+            return pb.EvictReply(files=files, bytes=size, pinned=kept)
+
+    async def pin(self, request: pb.PinRequest) -> pb.PinReply:
+        with self._busy():
+            dataset = self.datasets.get(request.dataset_id)
+            snapshot = self.datasets.chosen(dataset, request.snapshot)
+            unknown: list[bytes] = []
+            with snapshot.held():
+                if request.unpin:
+                    unknown = await pins.unpin(self._storage, dataset, snapshot, list(request.paths))
+                elif request.paths:
+                    await pins.pin(self._storage, dataset, snapshot, list(request.paths))
+            return pb.PinReply(pins=self._storage.pins(dataset.id), unknown=unknown)
 
     async def traffic(self, request: pb.TrafficRequest) -> pb.TrafficReply:
         """What came from under-stores; asking keeps no worker alive."""

@@ -97,7 +97,7 @@ class Jobs:
         """Begin a job, or go on with one (`WarmupRequest.job`).
 
         Raises:
-            UsageError: no such job, or it runs.
+            UsageError: no such job, or it runs; no tier of the medium that is wanted.
             ForebayError: its dataset has no such snapshot.
         """
         if asked.job:
@@ -105,12 +105,15 @@ class Jobs:
                 raise UsageError(f"job {asked.job} is running; watch it with: forebay jobs {asked.job} --watch")
             before = self.store.get(asked.job)
             dataset = self._datasets.get(before.request.dataset_id)
-            snapshot = self._snapshot(dataset, before.request.snapshot)
+            snapshot = self._datasets.chosen(dataset, before.request.snapshot)
             self.store.failures_path(before.id).unlink(missing_ok=True)
             return self._go_on(before, dataset, snapshot, background)
         dataset = self._datasets.get(asked.dataset_id)
-        snapshot = self._snapshot(dataset, asked.snapshot)
+        snapshot = self._datasets.chosen(dataset, asked.snapshot)
         request = _request(asked)
+        media = [tier.config.medium.value for tier in self._storage.tiers]
+        if request.medium and request.medium not in media:
+            raise UsageError(f"there is no tier of medium {request.medium}; this cache has {', '.join(media)}")
         record = self.store.create(without_userinfo(dataset.source), request, background, time.time())
         return self._go_on(record, dataset, snapshot, background)
 
@@ -121,7 +124,7 @@ class Jobs:
             if not (mine and record.background and record.state is JobState.INTERRUPTED):
                 continue
             try:
-                snapshot = self._snapshot(dataset, record.request.snapshot)
+                snapshot = self._datasets.chosen(dataset, record.request.snapshot)
             except ForebayError as error:
                 log.info("job %d is not taken up again: %s", record.id, error)
                 continue
@@ -145,14 +148,6 @@ class Jobs:
             record = replace(record, state=JobState.CANCELLED, error="", ended_at=time.time())
             self.store.put(record)
         return record.state
-
-    def _snapshot(self, dataset: Dataset, number: int) -> Snapshot:
-        found = self._datasets.opened(dataset, number) if number else dataset.newest
-        if found is None and number:
-            raise UsageError(f"{dataset.store.url} has no snapshot {number} here")
-        if found is None:
-            raise ForebayError("the dataset has no snapshot: attach it with list set first")
-        return found
 
     def _go_on(self, record: JobRecord, dataset: Dataset, snapshot: Snapshot, background: bool) -> Job:
         running = replace(

@@ -80,6 +80,8 @@ for _name in (
     "CancelJob",
     "Traffic",
     "ServeMetrics",
+    "Evict",
+    "Pin",
 ):
     setattr(WorkerService, _name, _unary(_name))
 

@@ -15,6 +15,7 @@ from forebay.cacheruntime.selection import Selection
 from forebay.cacheruntime.worker.datasets import Dataset
 from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
+from forebay.cacheruntime.worker.pins import pin
 from forebay.cacheruntime.worker.small_files import MOST_AT_ONCE, SmallFiles
 from forebay.cacheruntime.worker.snapshot import Snapshot
 from forebay.cacheruntime.worker.storage import Storage
@@ -128,7 +129,7 @@ class Warmup:
             raise ForebayError(f"the listing of {self.dataset.store.url} broke off: {totals.error}")
         await self._count()
         if self._request.pin:
-            await self._pin_all()
+            await pin(self._storage, self.dataset, self.snapshot, self._selection.paths)  # before anything comes
         if not self._request.metadata_only:
             limit = RateLimit(self._request.rate_bytes_s)
             await self._bring_all(limit)
@@ -165,15 +166,6 @@ class Warmup:
 
         while batch := await trio.to_thread.run_sync(take):
             yield batch
-
-    async def _pin_all(self) -> None:
-        """Before anything comes, so that none of it goes again."""
-        for path in self._selection.paths:
-            self._storage.pin(self.dataset.id, path, ())
-        async for batch in self._batches():
-            found = [node.content for _, node in batch if self._storage.index.reader.find(node.content) is not None]
-            for path in self._selection.paths[:1]:
-                self._storage.pin(self.dataset.id, path, found)
 
     # Bringing
 

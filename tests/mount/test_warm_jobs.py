@@ -140,3 +140,50 @@ def test_wrong_words(forebay: Forebay, folder: Any) -> None:
         assert words in done.err
         assert len(done.err.splitlines()) == 1
     assert "there is no 'gone'" in forebay.run("warmup", folder.source, "gone", code=1).err
+
+
+def test_evict_and_pin(forebay: Forebay, folder: Any) -> None:
+    contents = {f"d{number % 2}/{number}": payload(number, 300_000 + number) for number in range(6)}
+    contents |= {f"big{number}": payload(number, 2 * MIB) for number in range(2)}
+    for path, data in contents.items():
+        folder.put(path, data)
+    mount = forebay.mount(folder.source, "--open-mode", "cached")
+    forebay.run("warmup", mount)
+    whole = forebay.dataset(mount)["cached_bytes"]
+    assert whole == sum(map(len, contents.values()))
+    assert forebay.run("pin", mount / "d0").out == "pinned: d0\n"
+    assert forebay.run("pin", folder.source, "big0", "--json").json() == {"pins": ["big0", "d0"]}
+    assert forebay.run("info", mount / "d0" / "2", "--json").json()["pinned"] is True
+    assert forebay.run("info", mount / "d1" / "1", "--json").json()["pinned"] is False
+    with (mount / "big1").open("rb") as opened:
+        done = forebay.run("evict", mount, "--json").json()
+        assert opened.read() == contents["big1"], "what is open stays readable"
+    pinned = sum(len(data) for path, data in contents.items() if path.startswith("d0/") or path == "big0")
+    assert (done["files"], done["pinned"]) == (4, 4)
+    assert done["bytes"] == whole - pinned
+    again = forebay.run("evict", mount / "d0", "--pinned", "--json").json()
+    assert (again["files"], again["pinned"]) == (3, 0)
+    assert forebay.run("unpin", mount / "d0").out == "pinned: big0\n"
+    assert "was not pinned" in forebay.run("unpin", mount / "d0", code=1).err
+    assert forebay.run("unpin", mount, "--all").out == "nothing is pinned\n"
+    assert forebay.run("evict", mount, "--glob", "big?", "--json").json()["files"] >= 1
+    assert "there is no 'gone'" in forebay.run("evict", mount / "gone", code=1).err
+    for path, data in contents.items():
+        assert (mount / path).read_bytes() == data
+    forebay.run("warmup", mount, "d1", "--pin")
+    assert forebay.run("evict", mount / "d1", "--json").json() == {"files": 0, "bytes": 0, "pinned": 3}
+    assert "--pin goes with paths" in forebay.run("warmup", mount, "--glob", "*", "--pin", code=2).err
+    forebay.umount(mount)
+
+
+def test_a_warmup_into_one_medium(forebay: Forebay, folder: Any) -> None:
+    for number in range(4):
+        folder.put(f"small{number}", payload(number, 50_000))
+    folder.put("big", payload(9, 2 * MIB))
+    tiers = [w for name in ("MEM", "SSD") for w in ("--tier", f"{name}:{forebay.root / name}:64MiB")]
+    mount = forebay.mount(folder.source, *tiers)
+    forebay.run("warmup", mount, "--tier", "SSD")
+    held = {row["medium"]: row["bytes"] for row in forebay.dataset(mount)["tiers"]}
+    assert held == {"SSD": 2 * MIB + 200_000}
+    assert "no tier of medium HDD" in forebay.run("warmup", mount, "--tier", "HDD", code=2).err
+    forebay.umount(mount)
