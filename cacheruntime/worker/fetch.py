@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import xxhash
@@ -25,7 +26,7 @@ class SourceFile:
     size: int
     version: str
 
-    @property
+    @cached_property
     def content(self) -> ContentId:
         return content_id(self.store.url, self.path, self.size, self.version)
 

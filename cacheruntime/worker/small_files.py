@@ -10,7 +10,8 @@ import logging
 import queue
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -62,10 +63,26 @@ class SmallFiles:
         self._landed: deque[_Fetched] = deque()
         self._limiter = trio.CapacityLimiter(MOST_AT_ONCE)
         self._threads = 0
+        self._users = 0
         self._under_way = 0
         self._bytes = 0
         self._writing = False
         self._changed = trio.Event()
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Keep the threads that there are: whoever fetches does it in this block."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            self._end_threads()
+
+    def _end_threads(self) -> None:
+        if not self._users and not self._under_way:
+            for _ in range(self._threads):
+                self._todo.put(None)
 
     async def fetch(self, file: SourceFile, medium: Medium | None, at_once: int, done: Done) -> bool:
         """Have a file fetched as soon as there is a turn for it; returns when it was begun.
@@ -94,7 +111,7 @@ class SmallFiles:
 
     async def _run_thread(self) -> None:
         token = trio.lowlevel.current_trio_token()
-        while self._under_way:
+        while self._users or self._under_way:
             await trio.to_thread.run_sync(self._work, token, limiter=self._limiter, abandon_on_cancel=True)
         self._threads -= 1
 
@@ -143,9 +160,7 @@ class SmallFiles:
         self._bytes -= sum(item.file.size for item in batch)
         for item, cached in zip(batch, kept, strict=True):
             item.done(cached, item.error)
-        if not self._under_way:
-            for _ in range(self._threads):
-                self._todo.put(None)
+        self._end_threads()
         changed, self._changed = self._changed, trio.Event()
         changed.set()
 

@@ -170,6 +170,13 @@ class Warmup:
     # Bringing
 
     async def _bring_all(self, limit: RateLimit) -> None:
+        with self._small.used():
+            await self._bring_batches(limit)
+            while self._under_way:
+                self._idle = trio.Event()
+                await self._idle.wait()
+
+    async def _bring_batches(self, limit: RateLimit) -> None:
         sender, receiver = trio.open_memory_channel[tuple[str, Node]](0)
         async with trio.open_nursery() as nursery:
             for _ in range(self._large_at_once):
@@ -179,9 +186,6 @@ class Warmup:
                 async for batch in self._batches():
                     for path, node in batch:
                         await self._take(os.fsdecode(path), node, sender, limit)
-        while self._under_way:
-            self._idle = trio.Event()
-            await self._idle.wait()
 
     async def _take(
         self, path: str, node: Node, sender: "trio.MemorySendChannel[tuple[str, Node]]", limit: RateLimit

@@ -14,7 +14,7 @@ from check import check_storage
 from fake_store import HELD_S, Gate
 
 from forebay.cacheruntime.config import MIB, FillConfig
-from forebay.cacheruntime.errors import SourceStale, SourceUnavailable, UsageError
+from forebay.cacheruntime.errors import SourceNotFound, SourceStale, SourceUnavailable, UsageError
 from forebay.cacheruntime.jobs import JobState
 from forebay.cacheruntime.worker import datasets as datasets_module
 from forebay.cacheruntime.worker import jobs as jobs_module
@@ -409,3 +409,86 @@ def test_traffic_counts_gets_and_their_times(worker: Worker) -> None:
     assert sum(source.get_counts) == source.gets
     assert source.get_sum_s > 0
     assert sum(source.queue_counts) >= 1
+
+
+# Evicting and pinning by command
+
+
+def test_evict_takes_what_is_meant_and_leaves_pins(worker: Worker) -> None:
+    for n in range(3):
+        worker.box.store.put(f"a/small{n}", bytes_of(1000, n))
+        worker.box.store.put(f"b/small{n}", bytes_of(2000, n))
+    worker.box.store.put("b/big", bytes_of(3 * MIB))
+    _warm(worker)
+
+    async def test(core: Core) -> None:
+        name = await _attach(core)
+        assert list((await core.pin(pb.PinRequest(dataset_id=name, paths=[b"a"]))).pins) == [b"a"]
+        reply = await core.evict(pb.EvictRequest(dataset_id=name, globs=[b"*/small0", b"b/*"]))
+        assert (reply.files, reply.bytes, reply.pinned) == (4, 3 * MIB + 6000, 1)
+        reply = await core.evict(pb.EvictRequest(dataset_id=name))
+        assert (reply.files, reply.pinned) == (0, 3)
+        with pytest.raises(SourceNotFound, match="'gone'"):
+            await core.evict(pb.EvictRequest(dataset_id=name, paths=[b"gone"]))
+        reply = await core.evict(pb.EvictRequest(dataset_id=name, pinned=True))
+        assert (reply.files, reply.bytes) == (3, 3000)
+
+    worker.run(test)
+
+
+def test_a_pin_that_another_covers_stays(worker: Worker) -> None:
+    worker.box.store.put("a/b/f", bytes_of(1000))
+    worker.box.store.put("a/g", bytes_of(1000, 2))
+    _warm(worker)
+
+    async def test(core: Core) -> None:
+        name = await _attach(core)
+        await core.pin(pb.PinRequest(dataset_id=name, paths=[b"a", b"a/b"]))
+        unpin = pb.PinRequest(dataset_id=name, paths=[b"a"], unpin=True)
+        assert list((await core.pin(unpin)).pins) == [b"a/b"]
+        assert list((await core.pin(unpin)).unknown) == [b"a"]
+        reply = await core.evict(pb.EvictRequest(dataset_id=name))
+        assert (reply.files, reply.pinned) == (1, 1)
+        assert list((await core.pin(pb.PinRequest(dataset_id=name, unpin=True))).pins) == []
+        assert (await core.evict(pb.EvictRequest(dataset_id=name))).files == 1
+
+    worker.run(test)
+
+
+def test_a_warmup_pins_before_it_brings(worker: Worker) -> None:
+    for n in range(3):
+        worker.box.store.put(f"a/{n}", bytes_of(1000, n))
+    worker.box.store.put("b", bytes_of(10))
+    _warm(worker, paths=[b"a", b"b"], pin=True)
+
+    async def test(core: Core) -> None:
+        name = await _attach(core)
+        assert sorted((await core.pin(pb.PinRequest(dataset_id=name))).pins) == [b"a", b"b"]
+        reply = await core.evict(pb.EvictRequest(dataset_id=name))
+        assert (reply.files, reply.pinned) == (0, 4)
+
+    worker.run(test)
+
+
+def test_a_medium_that_there_is_not(worker: Worker) -> None:
+    async def test(core: Core) -> None:
+        name = await _attach(core)
+        with pytest.raises(UsageError, match="no tier of medium HDD; this cache has"):
+            await core.start_warmup(pb.WarmupRequest(dataset_id=name, medium="HDD"))
+
+    worker.box.store.put("f", b"1")
+    worker.run(test)
+
+
+def test_where_the_policy_replaces_files_small_ones_have_files_of_their_own(worker: Worker) -> None:
+    for n in range(5):
+        worker.box.store.put(f"f{n}", bytes_of(1000, n))
+
+    async def test(core: Core) -> None:
+        policy = pb.CachePolicy(policy="lru")
+        await core.attach(pb.AttachRequest(source=SOURCE, list=True, cache_policy=policy))
+        await _ended(await _begin(core))
+
+    worker.run(test)
+    assert all(_is_whole(worker, f"f{n}") for n in range(5))
+    assert list((worker.box.config.tiers[0].path / "packs").iterdir()) == []
