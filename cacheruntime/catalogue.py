@@ -18,7 +18,8 @@ being written.
 ``skipped``: hash of a key (16 bytes) -> empty; one for each key of the source that is not shown, as it cannot be a
     file name here or a directory has its name. A table, for a key may be listed any number of times.
 ``meta``: ``complete`` -> b"1" once the listing has ended; ``error`` -> why it broke off; ``files``, ``bytes``,
-    ``small_bytes`` -> 8-byte counters over visible files; ``source`` -> the under-store's canonical URL.
+    ``small_bytes`` -> 8-byte counters over visible files; ``source`` -> the under-store's canonical URL, or that of
+    the dataset; ``listed`` -> when the listing ended, 8 bytes of nanoseconds since the epoch.
 
 A name that is absent is known to be absent when the listing is complete, or when its directory's node carries
 `_LISTED`: it was listed ahead of the rest, or a listing in key order has gone past it.
@@ -106,6 +107,8 @@ class Totals:
     """Keys that cannot be file names here, or whose name a directory has."""
     complete: bool
     error: str
+    listed_ns: int = 0
+    """When the listing ended, nanoseconds since the epoch; 0 while it is under way, or where an old version listed."""
 
 
 def pack_record(node: Node) -> bytes:
@@ -304,6 +307,7 @@ class Catalogue:
                 txn.stat(self._skipped)["entries"],
                 txn.get(b"complete", db=self._meta) is not None,
                 (txn.get(b"error", db=self._meta) or b"").decode(),
+                number(b"listed"),
             )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
@@ -22,7 +23,7 @@ from forebay.cacheruntime.catalogue import (
     pack_record,
     unpack_record,
 )
-from forebay.cacheruntime.keys import ROOT_NODE, FileNames, NodeId, content_id, inode_number, node_id
+from forebay.cacheruntime.keys import ROOT_NODE, FileNames, NodeId, Roots, inode_number, node_id
 from forebay.cacheruntime.understore.base import Entry, Kind
 
 _ENCODING = sys.getfilesystemencoding()
@@ -33,12 +34,13 @@ class CatalogueWriter:
     """The one writer of a snapshot. Methods may be called from different threads, one at a time per thread: LMDB's
     write transaction is the lock."""
 
-    def __init__(self, folder: Path, source: str) -> None:
-        """Make a snapshot in `folder` for the under-store with canonical URL `source`, or go on with the one there."""
+    def __init__(self, folder: Path, source: str | Roots) -> None:
+        """Make a snapshot in `folder` for the under-store with canonical URL `source`, or for several of them, or go on
+        with the one there."""
+        roots = source if isinstance(source, Roots) else Roots(source)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.folder = folder
-        self._source = source
-        self._file_names = FileNames(source)
+        self._file_names = roots.names()
         # No fsync: a snapshot that a power loss cut short is listed again, as `complete` is written last and synced.
         self._env = lmdb.open(str(folder), max_dbs=4, map_size=MAP_BYTES, max_readers=1024, sync=False, metasync=False)
         self._nodes = self._env.open_db(b"nodes")
@@ -50,7 +52,7 @@ class CatalogueWriter:
         )
         with self._env.begin(write=True) as txn:
             txn.put(node_key(ROOT_NODE), pack_record(root), db=self._nodes, overwrite=False)
-            txn.put(b"source", source.encode("utf-8", "surrogateescape"), db=self._meta)
+            txn.put(b"source", roots.url.encode("utf-8", "surrogateescape"), db=self._meta)
 
     def close(self) -> None:
         self._env.close()
@@ -107,13 +109,15 @@ class CatalogueWriter:
     def _page(self) -> "Iterator[_Page]":
         with (
             self._env.begin(write=True) as txn,
-            _Page(txn, self._nodes, self._names, self._skipped, self._meta, self._source, self._file_names) as changes,
+            _Page(txn, self._nodes, self._names, self._skipped, self._meta, self._file_names) as changes,
         ):
             yield changes
 
     def finish(self, error: str = "") -> None:
         """The listing has ended; with `error`, before it was whole."""
+        self._env.sync(True)  # what `complete` vouches for, before that
         with self._env.begin(write=True) as txn:
+            txn.put(b"listed", time.time_ns().to_bytes(8, "big"), db=self._meta)
             if error:
                 txn.put(b"error", error.encode(), db=self._meta)
             else:
@@ -129,11 +133,8 @@ class _NotFresh(Exception):
 class _Page:
     """Entries being added in one write transaction."""
 
-    def __init__(
-        self, txn: Any, nodes: Any, names: Any, skipped: Any, meta: Any, source: str, file_names: FileNames
-    ) -> None:
+    def __init__(self, txn: Any, nodes: Any, names: Any, skipped: Any, meta: Any, file_names: FileNames) -> None:
         self._txn, self._nodes, self._names, self._skipped, self._meta = txn, nodes, names, skipped, meta
-        self._source = source
         self._known: set[bytes] = {b""}
         self._newest: dict[bytes, int] = {}
         self._counts: dict[bytes, int] = {}
@@ -228,9 +229,10 @@ class _Page:
     def _add_leaf(self, path: bytes, entry: Entry) -> None:
         directory, _, name = path.rpartition(b"/")
         self.make_directory(directory)
-        content = (
-            content_id(self._source, entry.path, entry.size, entry.version) if entry.kind is Kind.FILE else NO_CONTENT
-        )
+        content = NO_CONTENT
+        if entry.kind is Kind.FILE:
+            utf8, version = (text.encode("utf-8", "surrogateescape") for text in (entry.path, entry.version))
+            content = self._file_names.content(utf8, entry.size, version)
         target = os.fsencode(entry.target)
         number = node_id(path, content if entry.kind is Kind.FILE else b"link" + target)
         parent = node_id(directory, b"")

@@ -10,8 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
 
 import grpc
@@ -19,6 +18,7 @@ import trio
 
 from forebay.cacheruntime import rpc
 from forebay.cacheruntime.config import CacheConfig
+from forebay.cacheruntime.dataset_source import SourceSpec
 from forebay.cacheruntime.errors import NotAttached, UsageError, WorkerUnavailable, by_name
 from forebay.cacheruntime.fill_socket import BlockingFills, FillCall, FillConnection
 from forebay.proto import worker_pb2 as pb
@@ -44,14 +44,6 @@ _KEEP_MEMORY = {
 """For glibc (mallopt(3)): buffers of fetched data are used again instead of being mapped, faulted in and unmapped for
 each megabyte, which cost the worker half of its time. With an arena for each thread, what all of them keep would be
 half as much again as the worker's memory budget."""
-
-
-@dataclass(frozen=True)
-class SourceSpec:
-    """What a client needs to attach, and to attach again. Its repr holds no secret."""
-
-    source: str
-    options: Mapping[str, str] = field(repr=False)
 
 
 def environment_without_secrets() -> dict[str, str]:
@@ -239,11 +231,24 @@ class WorkerClient:
                     raise
         raise AssertionError("unreachable")
 
-    def attach(self, spec: SourceSpec, *, list_tree: bool = False, relist: bool = False, snapshot: int = 0) -> Any:
+    def attach(
+        self,
+        spec: SourceSpec,
+        *,
+        list_tree: bool = False,
+        relist: bool = False,
+        snapshot: int = 0,
+        stored: bool = False,
+    ) -> Any:
         """See `Attach` in proto/worker.proto."""
         request = pb.AttachRequest(
-            source=spec.source, options=dict(spec.options), list=list_tree, relist=relist, snapshot=snapshot
-        )
+            source=spec.source, options=dict(spec.options), list=list_tree, relist=relist,
+            snapshot=spec.snapshot or snapshot, stored=stored, pinned=bool(spec.snapshot),
+        )  # fmt: skip
+        if spec.tree is not None:
+            request.stores.extend(store.to_proto() for store in spec.tree.stores)
+            request.cache_policy.CopyFrom(spec.tree.cache_policy())
+            request.retention.CopyFrom(spec.tree.retention())
         return self.call("Attach", request)
 
     def sync(self, dataset_id: str, shown: int = 0) -> pb.SyncReply:
@@ -266,7 +271,15 @@ class WorkerClient:
         Raises:
             ForebayError: it cannot go on; single files that fail are counted instead.
         """
-        stream = self.stub.Warmup(request)
+        yield from self.stream("Warmup", request)
+
+    def stream(self, method: str, request: Any) -> Iterator[Any]:
+        """Make a call whose answer is a stream. Dropping the iterator ends it.
+
+        Raises:
+            ForebayError: what the worker raised.
+        """
+        stream = getattr(self.stub, method)(request)
         try:
             yield from stream
         except grpc.RpcError as error:

@@ -10,12 +10,17 @@ from enum import Enum
 from hashlib import blake2b
 from pathlib import Path
 
+from forebay.cacheruntime.durable import write_durably
 from forebay.cacheruntime.errors import UsageError
 from forebay.cacheruntime.logs import LOG_FORMATS
 
 KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
+
+KEPT_SNAPSHOTS = 8
+"""Kept of a dataset by default, the newest included, beside those in use: enough to look a week of nightly syncs back;
+each takes about 350 bytes of disk for a file."""
 
 _LARGEST = 2.0**63
 """No file system holds more bytes, and no unit makes a larger number meaningful."""
@@ -185,9 +190,7 @@ class CacheConfig:
 
     def remember_tiers(self) -> None:
         """Note the tiers in the cache folder, so that later commands need not be told."""
-        draft = self.cache_dir / f"tiers.{os.getpid()}"
-        draft.write_text("".join(f"{tier}\n" for tier in self.tiers))
-        draft.rename(self.cache_dir / "tiers")
+        write_durably(self.cache_dir / "tiers", "".join(f"{tier}\n" for tier in self.tiers))
 
     def remembered_tiers(self) -> tuple[TierConfig, ...]:
         """The tiers that this cache folder was last used with; none when it was not."""
@@ -275,6 +278,22 @@ def default_cache_dir(environ: Mapping[str, str]) -> Path:
     if os.geteuid() == 0:
         return Path("/var/cache/forebay")
     return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "forebay"
+
+
+def default_state_dir(environ: Mapping[str, str]) -> Path:
+    """`FOREBAY_STATE_DIR`; else /var/lib/forebay for root and the XDG state folder for others: what was applied."""
+    if chosen := environ.get("FOREBAY_STATE_DIR"):
+        return Path(os.path.abspath(chosen))
+    if os.geteuid() == 0:
+        return Path("/var/lib/forebay")
+    return Path(environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "forebay"
+
+
+def default_secrets_dir(environ: Mapping[str, str]) -> Path:
+    """`FOREBAY_SECRETS_DIR`, else `secrets` in the state folder: a file SECRET/KEY for each value."""
+    if chosen := environ.get("FOREBAY_SECRETS_DIR"):
+        return Path(os.path.abspath(chosen))
+    return default_state_dir(environ) / "secrets"
 
 
 def default_runtime_dir(environ: Mapping[str, str]) -> Path:

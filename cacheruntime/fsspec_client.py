@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fsspec import AbstractFileSystem
 
-from forebay.cacheruntime.client import SourceSpec, WorkerClient
+from forebay.cacheruntime.client import WorkerClient
 from forebay.cacheruntime.config import CacheConfig, default_cache_dir, default_runtime_dir, default_tier
 from forebay.cacheruntime.content import ContentReader
+from forebay.cacheruntime.dataset_source import SourceSpec
 from forebay.cacheruntime.errors import NotAttached, SourceNotFound, SourceStale, UsageError
 from forebay.cacheruntime.index import Index
 from forebay.cacheruntime.keys import ContentId, content_id

@@ -3,6 +3,7 @@
 All are BLAKE2b hashes, so every process and every node computes the same ones without asking anybody.
 """
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import NewType
 
@@ -93,6 +94,60 @@ class FileNames:
         state = self._inode.copy()
         state.update(path)
         return InodeNumber(_as_63(state.digest()))
+
+
+class TreeNames(FileNames):
+    """The same for a dataset whose files come from several stores."""
+
+    def __init__(self, roots: "Roots") -> None:
+        super().__init__(roots.url)
+        self._by_path = [(path + b"/" if path else b"", FileNames(url)) for path, url in roots.by_path]
+
+    def content(self, path: bytes, size: int, version: bytes) -> ContentId:
+        """Of the store's own path, so that each dataset finds what another has cached."""
+        for inside, names in self._by_path:
+            if path.startswith(inside):
+                return names.content(path[len(inside) :], size, version)
+        return super().content(path, size, version)
+
+
+class Roots:
+    """Which store each path of a dataset belongs to."""
+
+    def __init__(self, url: str, stores: Sequence[tuple[str, str]] = ()) -> None:
+        """
+        Args:
+            url: of the dataset, for what belongs to no store: the directories above these.
+            stores: paths below the dataset's root, of which none lies in another, and the canonical URL of the store
+                there; without any, the dataset is the store with that `url`.
+        """
+        self.url = url
+        self.by_path = sorted((_encoded(path), store) for path, store in (stores or (("", url),)))
+
+    def names(self) -> FileNames:
+        """Names for the files of the dataset."""
+        alone = self.by_path[0] if len(self.by_path) == 1 else None
+        return FileNames(alone[1]) if alone is not None and not alone[0] else TreeNames(self)
+
+    def below(self, path: str) -> list[tuple[str, str]]:
+        """The stores at and below a path, at paths relative to it."""
+        found = []
+        for raw, url in self.by_path:
+            root = raw.decode("utf-8", "surrogateescape")
+            if not path or root.startswith(path + "/"):
+                found.append((root[len(path) :].lstrip("/"), url))
+            elif not root or path == root or path.startswith(root + "/"):
+                rest = path[len(root) :].lstrip("/")
+                found.append(("", f"{url.rstrip('/')}/{rest}" if rest else url))
+        return found
+
+    def url_of(self, path: bytes) -> bytes:
+        """The URL of a path below the dataset's root."""
+        for root, url in self.by_path:
+            if not root or path == root or path.startswith(root + b"/"):
+                below = path[len(root) :].strip(b"/")
+                return _encoded(url) + (b"/" + below if below else b"")
+        return _encoded(self.url) + (b"/" + path if path else b"")
 
 
 def _encoded(text: str) -> bytes:

@@ -35,6 +35,14 @@ class MountState:
     handlers: tuple[int, ...] = ()
     note: str = ""
     """Something that the user should know, such as why passthrough is off."""
+    pinned: bool = False
+    """It shows its snapshot whatever is synced."""
+    owners: tuple[str, ...] = ()
+    """Ids of the other datasets that what it caches belongs to."""
+
+    def uses(self, dataset: str) -> bool:
+        """Whether it reads what is cached of that dataset."""
+        return dataset == self.dataset_id or dataset in self.owners
 
 
 def mount_id(directory: str) -> str:
@@ -56,7 +64,8 @@ def write_state(folder: Path, state: MountState) -> None:
 def read_state(folder: Path) -> MountState | None:
     try:
         raw = json.loads((folder / "state.json").read_text())
-        return MountState(**(raw | {"handlers": tuple(raw["handlers"])}))
+        lists = {name: tuple(raw[name]) for name in ("handlers", "owners") if name in raw}
+        return MountState(**(raw | lists))
     except (OSError, ValueError, TypeError, KeyError):
         return None  # being made, being removed, or of another version
 

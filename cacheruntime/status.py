@@ -7,7 +7,7 @@ from forebay.cacheruntime.catalogue import Catalogue, Totals
 from forebay.cacheruntime.config import CacheConfig
 from forebay.cacheruntime.errors import CacheFormatError
 from forebay.cacheruntime.index import Index
-from forebay.cacheruntime.keys import DatasetId
+from forebay.cacheruntime.keys import ROOT_NODE, DatasetId
 
 
 @dataclass
@@ -73,6 +73,30 @@ def cache_report(config: CacheConfig) -> tuple[list[TierReport], list[DatasetRep
     finally:
         index.close()
     return list(tiers.values()), list(datasets.values())
+
+
+def holdings_of(config: CacheConfig, dataset: DatasetId) -> int:
+    """Bytes that belong to a dataset in all tiers together."""
+    if not config.index_dir.exists():
+        return 0
+    index = Index(config.index_dir)
+    try:
+        return sum(held.bytes for held in index.holdings() if held.dataset == dataset)
+    finally:
+        index.close()
+
+
+def cached_of_snapshot(config: CacheConfig, folder: Path) -> int:
+    """Bytes of a snapshot's files that are cached, whichever dataset brought them; looks at each file."""
+    if not config.index_dir.exists():
+        return 0
+    index, catalogue = Index(config.index_dir), Catalogue(folder)
+    try:
+        found = (index.find(node.content) for node in catalogue.files_below(ROOT_NODE))
+        return sum(cached.cached_bytes() for cached in found if cached is not None)
+    finally:
+        catalogue.close()
+        index.close()
 
 
 def _datasets(config: CacheConfig) -> list[DatasetReport]:

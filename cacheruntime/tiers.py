@@ -18,6 +18,7 @@ import uuid
 from pathlib import Path
 
 from forebay.cacheruntime.config import TierConfig
+from forebay.cacheruntime.durable import write_durably
 from forebay.cacheruntime.errors import TierUnusable
 from forebay.cacheruntime.index import PackNumber
 from forebay.cacheruntime.keys import ContentId
@@ -56,9 +57,7 @@ def open_folder(config: TierConfig, owner: Path) -> bytes:
         for part in ("files", "packs"):
             (path / part).mkdir(parents=True, exist_ok=True, mode=0o700)
         if not marker.exists():
-            draft = path / f"{_MARKER}.{os.getpid()}"
-            draft.write_text(f"{uuid.uuid4().hex}\n{owner}\n")
-            draft.rename(marker)
+            write_durably(marker, f"{uuid.uuid4().hex}\n{owner}\n")
         text = marker.read_text().splitlines()
         probe = path / f"probe.{os.getpid()}"
         probe.write_bytes(b"forebay")

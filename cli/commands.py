@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from forebay.cacheruntime import mounts as register
-from forebay.cacheruntime.client import SourceSpec, WorkerClient, worker_pid
+from forebay.cacheruntime.client import worker_pid
 from forebay.cacheruntime.config import (
     CacheConfig,
     TierConfig,
@@ -23,21 +23,17 @@ from forebay.cacheruntime.config import (
     parse_address,
 )
 from forebay.cacheruntime.counters import Counts, read_counts
-from forebay.cacheruntime.errors import MountError, NotAttached, SourceNotFound, UsageError
-from forebay.cacheruntime.keys import DatasetId, dataset_id
+from forebay.cacheruntime.dataset_source import SourceSpec
+from forebay.cacheruntime.errors import SourceNotFound, UsageError
+from forebay.cacheruntime.keys import DatasetId
 from forebay.cacheruntime.status import DatasetReport, cache_report
 from forebay.cacheruntime.understore.credentials import resolve_options
-from forebay.cacheruntime.understore.factory import canonical_source
 from forebay.cli import screens
+from forebay.cli.dataset_sources import named_source
 from forebay.fuse import lifecycle, mounting
-from forebay.proto import worker_pb2 as pb
 
 _NO_ID = 2**32 - 1
 """(uid_t) -1, which names nobody (chown(2))."""
-
-_SWITCH_S = 30.0
-"""A mount that has not taken a new snapshot by then is in trouble. Below the minute that the worker keeps one that
-nobody has registered."""
 
 ENGINES = ("kernel", "pyfuse3")
 OPEN_MODES = ("auto", "passthrough", "no-open", "cached")
@@ -61,7 +57,10 @@ def cache_config(cache_dir: Path | None, tiers: list[str]) -> CacheConfig:
 
 
 def source_spec(source: str, options: list[str]) -> SourceSpec:
-    """Source and options with everything that the environment has to say about them."""
+    """Source and options with everything that the environment has to say about them; a dataset by its name too."""
+    named = named_source(source, options)
+    if named is not None:
+        return named
     given = {}
     for text in options:
         key, equals, value = text.partition("=")
@@ -146,10 +145,11 @@ def mount(
     foreground: bool,
     metrics: str | None = None,
 ) -> None:
-    uid, gid = _owner(owner)
+    spec = source_spec(source, options)
+    uid, gid = _owner(owner or (spec.tree.owner if spec.tree is not None else None) or None)
     handlers_min, handlers_max = _handlers(handlers)
     request = lifecycle.MountRequest(
-        source=source_spec(source, options),
+        source=spec,
         directory=directory,
         config=cache_config(cache_dir, tiers),
         tiers_given=bool(tiers),
@@ -231,52 +231,6 @@ def mounted_at(target: str, config: CacheConfig) -> register.MountState | None:
     return None
 
 
-def sync(directory: str, options: list[str], json: bool) -> None:
-    from forebay.fuse.switch import switch_mounts
-
-    config = cache_config(None, [])
-    state = mounted_at(directory, config)
-    if state is None:
-        raise MountError(f"no source is mounted on {directory}; see what is with: forebay mounts")
-    config = cache_config(Path(state.cache_dir), [])
-    client = WorkerClient(config)
-    try:
-        client.connect()
-        reply = _synced(client, state, options)
-        switched = switch_mounts(config.runtime_dir, state.dataset_id, reply.snapshot, reply.catalogue, _SWITCH_S)
-    finally:
-        lifecycle.retire(client)
-        client.close()
-    shown = {
-        "dir": state.dir,
-        "dataset": state.dataset_id,
-        "snapshot": reply.snapshot,
-        "previous": reply.previous,
-        "added": reply.added,
-        "changed": reply.changed,
-        "removed": reply.removed,
-        "switched": switched,
-    }
-    print(jsonlib.dumps(shown, indent=2)) if json else screens.synced(shown)
-
-
-def _synced(client: WorkerClient, state: register.MountState, options: list[str]) -> pb.SyncReply:
-    """Have the worker list the source of a mount again; a worker that was started anew is told of it first."""
-    if not options:
-        try:
-            return client.sync(state.dataset_id, state.snapshot)
-        except NotAttached:
-            pass  # it may be reached with what the environment says
-    spec = source_spec(state.source, options)
-    if dataset_id(canonical_source(spec.source, spec.options)) != state.dataset_id:
-        raise UsageError(
-            f"the source of {state.dir} is {state.url}, and {state.source} without its options is another;"
-            " give the --option KEY=VALUE that it was mounted with"
-        )
-    client.attach(spec, list_tree=True, snapshot=state.snapshot)
-    return client.sync(state.dataset_id, state.snapshot)
-
-
 def status(target: str | None, cache_dir: Path | None, options: list[str], json: bool) -> None:
     config = cache_config(cache_dir, [])
     only: DatasetId | None = None
@@ -286,8 +240,8 @@ def status(target: str | None, cache_dir: Path | None, options: list[str], json:
             config = cache_config(Path(state.cache_dir), [])
             only = DatasetId(state.dataset_id)
         else:
-            spec = source_spec(target, options)
-            only = dataset_id(canonical_source(spec.source, spec.options))
+            named = named_source(target, options, without_secrets=True)
+            only = (named or source_spec(target, options)).dataset_id
     tiers, datasets = cache_report(config)
     if only is not None:
         datasets = [report for report in datasets if report.dataset_id == only]

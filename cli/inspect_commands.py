@@ -12,14 +12,15 @@ from forebay.cacheruntime.catalogue import Catalogue, Node
 from forebay.cacheruntime.config import CacheConfig
 from forebay.cacheruntime.errors import SourceNotFound, UsageError
 from forebay.cacheruntime.index import BLOCK_BYTES, Index, block_count
-from forebay.cacheruntime.keys import DatasetId, dataset_id
+from forebay.cacheruntime.keys import DatasetId
 from forebay.cacheruntime.mounts import MountState
 from forebay.cacheruntime.selection import files_at
+from forebay.cacheruntime.snapshot_history import numbers_in
 from forebay.cacheruntime.tiers import cached_path
 from forebay.cacheruntime.understore.base import Kind
-from forebay.cacheruntime.understore.factory import canonical_source
 from forebay.cli import inspect_screens
-from forebay.cli.commands import cache_config, source_spec
+from forebay.cli.commands import cache_config
+from forebay.cli.dataset_sources import find_target
 from forebay.cli.reach import below
 from forebay.fuse import mounting
 
@@ -49,7 +50,13 @@ def info(
         dataset, folder, number, url = DatasetId(state.dataset_id), Path(state.catalogue), state.snapshot, state.url
     else:
         inside = path or ""
-        dataset, folder, number, url = _newest(where, options, config)
+        found = find_target(where, cache_dir, options)
+        config, dataset = found.config, found.dataset_id
+        number = found.spec.snapshot if found.spec is not None else 0
+        number = number or max(numbers_in(found.folder), default=0)
+        folder, url = found.folder / str(number), found.spec.url if found.spec is not None else found.shown
+        if not folder.exists():
+            raise UsageError(f"{where} was never listed in {config.cache_dir}; mount it or warm it up first")
     with closing(Catalogue(folder)) as catalogue:
         wanted = below(inside, None)
         node = catalogue.resolve(wanted)
@@ -69,18 +76,6 @@ def info(
             else:
                 shown["target"] = os.fsdecode(node.target)
     print(jsonlib.dumps(shown, indent=2)) if json else inspect_screens.info(shown)
-
-
-def _newest(source: str, options: list[str], config: CacheConfig) -> tuple[DatasetId, Path, int, str]:
-    """The newest snapshot of a source that this cache has listed."""
-    spec = source_spec(source, options)
-    url = canonical_source(spec.source, spec.options)
-    name = dataset_id(url)
-    folder = config.cache_dir / "datasets" / name
-    numbers = [int(path.name) for path in folder.iterdir() if path.name.isdigit()] if folder.exists() else []
-    if not numbers:
-        raise UsageError(f"{source} was never listed in {config.cache_dir}; mount it or warm it up first")
-    return name, folder / str(max(numbers)), max(numbers), url
 
 
 class _index:

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from forebay.cli.screens import console, size_text, table
+from forebay.cli.screens import console, make_table, size_text
 
 
 def info(row: dict[str, Any]) -> None:
@@ -71,7 +71,7 @@ def _time(seconds: float | None) -> str:
 def profile(shown: dict[str, Any]) -> None:
     """Where reads spent their time."""
     print(f"{shown['dir']}: {shown['seconds']:.1f} s, {shown['requests']} requests")
-    rows = table("SOURCE", "READS", "DATA", "P50", "P99", "TIME", right=("READS", "DATA", "P50", "P99", "TIME"))
+    rows = make_table("SOURCE", "READS", "DATA", "P50", "P99", "TIME", right=("READS", "DATA", "P50", "P99", "TIME"))
     for row in shown["sources"]:
         share = "-" if row["time_ratio"] is None else f"{row['time_ratio']:.0%}"
         rows.add_row(
@@ -82,7 +82,7 @@ def profile(shown: dict[str, Any]) -> None:
         f"not seen: page cache, and {shown['passthrough_opens']} opens passed through"
         f" (files of {size_text(shown['passthrough_granted_bytes'])})"
     )
-    worker = table("WORKER", "COUNT", "DATA", "P50", "P99", right=("COUNT", "DATA", "P50", "P99"))
+    worker = make_table("WORKER", "COUNT", "DATA", "P50", "P99", right=("COUNT", "DATA", "P50", "P99"))
     for row in shown["worker"]:
         data = "-" if row["bytes"] is None else size_text(row["bytes"])
         worker.add_row(row["name"], str(row["count"]), data, _time(row["p50_s"]), _time(row["p99_s"]))

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from forebay.cli import inspect_app, warm_app
+from forebay.cli import dataset_app, inspect_app, warm_app
+from forebay.cli.check_app import check
 from forebay.cli.options import SOURCE_HELP, CacheDir, Json, Options, Tiers
 
 app = typer.Typer(
@@ -31,7 +32,10 @@ def mount(
     option: Options = None,
     owner: Annotated[
         str | None,
-        typer.Option(metavar="UID:GID", help="Whose the files seem to be; names or numbers. Default: yours."),
+        typer.Option(
+            metavar="UID:GID",
+            help="Whose the files seem to be; names or numbers. Default: the dataset's owner, else you.",
+        ),
     ] = None,
     umask: Annotated[str, typer.Option(metavar="OCTAL", help="Permission bits to take away.")] = "022",
     allow_other: Annotated[bool, typer.Option("--allow-other", help="Let other users see the mount.")] = False,
@@ -64,7 +68,7 @@ def mount(
 ) -> None:
     """Mount SOURCE on DIR, read-only. Returns when the mount is usable.
 
-    Example: forebay mount s3://my-bucket/imagenet /data/imagenet
+    Examples: forebay mount s3://my-bucket/imagenet /data/imagenet; forebay mount imagenet@3 /data/imagenet
     """
     from forebay.cli import commands
 
@@ -107,24 +111,12 @@ def mounts(json: Json = False) -> None:
 
 
 @app.command()
-def sync(
-    directory: Annotated[str, typer.Argument(metavar="DIR", help="Where it is mounted.")],
-    option: Options = None,
-    json: Json = False,
-) -> None:
-    """List the source of DIR again, and show what was added, changed and removed in all its mounts.
-
-    Open files keep what they were opened with. When the source cannot be listed, all stays as it was.
-    """
-    from forebay.cli import commands
-
-    commands.sync(directory, option or [], json)
-
-
-@app.command()
 def status(
     target: Annotated[
-        str | None, typer.Argument(metavar="SOURCE|DIR", help="Only this one; without it, all that is cached.")
+        str | None,
+        typer.Argument(
+            metavar="SOURCE|DIR", help="Only this one, or the dataset NAME; without it, all that is cached."
+        ),
     ] = None,
     cache_dir: CacheDir = None,
     option: Options = None,
@@ -181,6 +173,9 @@ def replay(
     debug_commands.replay(recording, json)
 
 
+app.command()(check)
+
+
 @app.command()
 def doctor(cache_dir: CacheDir = None, tier: Tiers = None, json: Json = False) -> None:
     """Try out what this machine allows, and say what is missing and what that costs.
@@ -190,6 +185,9 @@ def doctor(cache_dir: CacheDir = None, tier: Tiers = None, json: Json = False) -
     from forebay.cli import commands
 
     commands.doctor(cache_dir, tier or [], json)
+
+
+dataset_app.register(app)
 
 
 @app.command()

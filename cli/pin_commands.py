@@ -7,7 +7,7 @@ from pathlib import Path
 
 from forebay.cli.commands import cache_config
 from forebay.cli.inspect_commands import mount_over
-from forebay.cli.reach import Reached, below, reached
+from forebay.cli.reach import below, reached
 from forebay.cli.screens import size_text
 from forebay.fuse import mounting
 from forebay.proto import worker_pb2 as pb
@@ -20,11 +20,6 @@ def _place(where: str, paths: list[str], cache_dir: Path | None) -> tuple[str, l
         return where, paths or [""]
     inside = mounting.real_directory(where)[len(state.dir) :].strip("/")
     return state.dir, ["/".join(filter(None, (inside, path))) for path in paths or [""]]
-
-
-def _shown(found: Reached) -> int:
-    """The snapshot whose versions are meant: that of the mount, else the newest."""
-    return found.state.snapshot if found.state is not None else 0
 
 
 def evict(
@@ -44,7 +39,7 @@ def evict(
             chosen = []
         request = pb.EvictRequest(
             dataset_id=found.dataset_id, paths=[below(path, None) for path in chosen],
-            globs=[below(glob, None) for glob in globs], snapshot=_shown(found), pinned=pinned,
+            globs=[below(glob, None) for glob in globs], snapshot=found.snapshot, pinned=pinned,
         )  # fmt: skip
         reply = found.persist(lambda: found.client.call("Evict", request, None))
     if json:
@@ -58,7 +53,7 @@ def pin(where: str, paths: list[str], cache_dir: Path | None, options: list[str]
     target, chosen = _place(where, paths, cache_dir)
     with reached(target, cache_dir, [], options) as found:
         names = [] if listed else [below(path, None) for path in chosen]
-        request = pb.PinRequest(dataset_id=found.dataset_id, paths=names, snapshot=_shown(found))
+        request = pb.PinRequest(dataset_id=found.dataset_id, paths=names, snapshot=found.snapshot)
         reply = found.persist(lambda: found.client.call("Pin", request, None))
     _pins(reply, json)
 
@@ -67,7 +62,7 @@ def unpin(where: str, paths: list[str], cache_dir: Path | None, options: list[st
     target, chosen = _place(where, paths, cache_dir)
     with reached(target, cache_dir, [], options) as found:
         names = [] if every else [below(path, None) for path in chosen]
-        request = pb.PinRequest(dataset_id=found.dataset_id, paths=names, unpin=True, snapshot=_shown(found))
+        request = pb.PinRequest(dataset_id=found.dataset_id, paths=names, unpin=True, snapshot=found.snapshot)
         reply = found.persist(lambda: found.client.call("Pin", request, None))
     _pins(reply, json)
     for path in reply.unknown:

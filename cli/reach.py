@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from forebay.cacheruntime.client import SourceSpec, WorkerClient
+from forebay.cacheruntime.client import WorkerClient
 from forebay.cacheruntime.config import CacheConfig
+from forebay.cacheruntime.dataset_source import SourceSpec
 from forebay.cacheruntime.errors import NotAttached, UsageError
-from forebay.cacheruntime.keys import dataset_id
 from forebay.cacheruntime.mounts import MountState
-from forebay.cacheruntime.understore.factory import canonical_source
 from forebay.cli.commands import cache_config, mounted_at, source_spec
+from forebay.cli.dataset_sources import find_target, named_source
 from forebay.fuse import lifecycle, mounting
 
 _T = TypeVar("_T")
@@ -26,13 +26,34 @@ class Reached:
     client: WorkerClient
     state: MountState | None
     """The mount that was named."""
-    spec: SourceSpec
+    spec: SourceSpec | None
+    """None: of a mount, whose worker has the credentials already."""
+    options: list[str]
     dataset_id: str
 
+    @property
+    def snapshot(self) -> int:
+        """The one that was named, by its mount or as NAME@N; 0: the newest."""
+        if self.state is not None:
+            return self.state.snapshot
+        return self.spec.snapshot if self.spec is not None else 0
+
     def attach(self) -> None:
-        """Make the source known to the worker, which may be a new one."""
-        snapshot = self.state.snapshot if self.state is not None else 0
-        self.client.attach(self.spec, list_tree=True, snapshot=snapshot)
+        """Make the source known to the worker, which may be a new one.
+
+        Raises:
+            UsageError: a mount shows something else than its source names now.
+        """
+        spec = self.spec
+        if spec is None:
+            assert self.state is not None
+            spec = source_spec(self.state.source, self.options)
+            if spec.dataset_id != self.state.dataset_id:
+                raise UsageError(
+                    f"the source of {self.state.dir} is {self.state.url}, and {self.state.source} is another now;"
+                    " give the --option KEY=VALUE that it was mounted with, or mount it again"
+                )
+        self.client.attach(spec, list_tree=True, snapshot=self.snapshot)
 
     def persist(self, ask: Callable[[], _T]) -> _T:
         """Ask, and once more after attaching when the worker proves to be a new one."""
@@ -52,26 +73,22 @@ def reached(target: str, cache_dir: Path | None, tiers: list[str], options: list
     """
     config = cache_config(cache_dir, tiers)
     state = mounted_at(target, config)
-    spec = source_spec(target, options)
+    spec: SourceSpec | None = None
     if state is not None:
-        # The mount's own cache and snapshot; its worker has the credentials already.
         config = cache_config(Path(state.cache_dir), tiers)
-        spec = source_spec(state.source, options)
-        name = dataset_id(canonical_source(spec.source, spec.options))
-        if options and name != state.dataset_id:
-            raise UsageError(
-                f"the source of {state.dir} is {state.url}, and {state.source} with these options is another;"
-                " give the --option KEY=VALUE that it was mounted with, or none"
-            )
+    elif (spec := named_source(target, options)) is not None:
+        if cache_dir is None and not tiers:
+            config = find_target(target, cache_dir, [], without_secrets=False).config
+    else:
+        spec = source_spec(target, options)
     client = WorkerClient(config)
     try:
         client.connect()
         client.check_tiers(bool(tiers))
-        if state is None:
-            found = Reached(client, None, spec, dataset_id(canonical_source(spec.source, spec.options)))
+        name = state.dataset_id if state is not None else spec.dataset_id if spec is not None else ""
+        found = Reached(client, state, spec, options, name)
+        if spec is not None:
             found.attach()
-        else:
-            found = Reached(client, state, spec, state.dataset_id)
         yield found
     finally:
         lifecycle.retire(client)

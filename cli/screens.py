@@ -25,7 +25,7 @@ def size_text(size: float) -> str:
     raise AssertionError("unreachable")
 
 
-def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+def make_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -53,18 +53,10 @@ def mounts(rows: list[dict[str, Any]]) -> None:
         print(f"    supervisor {pids['supervisor']}, handlers {handlers}, worker {pids['worker'] or 'not running'}")
 
 
-def synced(shown: dict[str, Any]) -> None:
-    if shown["snapshot"] == shown["previous"]:
-        print(f"snapshot {shown['snapshot']}: nothing has changed")
-        return
-    news = f"{shown['added']} added, {shown['changed']} changed, {shown['removed']} removed"
-    print(f"snapshot {shown['previous']} -> {shown['snapshot']}: {news}")
-
-
 def status(shown: dict[str, Any]) -> None:
     worker = f"process {shown['worker']}" if shown["worker"] else "not running"
     print(f"cache {shown['cache_dir']}, worker {worker}")
-    tiers = table("TIER", "FOLDER", "USED", "QUOTA", "FILES", right=("USED", "QUOTA", "FILES"))
+    tiers = make_table("TIER", "FOLDER", "USED", "QUOTA", "FILES", right=("USED", "QUOTA", "FILES"))
     for tier in shown["tiers"]:
         used, quota = size_text(tier["used_bytes"]), size_text(tier["quota_bytes"])
         tiers.add_row(tier["medium"], tier["path"], used, quota, str(tier["files"]))
@@ -106,7 +98,7 @@ _MARKS = {"good": _Mark("ok", "green"), "warns": _Mark("!!", "yellow"), "fails":
 
 
 def doctor(findings: Iterable[Any]) -> None:
-    shown = table("", "WHAT", "FOUND", "WHAT IT COSTS, AND THE CURE")
+    shown = make_table("", "WHAT", "FOUND", "WHAT IT COSTS, AND THE CURE")
     for finding in findings:
         mark = _MARKS[finding.level]
         shown.add_row(f"[{mark.style}]{mark.text}[/]", finding.name, finding.found, finding.advice)

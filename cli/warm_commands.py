@@ -13,8 +13,6 @@ from forebay.cacheruntime.client import WorkerClient, worker_pid
 from forebay.cacheruntime.config import CacheConfig, Medium, parse_duration, parse_size
 from forebay.cacheruntime.errors import ForebayError, NotAttached, UsageError, WorkerUnavailable
 from forebay.cacheruntime.jobs import JobRecord, JobState, JobStore
-from forebay.cacheruntime.keys import dataset_id
-from forebay.cacheruntime.understore.factory import canonical_source
 from forebay.cli import warm_screens
 from forebay.cli.commands import cache_config, source_spec
 from forebay.cli.reach import Reached, below, reached
@@ -69,11 +67,17 @@ def warmup(
             raise UsageError(f"--from {wish.listed}: over {_REQUEST_BYTES >> 20} MiB of paths; split it")
         request = pb.WarmupRequest(
             dataset_id=found.dataset_id, paths=paths, globs=[below(glob, found.state) for glob in wish.globs],
-            jobs=wish.jobs, snapshot=wish.snapshot, rate_bytes_s=rate, medium=media[0].upper() if media else "",
+            jobs=wish.jobs, snapshot=wish.snapshot or _pinned(found), rate_bytes_s=rate,
+            medium=media[0].upper() if media else "",
             pin=wish.pin, verify=wish.verify, metadata_only=wish.metadata_only, skip_existing=wish.skip_existing,
             deadline_s=deadline_s,
         )  # fmt: skip
         _begin(found, request, background, json)
+
+
+def _pinned(found: Reached) -> int:
+    """Of NAME@N and mounts of it; else the newest."""
+    return found.snapshot if found.state is None or found.state.pinned else 0
 
 
 def _listed(name: str) -> list[str]:
@@ -199,7 +203,7 @@ def _cancel(config: CacheConfig, store: JobStore, number: int, json: bool) -> No
 def _resume(record: JobRecord, cache_dir: Path | None, options: list[str], background: bool, json: bool) -> None:
     spec = source_spec(record.source, options)
     try:
-        known = dataset_id(canonical_source(spec.source, spec.options)) == record.request.dataset_id
+        known = spec.dataset_id == record.request.dataset_id
     except ForebayError:
         known = False
     if not known:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from forebay.cacheruntime.jobs import JobProgress, JobStore
-from forebay.cli.screens import console, errors, size_text, table
+from forebay.cli.screens import console, errors, make_table, size_text
 from forebay.proto import worker_pb2 as pb
 
 _FAILURES_SHOWN = 20
@@ -90,7 +90,7 @@ def jobs(rows: list[dict[str, Any]]) -> None:
     if not rows:
         print("no job yet; begin one with: forebay warmup SOURCE --background")
         return
-    shown = table(
+    shown = make_table(
         "JOB", "STATE", "SOURCE", "FILES", "DATA", "RATE", "LEFT", "FAILED", "BEGUN",
         right=("JOB", "FILES", "DATA", "RATE", "LEFT", "FAILED"),
     )  # fmt: skip

@@ -17,7 +17,7 @@ from forebay.cacheruntime.catalogue import NAME_MAX_BYTES, SMALL_FILE_BYTES, UNK
 from forebay.cacheruntime.client import AttachedClient
 from forebay.cacheruntime.content import ContentReader
 from forebay.cacheruntime.counters import CounterRow
-from forebay.cacheruntime.keys import NodeId
+from forebay.cacheruntime.keys import NodeId, Roots
 from forebay.cacheruntime.understore.base import Kind
 from forebay.fuse.directory_runs import DirectoryRuns
 from forebay.fuse.misses import Misses
@@ -68,7 +68,7 @@ class FileSystem:
         catalogue: Catalogue,
         content: ContentReader,
         client: AttachedClient,
-        source_url: str,
+        roots: Roots,
         presentation: Presentation,
         mode: OpenMode,
         misses: Misses,
@@ -79,7 +79,7 @@ class FileSystem:
         """
         Args:
             catalogue, content, client: see there.
-            source_url: canonical URL of the dataset's root.
+            roots: which store each path belongs to.
             presentation: owner and umask.
             mode: of the mount; resolved, never 'auto'.
             misses: for what is not cached.
@@ -90,7 +90,7 @@ class FileSystem:
         self._catalogue = catalogue
         self._content = content
         self._client = client
-        self._source_url = source_url
+        self._roots = roots
         self._uid, self._gid = presentation.uid, presentation.gid
         self._keep = ~presentation.umask & 0o7777
         self._mode = mode
@@ -157,8 +157,7 @@ class FileSystem:
             raise Refused(errno.ENODATA)
         found = self._node(node)
         if name == b"user.forebay.source":
-            path = self._catalogue.path_of(NodeId(node))
-            return os.fsencode(self._source_url) + (b"/" + path if path else b"")
+            return self._roots.url_of(self._catalogue.path_of(NodeId(node)))
         if found.kind is not Kind.FILE or name not in _FILE_XATTRS:
             raise Refused(errno.ENODATA)
         if name == b"user.forebay.etag":

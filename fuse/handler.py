@@ -20,7 +20,7 @@ import trio
 
 from forebay.cacheruntime import mounts
 from forebay.cacheruntime.catalogue import Catalogue
-from forebay.cacheruntime.client import AttachedClient, SourceSpec, WorkerClient
+from forebay.cacheruntime.client import AttachedClient, WorkerClient
 from forebay.cacheruntime.config import CacheConfig
 from forebay.cacheruntime.content import ContentReader
 from forebay.cacheruntime.counters import CounterRow
@@ -34,10 +34,15 @@ from forebay.fuse.mount_spec import MountSpec
 from forebay.fuse.negotiate import UnsupportedKernel
 from forebay.fuse.open_mode import OpenMode
 from forebay.fuse.open_table import OpenTable
+from forebay.fuse.periodic_sync import Turn, keep_synced
 from forebay.fuse.roster import Place, Roster
-from forebay.fuse.switch import Switch, current_switch
+from forebay.fuse.switch import SWITCH_S, Switch, current_switch, switch_mounts
+from forebay.proto import worker_pb2 as pb
 
 log = logging.getLogger(__name__)
+
+SYNC_DEADLINE_S = 6 * 3600.0
+"""For a sync on the interval: a billion keys take less, and a worker that hangs is not waited for for ever."""
 
 _STATE_PAUSE_S = 0.1
 _HEIR_PAUSE_S = 1.5
@@ -55,10 +60,10 @@ class Handler:
         self.counters = CounterRow(self.folder, slot)
         self.roster = Roster(self.folder / "roster")
         self.place: Place = self.roster.enter(slot, incarnation)
-        config = CacheConfig.from_json(spec.config)
+        self._config = config = CacheConfig.from_json(spec.config)
         switch = current_switch(self.folder, self.roster.header("generation"))
         snapshot, catalogue = (switch.snapshot, switch.catalogue) if switch else (spec.snapshot, spec.catalogue)
-        self._client = AttachedClient(WorkerClient(config), SourceSpec(spec.source, spec.options), snapshot)
+        self._client = AttachedClient(WorkerClient(config), spec.source_spec, snapshot)
         self._catalogue = Catalogue(Path(catalogue))
         self._index = Index(config.index_dir)
         self._touch = TouchMap(config.cache_dir / "touch")
@@ -67,7 +72,7 @@ class Handler:
             catalogue=self._catalogue,
             content=content,
             client=self._client,
-            source_url=spec.source_url,
+            roots=spec.source_spec.roots,
             presentation=Presentation(spec.uid, spec.gid, spec.umask),
             mode=OpenMode(spec.open_mode),
             misses=Misses(self._catalogue, content, self._client, config.fill, self.counters),
@@ -116,6 +121,28 @@ class Handler:
                 log.warning("supervisor %d is gone: calling another", state.supervisor)
                 self._call_supervisor()
                 await trio.sleep(_HEIR_PAUSE_S)
+
+    async def keep_synced(self) -> None:
+        """Sync the dataset on the interval that its manifest asks for; returns where it asks for none."""
+        spec = self.spec.source_spec
+        if spec.tree is None or not spec.tree.interval_s or self.spec.pinned:
+            return
+        config = self._config
+        turn = Turn(config.runtime_dir, self.spec.dataset_id)
+        await keep_synced(spec.tree.interval_s, turn, lambda: self.place.is_first, partial(self._sync, config))
+
+    async def _sync(self, config: CacheConfig) -> None:
+        shown = self._client.snapshot
+        reply: pb.SyncReply = await self._client.call(
+            "Sync", lambda dataset_id: pb.SyncRequest(dataset_id=dataset_id, shown=shown), SYNC_DEADLINE_S
+        )
+        if reply.snapshot != reply.previous:
+            log.info("synced: %d added, %d changed, %d removed", reply.added, reply.changed, reply.removed)
+        # In a thread: it waits for the mounts, this one included, to follow.
+        await trio.to_thread.run_sync(
+            switch_mounts, config.runtime_dir, self.spec.dataset_id, reply.snapshot, reply.catalogue, SWITCH_S,
+            abandon_on_cancel=True,
+        )  # fmt: skip
 
     def _call_supervisor(self) -> None:
         words = [

@@ -79,6 +79,7 @@ async def serve(handler: "Handler", resend: bool) -> None:
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(handler.keep_supervised)
+            nursery.start_soon(handler.keep_synced)
             nursery.start_soon(partial(trio.to_thread.run_sync, pusher.run, abandon_on_cancel=True))
             await engine.serve(handler.ready, resend)
             nursery.cancel_scope.cancel()

@@ -15,11 +15,10 @@ from pathlib import Path
 
 from forebay.cacheruntime import mounts
 from forebay.cacheruntime.catalogue import Catalogue
-from forebay.cacheruntime.client import SourceSpec, WorkerClient, environment_without_secrets, worker_pid
+from forebay.cacheruntime.client import WorkerClient, environment_without_secrets, worker_pid
 from forebay.cacheruntime.config import CacheConfig
+from forebay.cacheruntime.dataset_source import SourceSpec
 from forebay.cacheruntime.errors import ForebayError, MountError, UsageError, WorkerUnavailable
-from forebay.cacheruntime.understore.address import without_userinfo
-from forebay.cacheruntime.understore.factory import canonical_source
 from forebay.fuse import mounting
 from forebay.fuse.mount_spec import MountSpec
 from forebay.fuse.open_mode import OpenMode, choose
@@ -73,7 +72,9 @@ def mount(request: MountRequest) -> tuple[mounts.MountState, int]:
         client.check_tiers(request.tiers_given)
         if request.metrics is not None:
             client.call("ServeMetrics", pb.ServeMetricsRequest(address=request.metrics))
-        reply = client.attach(request.source, list_tree=True, relist=True)
+        tree = request.source.tree
+        relist = not request.source.snapshot and (tree is None or tree.on_mount)
+        reply = client.attach(request.source, list_tree=True, relist=relist, stored=not relist)
         mode, reason = _resolve_mode(wished, reply.catalogue, found)
         spec = _spec(request, directory, reply, mode, reason, note)
         process = _start_supervisor(spec)
@@ -155,8 +156,8 @@ def _spec(
         directory=directory,
         folder=str(folder),
         source=request.source.source,
-        shown_source=without_userinfo(request.source.source),
-        source_url=canonical_source(request.source.source, request.source.options),
+        shown_source=request.source.shown_source,
+        source_url=request.source.url,
         options=dict(request.source.options),
         config=config.to_json(),
         cache_dir=str(config.cache_dir),
@@ -174,6 +175,8 @@ def _spec(
         handlers_min=request.handlers_min,
         handlers_max=request.handlers_max,
         log=str(config.cache_dir / "mounts.log"),
+        tree=request.source.tree.to_json() if request.source.tree is not None else None,
+        pinned=bool(request.source.snapshot),
     )
 
 

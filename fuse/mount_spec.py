@@ -7,6 +7,9 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from forebay.cacheruntime.dataset_source import SourceSpec, Tree
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,18 @@ class MountSpec:
     """Bounds of how many handlers serve the mount; the load decides."""
     log: str
     """Path of the log file of supervisor and handlers."""
+    tree: Mapping[str, Any] | None = field(default=None, repr=False)
+    """Of a dataset with a name: `dataset_source.Tree` as JSON."""
+    pinned: bool = False
+    """It shows `snapshot` whatever is synced."""
     resend: bool = True
     """False: do without NOTIFY_RESEND, as on Linux before 6.9."""
+
+    @property
+    def source_spec(self) -> SourceSpec:
+        """To attach with."""
+        tree = Tree.from_json(self.tree) if self.tree is not None else None
+        return SourceSpec(self.source, self.options, tree, self.snapshot if self.pinned else 0)
 
     def to_memory(self) -> int:
         """A descriptor of a memory file with this text, to be inherited."""

@@ -216,6 +216,7 @@ async def serve(handler: "Handler") -> None:
 
         nursery.start_soon(tick)
         nursery.start_soon(handler.keep_supervised)
+        nursery.start_soon(handler.keep_synced)
         handler.file_system.misses.start_soon = start_soon
 
         async def forget(parent: int, name: bytes) -> None:

@@ -229,6 +229,7 @@ class Supervisor:
             open_mode=spec.open_mode, open_mode_reason=spec.open_mode_reason, supervisor=os.getpid(),
             supervisor_start=mounts.start_time(os.getpid()) or 0,
             handlers=tuple(handler.pid for handler in self._handlers), note=spec.passthrough_note,
+            pinned=spec.pinned, owners=spec.source_spec.owners,
         )  # fmt: skip
         mounts.write_state(self._folder, state)
 

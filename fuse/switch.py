@@ -24,6 +24,10 @@ from forebay.fuse.roster import Place, Roster
 _FILE = "switches.json"
 _POLL_S = 0.01
 
+SWITCH_S = 30.0
+"""A mount that has not taken a new snapshot by then is in trouble. Below the minute that the worker keeps one that
+nobody has registered."""
+
 
 @dataclass(frozen=True, slots=True)
 class Switch:
@@ -58,7 +62,7 @@ def switch_mounts(runtime_dir: Path, dataset_id: str, snapshot: int, catalogue: 
     for folder, state in mounts.live(runtime_dir):
         # Snapshots are numbered by cache folder.
         ours = state.dataset_id == dataset_id and Path(state.catalogue).parent == Path(catalogue).parent
-        if not ours or state.snapshot == snapshot:
+        if not ours or state.pinned or state.snapshot == snapshot:
             continue
         roster = Roster(folder / "roster")
         with _locked(folder):

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AttachRequest(_message.Message):
-    __slots__ = ("source", "options", "list", "relist", "snapshot", "cache_policy")
+    __slots__ = ("source", "options", "list", "relist", "snapshot", "cache_policy", "stores", "retention", "stored", "pinned")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -21,13 +21,21 @@ class AttachRequest(_message.Message):
     RELIST_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     CACHE_POLICY_FIELD_NUMBER: _ClassVar[int]
+    STORES_FIELD_NUMBER: _ClassVar[int]
+    RETENTION_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
     source: str
     options: _containers.ScalarMap[str, str]
     list: bool
     relist: bool
     snapshot: int
     cache_policy: CachePolicy
-    def __init__(self, source: _Optional[str] = ..., options: _Optional[_Mapping[str, str]] = ..., list: _Optional[bool] = ..., relist: _Optional[bool] = ..., snapshot: _Optional[int] = ..., cache_policy: _Optional[_Union[CachePolicy, _Mapping]] = ...) -> None: ...
+    stores: _containers.RepeatedCompositeFieldContainer[StoreMount]
+    retention: Retention
+    stored: bool
+    pinned: bool
+    def __init__(self, source: _Optional[str] = ..., options: _Optional[_Mapping[str, str]] = ..., list: _Optional[bool] = ..., relist: _Optional[bool] = ..., snapshot: _Optional[int] = ..., cache_policy: _Optional[_Union[CachePolicy, _Mapping]] = ..., stores: _Optional[_Iterable[_Union[StoreMount, _Mapping]]] = ..., retention: _Optional[_Union[Retention, _Mapping]] = ..., stored: _Optional[bool] = ..., pinned: _Optional[bool] = ...) -> None: ...
 
 class CachePolicy(_message.Message):
     __slots__ = ("policy", "quota_bytes", "paths")
@@ -300,6 +308,75 @@ class RetireReply(_message.Message):
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     leaving: bool
     def __init__(self, leaving: _Optional[bool] = ...) -> None: ...
+
+class StoreMount(_message.Message):
+    __slots__ = ("path", "source", "options", "owner", "of_dataset", "of_snapshot", "of_path", "stores", "owner_path")
+    class OptionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
+    OF_DATASET_FIELD_NUMBER: _ClassVar[int]
+    OF_SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    OF_PATH_FIELD_NUMBER: _ClassVar[int]
+    STORES_FIELD_NUMBER: _ClassVar[int]
+    OWNER_PATH_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    source: str
+    options: _containers.ScalarMap[str, str]
+    owner: str
+    of_dataset: str
+    of_snapshot: int
+    of_path: str
+    stores: _containers.RepeatedCompositeFieldContainer[StoreMount]
+    owner_path: str
+    def __init__(self, path: _Optional[str] = ..., source: _Optional[str] = ..., options: _Optional[_Mapping[str, str]] = ..., owner: _Optional[str] = ..., of_dataset: _Optional[str] = ..., of_snapshot: _Optional[int] = ..., of_path: _Optional[str] = ..., stores: _Optional[_Iterable[_Union[StoreMount, _Mapping]]] = ..., owner_path: _Optional[str] = ...) -> None: ...
+
+class Retention(_message.Message):
+    __slots__ = ("count", "age_s", "pinned")
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    count: int
+    age_s: float
+    pinned: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, count: _Optional[int] = ..., age_s: _Optional[float] = ..., pinned: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class CollectSnapshotsRequest(_message.Message):
+    __slots__ = ("dataset_id", "retention")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    RETENTION_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    retention: Retention
+    def __init__(self, dataset_id: _Optional[str] = ..., retention: _Optional[_Union[Retention, _Mapping]] = ...) -> None: ...
+
+class CollectSnapshotsReply(_message.Message):
+    __slots__ = ("removed",)
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    removed: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, removed: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ForgetRequest(_message.Message):
+    __slots__ = ("name", "purge")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    PURGE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    purge: bool
+    def __init__(self, name: _Optional[str] = ..., purge: _Optional[bool] = ...) -> None: ...
+
+class ForgetReply(_message.Message):
+    __slots__ = ("snapshots", "bytes")
+    SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    snapshots: int
+    bytes: int
+    def __init__(self, snapshots: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class StartJobReply(_message.Message):
     __slots__ = ("job",)

@@ -69,6 +69,16 @@ class WorkerStub:
                 request_serializer=forebay_dot_proto_dot_worker__pb2.RetireRequest.SerializeToString,
                 response_deserializer=forebay_dot_proto_dot_worker__pb2.RetireReply.FromString,
                 _registered_method=True)
+        self.CollectSnapshots = channel.unary_unary(
+                '/forebay.cache.v1.Worker/CollectSnapshots',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.CollectSnapshotsRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.CollectSnapshotsReply.FromString,
+                _registered_method=True)
+        self.Forget = channel.unary_unary(
+                '/forebay.cache.v1.Worker/Forget',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.ForgetRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.ForgetReply.FromString,
+                _registered_method=True)
         self.Check = channel.unary_stream(
                 '/forebay.cache.v1.Worker/Check',
                 request_serializer=forebay_dot_proto_dot_worker__pb2.CheckRequest.SerializeToString,
@@ -152,6 +162,20 @@ class WorkerServicer:
 
     def Retire(self, request, context):
         """Tell the worker that a client left; it ends at once when nobody else needs it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CollectSnapshots(self, request, context):
+        """Remove snapshots of a dataset that are in nobody's use. The dataset need not be attached.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Forget(self, request, context):
+        """Remove all snapshots of what had a name, and with `purge` what is cached of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -243,6 +267,16 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.Retire,
                     request_deserializer=forebay_dot_proto_dot_worker__pb2.RetireRequest.FromString,
                     response_serializer=forebay_dot_proto_dot_worker__pb2.RetireReply.SerializeToString,
+            ),
+            'CollectSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.CollectSnapshots,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.CollectSnapshotsRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.CollectSnapshotsReply.SerializeToString,
+            ),
+            'Forget': grpc.unary_unary_rpc_method_handler(
+                    servicer.Forget,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.ForgetRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.ForgetReply.SerializeToString,
             ),
             'Check': grpc.unary_stream_rpc_method_handler(
                     servicer.Check,
@@ -469,6 +503,60 @@ class Worker:
             '/forebay.cache.v1.Worker/Retire',
             forebay_dot_proto_dot_worker__pb2.RetireRequest.SerializeToString,
             forebay_dot_proto_dot_worker__pb2.RetireReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CollectSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/CollectSnapshots',
+            forebay_dot_proto_dot_worker__pb2.CollectSnapshotsRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.CollectSnapshotsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Forget(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/Forget',
+            forebay_dot_proto_dot_worker__pb2.ForgetRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.ForgetReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -190,11 +190,12 @@ class Check:
             cached = index.find(contents[position])
             if cached is not None and (cached.pack, cached.offset) == (pack.number, entries[position][0]):
                 self._found("data", f"its bytes in pack {pack.number} are not what was written", contents[position])
-        if now == pack and storage.pack_in_doubt(pack) and not storage.is_open_pack(pack.number):
+        if now == pack and storage.pack_in_doubt(pack):
             self.progress.findings.append(
                 Finding("seal", f"pack {pack.number}: somebody else has touched it", self._repair)
             )
             if self._repair and index.pack(pack.number) is not None:
+                storage.close_pack(pack.number)
                 storage.index.seal_pack(pack.number, verdict.seal)
 
     async def _counts(self) -> None:
@@ -202,7 +203,8 @@ class Check:
         for what in await self._in_thread(lambda: _wrong_counts(index)):
             self.progress.findings.append(Finding("count", what, self._repair))
         if self._repair and any(finding.kind in ("count", "member", "record") for finding in self.progress.findings):
-            self._storage.index.recount()
+            self._storage.recount_soon()
+            self._storage.tidy()
 
     async def _tier(self, tier: Tier) -> None:
         if not is_folder(tier.config.path, tier.uuid):

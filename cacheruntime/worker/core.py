@@ -5,20 +5,20 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import trio
 
 from forebay.cacheruntime import mounts
-from forebay.cacheruntime.config import CacheConfig
+from forebay.cacheruntime.config import KEPT_SNAPSHOTS, CacheConfig
+from forebay.cacheruntime.dataset_source import StoreMount
 from forebay.cacheruntime.errors import SourceStale, SourceUnavailable
 from forebay.cacheruntime.keys import DatasetId
 from forebay.cacheruntime.selection import Selection
+from forebay.cacheruntime.snapshot_history import Keep
 from forebay.cacheruntime.understore.base import Entry
 from forebay.cacheruntime.worker import pins
 from forebay.cacheruntime.worker.check import Check
 from forebay.cacheruntime.worker.datasets import Datasets
-from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.jobs import Job, Jobs
 from forebay.cacheruntime.worker.keeper import Keeper
@@ -52,7 +52,7 @@ class Core:
         self._calls = 0
         self._idle_since = time.monotonic()
         self._retiring = False
-        self.datasets = Datasets(config, nursery, self._snapshots_in_use)
+        self.datasets = Datasets(config, nursery, self._mounts)
         self.syncs = Syncs(self.datasets, self._snapshots_shown)
         storage.idle = self._idle
         self.filler = Filler(storage, config.fill, nursery)
@@ -64,12 +64,17 @@ class Core:
 
     async def attach(self, request: pb.AttachRequest) -> pb.AttachReply:
         with self._busy():
-            dataset = await self.datasets.attach(request.source, dict(request.options))
+            stores = tuple(StoreMount.from_proto(store) for store in request.stores)
+            dataset = await self.datasets.attach(request.source, dict(request.options), stores)
+            if request.HasField("retention"):
+                dataset.keep = _keep(request.retention)
             if request.HasField("cache_policy"):
                 self._storage.set_policy(dataset.id, request.cache_policy)
             reply = pb.AttachReply(dataset_id=dataset.id)
             if request.list:
-                snapshot = self.datasets.snapshot_of(dataset, request.relist, request.snapshot)
+                snapshot = self.datasets.snapshot_of(
+                    dataset, request.relist, request.snapshot, stored=request.stored, pinned=request.pinned
+                )
                 with trio.move_on_after(_FIRST_PAGE_S):
                     await snapshot.first_page.wait()
                 totals = snapshot.catalogue.totals()
@@ -85,7 +90,8 @@ class Core:
         with self._busy():
             dataset = self.datasets.get(request.dataset_id)
             ref = request.file
-            file = SourceFile(dataset.id, dataset.store, os.fsdecode(ref.path), ref.size, ref.version)
+            path = os.fsdecode(ref.path)
+            file = dataset.file(path, ref.size, ref.version)
             if request.suspect:
                 self.filler.verifier.suspected.add(file.content)
             try:
@@ -94,7 +100,7 @@ class Core:
                     background=request.background, through=not request.ahead, lease=lease,
                 )  # fmt: skip
             except SourceStale:
-                await self.datasets.refresh_file(dataset, file.path)
+                await self.datasets.refresh_file(dataset, path)
                 raise
 
     async def list_directory(self, request: pb.ListDirectoryRequest) -> pb.ListDirectoryReply:
@@ -212,6 +218,19 @@ class Core:
                     shown.holdings.add(tier=position[held.tier], bytes=held.bytes, files=held.files)
         return reply
 
+    async def collect_snapshots(self, request: pb.CollectSnapshotsRequest) -> pb.CollectSnapshotsReply:
+        with self._busy():
+            removed = self.datasets.history.collect_by_id(DatasetId(request.dataset_id), _keep(request.retention))
+            return pb.CollectSnapshotsReply(removed=removed)
+
+    async def forget(self, request: pb.ForgetRequest) -> pb.ForgetReply:
+        with self._busy():
+            names, count = self.datasets.history.forget(request.name)
+            reply = pb.ForgetReply(snapshots=count)
+            if request.purge:
+                reply.bytes = sum(self._storage.drop_dataset(name) for name in names)
+            return reply
+
     async def retire(self, request: pb.RetireRequest) -> pb.RetireReply:
         """Leave as soon as no mount and no call is left, without the grace period."""
         leaving = self._calls == 0 and not self._has_mounts()
@@ -235,11 +254,9 @@ class Core:
         cache_dir = str(self._config.cache_dir)
         return (state for _, state in mounts.live(self._config.runtime_dir) if state.cache_dir == cache_dir)
 
-    def _snapshots_in_use(self) -> set[Path]:
-        return {Path(state.catalogue) for state in self._mounts()}
-
     def _snapshots_shown(self, dataset: DatasetId) -> set[int]:
-        return {state.snapshot for state in self._mounts() if state.dataset_id == dataset}
+        """By mounts that take the next one."""
+        return {state.snapshot for state in self._mounts() if state.dataset_id == dataset and not state.pinned}
 
     def _idle(self, dataset: DatasetId) -> float | None:
         used = self.datasets.last_used(dataset)
@@ -247,7 +264,7 @@ class Core:
             return None
         if any(job.record.request.dataset_id == dataset for job in self.jobs.running.values()):
             return None  # what a warm-up loaded a minute ago would count as idle
-        if any(state.dataset_id == dataset for state in self._mounts()):
+        if any(state.uses(dataset) for state in self._mounts()):
             return None
         return used
 
@@ -259,6 +276,10 @@ class Core:
         finally:
             self._calls -= 1
             self._idle_since = time.monotonic()
+
+
+def _keep(asked: pb.Retention) -> Keep:
+    return Keep(asked.count or KEPT_SNAPSHOTS, asked.age_s, frozenset(asked.pinned))
 
 
 def _entry(entry: Entry) -> pb.StatEntry:

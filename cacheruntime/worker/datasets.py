@@ -6,21 +6,32 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import lmdb
 import trio
 
+from forebay.cacheruntime.catalogue import Totals
+from forebay.cacheruntime.catalogue_changes import compare
 from forebay.cacheruntime.catalogue_writer import CatalogueWriter
 from forebay.cacheruntime.config import CacheConfig
+from forebay.cacheruntime.dataset_source import StoreMount, tree_id
+from forebay.cacheruntime.durable import write_durably
 from forebay.cacheruntime.errors import ForebayError, NotAttached, SourceNotFound, SourceTimeout, UsageError
-from forebay.cacheruntime.keys import DatasetId, dataset_id, node_id
+from forebay.cacheruntime.keys import DatasetId, Roots, dataset_id, node_id
 from forebay.cacheruntime.listing_order import ListingOrder
+from forebay.cacheruntime.mounts import MountState
+from forebay.cacheruntime.snapshot_history import (
+    UNCHANGED,
+)
 from forebay.cacheruntime.understore.base import Entry, UnderStore
+from forebay.cacheruntime.understore.composite import Child, CompositeStore
 from forebay.cacheruntime.understore.credentials import redact
 from forebay.cacheruntime.understore.factory import open_store
+from forebay.cacheruntime.worker.dataset import Dataset, Definition
+from forebay.cacheruntime.worker.history import History
 from forebay.cacheruntime.worker.snapshot import Snapshot, about_to_come, all_held, writable
+from forebay.cacheruntime.worker.snapshot_store import SnapshotStore
 
 log = logging.getLogger(__name__)
 
@@ -32,42 +43,25 @@ _GATHERED_S = 0.2
 """What is listed is not held back for longer, as somebody may be looking."""
 
 
-@dataclass
-class Dataset:
-    """One attached source."""
-
-    id: DatasetId
-    source: str
-    options: dict[str, str]
-    store: UnderStore
-    snapshots: dict[int, Snapshot] = field(default_factory=dict)
-    dropped: list[Snapshot] = field(default_factory=list)
-    """Removed from sight and disk while tasks of this worker still had them; to be closed."""
-    last_used: float = 0.0
-
-    @property
-    def newest(self) -> Snapshot | None:
-        return self.snapshots[max(self.snapshots)] if self.snapshots else None
-
-
 class Datasets:
     """All datasets that were attached since the worker started."""
 
-    def __init__(self, config: CacheConfig, nursery: trio.Nursery, in_use: Callable[[], set[Path]]) -> None:
+    def __init__(self, config: CacheConfig, nursery: trio.Nursery, mounts: Callable[[], Iterable[MountState]]) -> None:
         """
         Args:
             config: of the cache.
             nursery: runs the listings.
-            in_use: folders of the snapshots that live mounts read.
+            mounts: the live ones of this cache.
         """
-        self._root = config.cache_dir / "datasets"
         self._retry = config.retry
         self._nursery = nursery
-        self._in_use = in_use
+        self._mounts = mounts
         self._lock = trio.Lock()
         self._listers = trio.CapacityLimiter(8)
+        self._comparers = trio.CapacityLimiter(1)
         self._directories: dict[tuple[DatasetId, bytes], trio.Event] = {}
         self.all: dict[DatasetId, Dataset] = {}
+        self.history = History(config.cache_dir / "datasets", self.all, mounts)
 
     def get(self, name: str) -> Dataset:
         """Raises NotAttached, upon which the client attaches again: this worker is a new one."""
@@ -78,37 +72,70 @@ class Datasets:
         return found
 
     def last_used(self, name: DatasetId) -> float:
-        found = self.all.get(name)
-        return found.last_used if found else 0.0
+        """When it was last read, by itself or as part of another one (monotonic); 0.0: not since the worker started."""
+        return max((d.last_used for d in self.all.values() if d.id == name or name in d.owners), default=0.0)
 
-    def folder(self, name: DatasetId) -> Path:
-        return self._root / name
-
-    async def attach(self, source: str, options: dict[str, str]) -> Dataset:
+    async def attach(self, source: str, options: dict[str, str], stores: tuple[StoreMount, ...] = ()) -> Dataset:
         """Open a source, or take it up again with these options; it has answered when this returns.
+
+        Args:
+            source: a URL, or the name of a dataset that has one.
+            options: for a URL.
+            stores: of a dataset with a name.
 
         Raises:
             SourceError, UsageError: as the under-store's `probe` says.
         """
         async with self._lock:
-            store = await trio.to_thread.run_sync(open_store, source, options, self._retry)
-            name = dataset_id(store.url)
-            known = self.all.get(name)
-            if known is not None and known.options == options:
-                store.close()
-                known.last_used = time.monotonic()
-                return known
-            try:
+            return await self._attach(Definition(source, options, stores), probe=True)
+
+    async def _attach(self, definition: Definition, *, probe: bool) -> Dataset:
+        store = await self._open_store(definition)
+        name = tree_id(definition.source, list(definition.stores)) if definition.stores else dataset_id(store.url)
+        known = self.all.get(name)
+        if known is not None and known.definition == definition:
+            store.close()
+            known.last_used = time.monotonic()
+            return known
+        try:
+            if probe:
                 await self._probe(store)
-            except BaseException:
-                store.close()
-                raise
-            log.info("attached %s as %s with %s", store.url, name, redact(options))
-            if known is not None:
-                known.store, known.options = store, options  # the old one serves the reads that hold it
-                return known
-            self.all[name] = Dataset(name, source, options, store, last_used=time.monotonic())
-            return self.all[name]
+        except BaseException:
+            store.close()
+            raise
+        shown = {each.path or "/": redact(each.options) for each in definition.stores}
+        log.info("attached %s as %s with %s", store.url, name, shown or redact(definition.options))
+        if known is not None:
+            known.store, known.definition = store, definition  # the old one serves the reads that hold it
+            return known
+        roots = Roots(store.url, store.roots()) if isinstance(store, CompositeStore) else Roots(store.url)
+        self.all[name] = Dataset(name, definition, store, roots, last_used=time.monotonic())
+        return self.all[name]
+
+    async def _open_store(self, definition: Definition) -> UnderStore:
+        if not definition.stores:
+            return await trio.to_thread.run_sync(open_store, definition.source, definition.options, self._retry)
+        children: list[Child] = []
+        try:
+            for each in definition.stores:
+                if each.of_dataset:
+                    store: UnderStore = await self._open_snapshot(each)
+                else:
+                    store = await trio.to_thread.run_sync(open_store, each.source, dict(each.options), self._retry)
+                children.append(Child(each.path, store, each.owner, each.owner_path))
+        except BaseException:
+            for child in children:
+                child.store.close()
+            raise
+        return CompositeStore(definition.source, children)
+
+    async def _open_snapshot(self, mount: StoreMount) -> SnapshotStore:
+        """A snapshot of another dataset, which is attached for that if it is not."""
+        base = await self._attach(Definition(mount.of_dataset, {}, mount.stores), probe=False)
+        snapshot = self._whole(base, mount.of_snapshot)
+        assert isinstance(base.store, CompositeStore)  # it has stores
+        url = f"{mount.of_dataset}@{mount.of_snapshot}"
+        return SnapshotStore(url, base.store, snapshot.catalogue, mount.of_path)
 
     async def _probe(self, store: UnderStore) -> None:
         """The store's own deadline bounds when a try begins; a person who waits for `mount` is bounded here."""
@@ -118,27 +145,48 @@ class Datasets:
         if waiting.cancelled_caught:
             raise SourceTimeout(f"{store.url} did not answer within {allowed_s:g} s; check endpoint and network")
 
-    def snapshot_of(self, dataset: Dataset, relist: bool, number: int = 0) -> Snapshot:
+    def folder(self, name: DatasetId) -> Path:
+        return self.history.folder(name)
+
+    def snapshot_of(
+        self, dataset: Dataset, relist: bool, number: int = 0, *, stored: bool = False, pinned: bool = False
+    ) -> Snapshot:
         """The snapshot to read: `number` if given, else the newest, or a new one.
 
         Args:
             dataset: of which.
             relist: make a new one unless a listing is under way.
             number: go on with this one; 0 for none in particular.
+            stored: the newest whole one on disk will do.
+            pinned: `number` has to be there, and stays as it is.
+
+        Raises:
+            SourceNotFound: there is no snapshot of that number.
         """
         newest = dataset.newest
-        if number:
+        if number and pinned:
+            snapshot = self._whole(dataset, number)
+            snapshot.pinned_at = time.monotonic()
+        elif number:
             snapshot = dataset.snapshots.get(number) or self._open(dataset, number)
         elif newest is not None and (not relist or not newest.ended.is_set()):
             snapshot = newest
         else:
-            snapshot = self.next_snapshot(dataset)
+            whole = [s.number for s in self.history.stored(dataset) if s.complete] if stored and newest is None else []
+            snapshot = self._open(dataset, whole[-1]) if whole else self.next_snapshot(dataset)
         snapshot.asked_for = time.monotonic()
         return snapshot
 
+    def _whole(self, dataset: Dataset, number: int) -> Snapshot:
+        whole = [stored.number for stored in self.history.stored(dataset) if stored.complete]
+        if number not in whole:
+            there = f"there are {', '.join(map(str, whole))}" if whole else "there is none"
+            raise SourceNotFound(f"{dataset.store.url} has no snapshot {number}; {there}")
+        return dataset.snapshots.get(number) or self._open(dataset, number)
+
     def next_snapshot(self, dataset: Dataset) -> Snapshot:
         """Begin to list the source into a new snapshot, and remove those that nobody needs any more."""
-        self._remove_old(dataset)
+        self.history.collect(dataset)
         return self._open(dataset, self._next_number(dataset))
 
     def opened(self, dataset: Dataset, number: int) -> Snapshot | None:
@@ -167,14 +215,8 @@ class Datasets:
         """Remove a snapshot that no client was told of, though tasks of this worker may be writing to it."""
         del dataset.snapshots[snapshot.number]
         dataset.dropped.append(snapshot)
-        self._close_dropped(dataset)
+        self.history.close_dropped(dataset)
         shutil.rmtree(snapshot.writer.folder, ignore_errors=True)
-
-    @staticmethod
-    def _close_dropped(dataset: Dataset) -> None:
-        for snapshot in [s for s in dataset.dropped if not s.users]:
-            dataset.dropped.remove(snapshot)
-            snapshot.writer.close()
 
     def _next_number(self, dataset: Dataset) -> int:
         """One more than the last, also when that one is gone: a number names one listing for ever."""
@@ -182,11 +224,11 @@ class Datasets:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         last = folder / "last-snapshot"
         number = (int(last.read_text()) if last.exists() else 0) + 1
-        last.write_text(str(number))
+        write_durably(last, str(number))
         return number
 
     def _open(self, dataset: Dataset, number: int) -> Snapshot:
-        writer = CatalogueWriter(self.folder(dataset.id) / str(number), dataset.store.url)
+        writer = CatalogueWriter(self.folder(dataset.id) / str(number), dataset.roots)
         snapshot = Snapshot(number, writer, writer.reader())
         dataset.snapshots[number] = snapshot
         (self.folder(dataset.id) / "source").write_text(dataset.store.url)
@@ -196,22 +238,6 @@ class Datasets:
         else:
             self._nursery.start_soon(self._list, dataset, snapshot)
         return snapshot
-
-    def _remove_old(self, dataset: Dataset) -> None:
-        """Delete snapshots that no mount reads. Whoever still has one mapped keeps it until it closes it."""
-        self._close_dropped(dataset)
-        used = self._in_use()
-        folder = self.folder(dataset.id)
-        for path in folder.iterdir() if folder.exists() else ():
-            if not path.name.isdigit() or path in used:
-                continue
-            opened = dataset.snapshots.get(int(path.name))
-            if opened is not None:
-                if opened.users or opened.young or not opened.ended.is_set():
-                    continue
-                del dataset.snapshots[opened.number]
-                opened.writer.close()
-            shutil.rmtree(path, ignore_errors=True)
 
     async def _list(self, dataset: Dataset, snapshot: Snapshot) -> None:
         token = trio.lowlevel.current_trio_token()
@@ -241,8 +267,29 @@ class Datasets:
             log.warning("listing of %s broke off: %s", dataset.store.url, failure)
             with suppress(lmdb.Error):  # no room even for that
                 await trio.to_thread.run_sync(snapshot.writer.finish, str(failure))
-        snapshot.ended.set()
-        written()
+        with snapshot.held():
+            snapshot.ended.set()
+            written()
+            if snapshot.asked_for and snapshot.failure is None:  # a sync looks at its own
+                with suppress(OSError, lmdb.Error):  # it is a matter of tidiness
+                    await self._note_unchanged(dataset, snapshot)
+
+    async def _note_unchanged(self, dataset: Dataset, snapshot: Snapshot) -> None:
+        """Mark a snapshot that shows what the one before it shows: it is no history."""
+        before = [s for s in self.history.stored(dataset) if s.complete and s.number < snapshot.number]
+        if not before or before[-1].totals is None or not _same_totals(before[-1].totals, snapshot.catalogue.totals()):
+            return
+        previous = self.opened(dataset, before[-1].number)
+        if previous is None:
+            return
+
+        def work() -> None:
+            with previous.catalogue.view() as old, snapshot.catalogue.view() as new:
+                if next(compare(old, new, lambda _: None), None) is None:
+                    (snapshot.writer.folder / UNCHANGED).touch()
+
+        with previous.held():
+            await trio.to_thread.run_sync(work, limiter=self._comparers, abandon_on_cancel=True)
 
     async def list_directory(self, dataset: Dataset, path: bytes, name: bytes = b"") -> None:
         """Bring one directory into every snapshot whose listing has not ended well.
@@ -295,7 +342,10 @@ class Datasets:
         await trio.to_thread.run_sync(work, limiter=self._listers, abandon_on_cancel=True)
 
     async def refresh_file(self, dataset: Dataset, path: str) -> None:
-        """A file proved to be another version than listed: show what it is now, in all snapshots."""
+        """A file proved to be another version than listed: show what it is now.
+
+        In the snapshots that mounts show, and in the newest. Older ones are history, and pinned ones stay as they are.
+        """
 
         def work() -> None:
             try:
@@ -311,10 +361,29 @@ class Datasets:
                 else:
                     snapshot.writer.add([entry])
 
-        snapshots = list(dataset.snapshots.values())
+        snapshots = self._corrigible(dataset)
         with all_held(snapshots):
             # Cancelled only when the worker ends, which must not wait for a source that does not answer.
             await trio.to_thread.run_sync(work, limiter=self._listers, abandon_on_cancel=True)
+
+    def _corrigible(self, dataset: Dataset) -> list[Snapshot]:
+        shown = {(state.snapshot, state.pinned) for state in self._mounts() if state.dataset_id == dataset.id}
+        pinned = (
+            self.history.viewed(dataset) | dataset.keep.pinned | {number for number, is_pinned in shown if is_pinned}
+        )
+        pinned |= {number for number, snapshot in dataset.snapshots.items() if snapshot.being_pinned}
+        newest = dataset.newest
+        return [
+            snapshot
+            for number, snapshot in dataset.snapshots.items()
+            if number not in pinned and (snapshot is newest or snapshot.young or (number, False) in shown)
+        ]
+
+
+def _same_totals(one: Totals, other: Totals) -> bool:
+    return (one.files, one.bytes, one.small_bytes, one.skipped) == (
+        other.files, other.bytes, other.small_bytes, other.skipped,
+    )  # fmt: skip
 
 
 def _gathered(pages: Iterable[list[Entry]]) -> Iterator[list[Entry]]:
@@ -332,6 +401,7 @@ def _gathered(pages: Iterable[list[Entry]]) -> Iterator[list[Entry]]:
                 gathered = []
                 due = time.monotonic() + _GATHERED_S
     except ForebayError:
-        yield gathered
+        if gathered:  # nothing is no first page: who waits for one is to hear of the error
+            yield gathered
         raise
     yield gathered

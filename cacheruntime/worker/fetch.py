@@ -25,6 +25,8 @@ class SourceFile:
     path: str
     size: int
     version: str
+    dataset_path: str = ""
+    """Where it is in `dataset`, which may be made of several stores; '' stands for `path`."""
 
     @cached_property
     def content(self) -> ContentId:

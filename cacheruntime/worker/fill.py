@@ -73,7 +73,13 @@ class _Want:
 
     @property
     def target(self) -> Target:
-        return Target(self.content, self.file.size, self.file.dataset, os.fsencode(self.file.path), self.medium)
+        return Target(
+            self.content,
+            self.file.size,
+            self.file.dataset,
+            os.fsencode(self.file.dataset_path or self.file.path),
+            self.medium,
+        )
 
     @property
     def base(self) -> int:
@@ -492,7 +498,7 @@ class Filler:
     @staticmethod
     def _small_target(part: Part) -> Target:
         file = part.file
-        return Target(part.content, file.size, file.dataset, os.fsencode(file.path), part.medium)
+        return Target(part.content, file.size, file.dataset, os.fsencode(file.dataset_path or file.path), part.medium)
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=True)

@@ -14,7 +14,8 @@ from forebay.cacheruntime.config import CacheConfig
 from forebay.cacheruntime.errors import ForebayError, UsageError
 from forebay.cacheruntime.jobs import JobProgress, JobRecord, JobRequest, JobState, JobStore
 from forebay.cacheruntime.understore.address import without_userinfo
-from forebay.cacheruntime.worker.datasets import Dataset, Datasets
+from forebay.cacheruntime.worker.dataset import Dataset
+from forebay.cacheruntime.worker.datasets import Datasets
 from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.small_files import SmallFiles
 from forebay.cacheruntime.worker.snapshot import Snapshot
@@ -114,7 +115,7 @@ class Jobs:
         media = [tier.config.medium.value for tier in self._storage.tiers]
         if request.medium and request.medium not in media:
             raise UsageError(f"there is no tier of medium {request.medium}; this cache has {', '.join(media)}")
-        record = self.store.create(without_userinfo(dataset.source), request, background, time.time())
+        record = self.store.create(without_userinfo(dataset.definition.source), request, background, time.time())
         return self._go_on(record, dataset, snapshot, background)
 
     def attached(self, dataset: Dataset) -> None:

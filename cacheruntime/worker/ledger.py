@@ -22,6 +22,7 @@ from pathlib import Path
 import lmdb
 
 from forebay.cacheruntime.config import CacheConfig
+from forebay.cacheruntime.durable import write_durably
 from forebay.cacheruntime.errors import CacheFormatError
 from forebay.cacheruntime.index import FORMAT, MAP_BYTES, TABLES, Index
 from forebay.cacheruntime.worker.index_writer import Changed, IndexWriter
@@ -48,12 +49,7 @@ def open_index(config: CacheConfig, boot_id: str) -> IndexWriter:
 def close_index(config: CacheConfig, index: IndexWriter) -> None:
     """Close it in order, so that the next start believes it."""
     index.close()
-    draft = config.cache_dir / "index.seal.new"
-    with draft.open("w") as file:
-        file.write(_stat_text(config))
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(_seal_path(config))
+    write_durably(_seal_path(config), _stat_text(config))
 
 
 def _seal_path(config: CacheConfig) -> Path:

@@ -27,6 +27,10 @@ PRESSED_S = 10.0
 """A tier is under pressure when something was put there within this time."""
 
 
+class TargetFailed(OSError):
+    """Of the place that something was moved to."""
+
+
 class Damaged(Exception):
     """What was to be moved is not what was written."""
 
@@ -39,6 +43,8 @@ class Mover:
         self._clock = clock
         self._pace = Pace(storage.config.move_bytes_s, time.monotonic, time.sleep)
         self._thread = trio.CapacityLimiter(1)
+        self._draining: set[int] = set()
+        """Tiers that went over their high watermark, until they are at the low one."""
         self.moved_files = self.moved_bytes = 0
         """Packs count as files."""
 
@@ -51,18 +57,22 @@ class Mover:
         what has no place below goes altogether, so that those who come need not wait for room."""
         tiers = self._storage.tiers
         for position, tier in enumerate(tiers):
-            if not tier.over_high or tier.is_down or self._clock() - tier.put_at > PRESSED_S:
+            if tier.over_high and not tier.is_down and self._clock() - tier.put_at <= PRESSED_S:
+                self._draining.add(tier.number)
+            if tier.number not in self._draining:
                 continue
             below = [lower for lower in tiers[position + 1 :] if lower.config.medium is not tier.config.medium]
             for space, idle in self._givers():
                 for item, size in self._storage.rooms.victims(space, tier):
                     if tier.over_low_bytes() <= self._storage.departed.pending_bytes(tier):
+                        self._draining.discard(tier.number)
                         return False
                     target = next((lower for lower in below if lower.room_bytes() >= size), None)
                     if target is not None:
                         return await self.move(item, target)
                     if idle:
                         self._storage.drop(item)
+            self._draining.discard(tier.number)  # there is nothing that may go
         return False
 
     def _givers(self) -> list[tuple[Space, bool]]:
@@ -105,7 +115,11 @@ class Mover:
 
     async def move(self, item: Item, target: Tier) -> bool:
         """Move a file or a pack; False, with nothing changed, when that could not be."""
-        return await (self._move_file(item, target) if isinstance(item, bytes) else self._move_pack(item, target))
+        self._storage.moving += 1
+        try:
+            return await (self._move_file(item, target) if isinstance(item, bytes) else self._move_pack(item, target))
+        finally:
+            self._storage.moving -= 1
 
     async def _move_file(self, content: Item, target: Tier) -> bool:
         assert isinstance(content, bytes)
@@ -121,6 +135,7 @@ class Mover:
         def copy() -> Seal:
             return _copy_file(old, new, cached, lambda block: index.reader.checksum(content, block), self._pace)
 
+        target.take(size)
         seal = await self._copied(content, copy, source, target, size)
         if seal is None:
             return False
@@ -150,6 +165,7 @@ class Mover:
         def copy() -> Seal:
             return _copy_pack(old, new, whole, entries, self._pace)
 
+        target.take(pack.length)
         seal = await self._copied(number, copy, source, target, pack.length)
         if seal is None:
             return False
@@ -164,7 +180,6 @@ class Mover:
 
     async def _copied(self, item: Item, copy: Callable[[], Seal], source: Tier, target: Tier, size: int) -> Seal | None:
         """Copy with room taken in the target; None: it failed, and nothing is left of it."""
-        target.take(size)
         self._storage.index.doom(target.number, item)
         try:
             return await trio.to_thread.run_sync(copy, limiter=self._thread)
@@ -172,7 +187,7 @@ class Mover:
             self._storage.suspect(item)
         except OSError as error:
             log.warning("a move from %s to %s failed: %s", source.config.path, target.config.path, error)
-            (target if error.filename2 == "target" else source).failed(error)
+            (target if isinstance(error, TargetFailed) else source).failed(error)
         self._storage.left_behind(target, item, size)
         return None
 
@@ -190,7 +205,7 @@ def _create(path: Path, size: int) -> int:
 
 
 def _copy_file(old: Path, new: Path, cached: Cached, checksum: Callable[[int], int | None], pace: Pace) -> Seal:
-    """In a thread. Raises: Damaged; OSError, with `filename2` 'target' when it is the new place's."""
+    """In a thread. Raises: Damaged; OSError, TargetFailed when it is the new place's."""
     source = os.open(old, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with _Target(new, cached.size) as target:
@@ -229,13 +244,13 @@ class _Target:
         try:
             self._descriptor = _create(path, size)
         except OSError as error:
-            raise _of_target(error) from error
+            raise TargetFailed(error.errno, error.strerror) from error
 
     def write(self, data: bytes, offset: int) -> None:
         try:
             write_all(self._descriptor, [memoryview(data)], offset)
         except OSError as error:
-            raise _of_target(error) from error
+            raise TargetFailed(error.errno, error.strerror) from error
 
     def seal(self) -> Seal:
         return seal_of(os.fstat(self._descriptor))
@@ -245,7 +260,3 @@ class _Target:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._descriptor)
-
-
-def _of_target(error: OSError) -> OSError:
-    return OSError(error.errno, error.strerror, error.filename, None, "target")

@@ -8,9 +8,9 @@ import trio
 
 from forebay.cacheruntime.catalogue import Catalogue
 from forebay.cacheruntime.errors import SourceNotFound
-from forebay.cacheruntime.keys import ContentId
+from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.selection import Selection
-from forebay.cacheruntime.worker.datasets import Dataset
+from forebay.cacheruntime.worker.dataset import Dataset
 from forebay.cacheruntime.worker.snapshot import Snapshot
 from forebay.cacheruntime.worker.storage import Storage
 
@@ -49,7 +49,8 @@ async def evict(
 async def pin(storage: Storage, dataset: Dataset, snapshot: Snapshot, paths: Sequence[bytes]) -> None:
     """Keep what is below some paths, from now on. A path that the source does not have yet may be pinned too."""
     for path in paths:
-        storage.pin(dataset.id, path, ())
+        for owner, inside in owners(dataset, path):
+            storage.pin(owner, inside, ())
     await _mark(storage, dataset, snapshot, paths)
 
 
@@ -60,7 +61,8 @@ async def unpin(storage: Storage, dataset: Dataset, snapshot: Snapshot, paths: S
         found: list[ContentId] = []
         async for contents in cached_contents(storage, snapshot.catalogue, Selection([path])):
             found += contents
-        if not storage.unpin(dataset.id, path, found):
+        known = [storage.unpin(owner, inside, found) for owner, inside in owners(dataset, path)]
+        if True not in known:
             unknown.append(path)
     await _mark(storage, dataset, snapshot, storage.pins(dataset.id))  # what others of them cover stays pinned
     return unknown
@@ -69,7 +71,24 @@ async def unpin(storage: Storage, dataset: Dataset, snapshot: Snapshot, paths: S
 async def _mark(storage: Storage, dataset: Dataset, snapshot: Snapshot, paths: Sequence[bytes]) -> None:
     if paths:
         async for contents in cached_contents(storage, snapshot.catalogue, Selection(paths)):
-            storage.pin(dataset.id, paths[0], contents)
+            owner, inside = owners(dataset, paths[0])[0]
+            storage.pin(owner, inside, contents)  # marks them all
+
+
+def owners(dataset: Dataset, path: bytes) -> list[tuple[DatasetId, bytes]]:
+    """The datasets that what is below a path belongs to, and the path in each: a view caches for another dataset."""
+    found = [(dataset.id, path)]
+    for store in dataset.definition.stores:
+        root = os.fsencode(store.path)
+        if not store.owner:
+            continue
+        if not root or path == root or path.startswith(root + b"/"):
+            inside = path[len(root) :].strip(b"/")
+            whole = b"/".join(filter(None, (os.fsencode(store.owner_path), inside)))
+            return [(DatasetId(store.owner), whole)]
+        if not path or root.startswith(path + b"/"):
+            found.append((DatasetId(store.owner), os.fsencode(store.owner_path)))
+    return found
 
 
 async def cached_contents(

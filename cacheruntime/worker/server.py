@@ -82,6 +82,8 @@ for _name in (
     "ServeMetrics",
     "Evict",
     "Pin",
+    "CollectSnapshots",
+    "Forget",
 ):
     setattr(WorkerService, _name, _unary(_name))
 

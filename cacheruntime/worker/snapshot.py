@@ -40,6 +40,8 @@ class Snapshot:
     """Tasks of this worker that read or write it."""
     asked_for: float = 0.0
     """When a client was last told of it (monotonic): a mount that is being made is on no register yet."""
+    pinned_at: float = 0.0
+    """When a client last asked for just this one, to be shown as it is (monotonic)."""
     failure: ForebayError | None = None
     """Why the background listing broke off, when it did."""
 
@@ -47,6 +49,11 @@ class Snapshot:
     def young(self) -> bool:
         """Whether a mount that is on no register yet may read it."""
         return bool(self.asked_for) and time.monotonic() - self.asked_for < _REGISTER_S
+
+    @property
+    def being_pinned(self) -> bool:
+        """Whether a pinned mount that is on no register yet may read it."""
+        return bool(self.pinned_at) and time.monotonic() - self.pinned_at < _REGISTER_S
 
     def has_moved(self) -> None:
         """Wake those who wait for the background listing."""

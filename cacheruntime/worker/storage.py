@@ -127,6 +127,8 @@ class Storage:
         self.touch = TouchMap(config.cache_dir / "touch")
         self.writes = Writes()
         self.departed = Departed()
+        self.moving = 0
+        """Moves under way."""
         self.trash: list[Path] = []
         """Folders to be removed in the background."""
         self._pending = _Pending()
@@ -151,19 +153,15 @@ class Storage:
                 if is_folder(folder, uuid):
                     self._empty(folder)
         tiers = []
-        holdings = self.index.reader.holdings()
-        dead: dict[TierNumber, int] = {}
-        for pack in self.index.reader.packs():
-            dead[pack.tier] = dead.get(pack.tier, 0) + pack.length - pack.live_bytes
-        for holding in holdings:
-            self.space(holding.dataset).take(holding.share, holding.bytes)
+        on_disk = self._on_disk()
+        for (dataset, share), size in self._held().items():
+            self.space(dataset).take(share, size)
         for config, uuid in zip(self.config.tiers, uuids, strict=True):
             known = uuid in {known for known, _ in self.index.reader.tiers().values()}
             number = self.index.adopt_tier(uuid, config.path)
             if not known:
                 self._empty(config.path)  # files that no index speaks for
-            used = sum(holding.bytes for holding in holdings if holding.tier == number) + dead.get(number, 0)
-            tiers.append(Tier(config, number, uuid, used, self.config.free_reserve_ratio))
+            tiers.append(Tier(config, number, uuid, on_disk.get(number, 0), self.config.free_reserve_ratio))
             self.trash += (config.path / "trash").glob("*")
         return tiers
 
@@ -407,6 +405,8 @@ class Storage:
         Where the dataset's policy replaces files, each has one of its own: a pack leaves whole.
         """
         space = self.space(target.dataset)
+        if self.index.reader.find(target.content) is not None:
+            self.drop_file(target.content)  # of its own, begun under another policy or by a worker that was killed
         if space.policy.replaces:
             return self._keep_alone(target, data, checksum)
         share = space.share_of(target.path)
@@ -760,6 +760,18 @@ class Storage:
             self.drop_file(content)
         return files, size
 
+    def drop_dataset(self, dataset: DatasetId) -> int:
+        """Remove all that is cached of a dataset, also what is pinned; returns how many bytes that were.
+
+        Open readers keep theirs.
+        """
+        held = sum(holding.bytes for holding in self.index.reader.holdings() if holding.dataset == dataset)
+        for pack in [pack for pack in self.index.reader.packs() if pack.dataset == dataset]:
+            self.drop_pack(pack)
+        for _, content in list(self.index.reader.members(dataset)):
+            self.drop_file(content)
+        return held
+
     # Behind the scenes
 
     def tidy(self, now: float | None = None) -> None:
@@ -775,9 +787,38 @@ class Storage:
         if self._pending.unlinked:
             self.index.removed(self._pending.unlinked)
             self._pending.unlinked = []
-        if self._pending.recount:
+        if self._pending.recount and not self.writes.all() and not self.moving:
             self._pending.recount = False
-            self.index.recount()
+            self._recount()
+
+    def recount_soon(self) -> None:
+        """After damage to the index: have its sums built anew, when nothing is under way that they do not count."""
+        self._pending.recount = True
+
+    def _recount(self) -> None:
+        self.index.recount()
+        on_disk, held = self._on_disk(), self._held()
+        for tier in self.tiers:
+            tier.used_bytes = on_disk.get(tier.number, 0) + self.departed.pending_bytes(tier)
+        for space in self.spaces:
+            space.used = {share: size for (dataset, share), size in held.items() if dataset == space.dataset}
+
+    def _on_disk(self) -> dict[TierNumber, int]:
+        """Bytes in each tier by the index, dead ones in packs included."""
+        found: dict[TierNumber, int] = {}
+        for holding in self.index.reader.holdings():
+            found[holding.tier] = found.get(holding.tier, 0) + holding.bytes
+        for pack in self.index.reader.packs():
+            found[pack.tier] = found.get(pack.tier, 0) + pack.length - pack.live_bytes
+        return found
+
+    def _held(self) -> dict[tuple[DatasetId, int], int]:
+        """Bytes of each share of each dataset by the index."""
+        found: dict[tuple[DatasetId, int], int] = {}
+        for holding in self.index.reader.holdings():
+            key = (holding.dataset, holding.share)
+            found[key] = found.get(key, 0) + holding.bytes
+        return found
 
     def settle(self, content: ContentId) -> None:
         """Nobody writes to a partial file any more: it gets its seal, or goes when it was changed by somebody else."""

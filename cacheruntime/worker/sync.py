@@ -10,7 +10,8 @@ import trio
 from forebay.cacheruntime.catalogue_changes import Counts, record_changes
 from forebay.cacheruntime.errors import ForebayError
 from forebay.cacheruntime.keys import DatasetId
-from forebay.cacheruntime.worker.datasets import Dataset, Datasets
+from forebay.cacheruntime.worker.dataset import Dataset
+from forebay.cacheruntime.worker.datasets import Datasets
 from forebay.cacheruntime.worker.snapshot import Snapshot, all_held, writable
 
 log = logging.getLogger(__name__)
@@ -97,6 +98,7 @@ class Syncs:
                     not joined and not fresh.asked_for and fresh.ended.is_set()
                 ):  # no client was told of it, and none will be
                     self._datasets.drop(dataset, fresh)
+        self._datasets.history.collect(dataset)
         log.info("synced %s: snapshot %d, %s", dataset.store.url, outcome.snapshot.number, outcome.since(0)[1])
         return outcome
 

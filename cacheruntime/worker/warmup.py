@@ -12,8 +12,7 @@ from forebay.cacheruntime.config import MIB, Medium
 from forebay.cacheruntime.errors import ForebayError, SourceNotFound, SourceStale
 from forebay.cacheruntime.jobs import JobProgress, JobRequest
 from forebay.cacheruntime.selection import Selection
-from forebay.cacheruntime.worker.datasets import Dataset
-from forebay.cacheruntime.worker.fetch import SourceFile
+from forebay.cacheruntime.worker.dataset import Dataset
 from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.pins import pin
 from forebay.cacheruntime.worker.small_files import MOST_AT_ONCE, SmallFiles
@@ -199,7 +198,10 @@ class Warmup:
         if cached is None and self._filler.is_small(node.size):
             await limit.take(node.size)
             if await self._small.fetch(
-                self._source(path, node), self._medium, self._small_at_once, self._small_done(path, node)
+                self.dataset.file(path, node.size, node.version),
+                self._medium,
+                self._small_at_once,
+                self._small_done(path, node),
             ):
                 self._under_way += 1
                 return
@@ -263,13 +265,15 @@ class Warmup:
         if cached is None or not cached.has(offset, offset + length):
             await limit.take(length)
             await self._filler.fill(
-                self._source(path, node), offset, length, length, through=False, medium=self._medium
+                self.dataset.file(path, node.size, node.version),
+                offset,
+                length,
+                length,
+                through=False,
+                medium=self._medium,
             )
             self.progress.bytes_fetched += length
         self.progress.bytes_done += length
-
-    def _source(self, path: str, node: Node) -> SourceFile:
-        return SourceFile(self.dataset.id, self.dataset.store, path, node.size, node.version)
 
     # Verifying
 

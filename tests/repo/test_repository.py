@@ -11,6 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
+PACKAGED = ("cacheruntime", "fuse", "dataset_controller", "proto", "cli")
+
 
 def test_generated_protobuf_modules_are_current(tmp_path: Path) -> None:
     out = tmp_path / "forebay" / "proto"
@@ -33,7 +35,7 @@ def test_wheel_has_every_module_and_nothing_else(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if ".dist-info/" not in name}
     tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "cacheruntime", "fuse", "proto", "cli"],
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", *PACKAGED],
         cwd=ROOT,
         check=True,
         capture_output=True,
@@ -51,9 +53,7 @@ def test_editable_links_point_at_the_folders() -> None:
 
 
 def test_top_folders_shadow_nobody() -> None:
-    assert not [
-        folder for folder in ("cacheruntime", "fuse", "proto", "cli") if (ROOT / folder / "__init__.py").exists()
-    ]
+    assert not [folder for folder in PACKAGED if (ROOT / folder / "__init__.py").exists()]
 
 
 def test_readme_names_only_commands_and_targets_that_exist() -> None:
@@ -68,7 +68,7 @@ def test_readme_names_only_commands_and_targets_that_exist() -> None:
         assert re.search(rf"^\s+{command}\s", help_text, re.MULTILINE), f"forebay {command}"
 
 
-HEAVY = ("grpc", "trio", "lmdb", "obstore", "botocore", "fsspec", "pyarrow")
+HEAVY = ("grpc", "trio", "lmdb", "obstore", "botocore", "fsspec", "pyarrow", "pydantic", "yaml")
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -15,7 +15,8 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forebay.cacheruntime.client import AttachedClient, SourceSpec
+from forebay.cacheruntime.client import AttachedClient
+from forebay.cacheruntime.dataset_source import SourceSpec
 from forebay.cacheruntime.errors import ForebayError, SourceStale, WorkerUnavailable
 from forebay.cacheruntime.fill_socket import (
     REPLY,

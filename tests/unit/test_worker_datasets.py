@@ -18,12 +18,13 @@ from forebay.cacheruntime.catalogue import Catalogue
 from forebay.cacheruntime.config import KIB, MIB, FillConfig
 from forebay.cacheruntime.errors import ForebayError, NotAttached, SourceNotFound, SourceUnavailable
 from forebay.cacheruntime.jobs import JobRequest
+from forebay.cacheruntime.snapshot_history import Keep, numbers_in
 from forebay.cacheruntime.understore.base import Entry
 from forebay.cacheruntime.worker import core as core_module
 from forebay.cacheruntime.worker import datasets as datasets_module
 from forebay.cacheruntime.worker import snapshot as snapshot_module
 from forebay.cacheruntime.worker.core import Core
-from forebay.cacheruntime.worker.datasets import Dataset
+from forebay.cacheruntime.worker.dataset import Dataset
 from forebay.cacheruntime.worker.snapshot import Snapshot
 from forebay.cacheruntime.worker.warmup import Warmup
 from forebay.proto import worker_pb2 as pb
@@ -111,7 +112,7 @@ def test_attached_once_however_often(node: Node) -> None:
         assert await core.datasets.attach(SOURCE, {"a": "1"}) is first
         node.stores[SOURCE] = other = FakeStore(SOURCE)
         assert await core.datasets.attach(SOURCE, {"a": "2"}) is first
-        assert (first.store, first.options) == (other, {"a": "2"})
+        assert (first.store, first.definition.options) == (other, {"a": "2"})
 
     node.run(test)
 
@@ -142,7 +143,11 @@ def test_relist_lists_anew_and_removes_the_old(node: Node) -> None:
         _, second = await _listed(core)
         assert second is not first
         assert _names(second.catalogue) == [b"a", b"b"]
-        assert [p.name for p in core.datasets.folder(dataset.id).iterdir() if p.is_dir()] == [str(second.number)]
+        assert numbers_in(core.datasets.folder(dataset.id)) == [1, 2]
+        dataset.keep = Keep(1)
+        second.asked_for -= 61
+        await _listed(core)
+        assert numbers_in(core.datasets.folder(dataset.id)) == [2, 3]
 
     node.run(test)
 

@@ -14,9 +14,10 @@ from forebay.cacheruntime import mounts
 from forebay.cacheruntime.catalogue_changes import changes_path, read_changes
 from forebay.cacheruntime.errors import CacheError, NotAttached, SourceUnavailable
 from forebay.cacheruntime.mounts import MountState
+from forebay.cacheruntime.snapshot_history import Keep
 from forebay.cacheruntime.worker import datasets as datasets_module
 from forebay.cacheruntime.worker.core import Core
-from forebay.cacheruntime.worker.datasets import Dataset
+from forebay.cacheruntime.worker.dataset import Dataset
 from forebay.proto import worker_pb2 as pb
 
 SOURCE = "fake://store"
@@ -334,6 +335,7 @@ def test_neither_the_new_nor_the_shown_snapshot_is_removed_meanwhile(node: Node)
     async def test(core: Core) -> None:
         mounted = await node.mount(core)
         dataset = core.datasets.get(mounted.dataset_id)
+        dataset.keep = Keep(1)
         dataset.snapshots[1].asked_for -= 100  # long ago
         node.put(b="1")
         reply = await _sync(core, dataset.id, 1)
@@ -344,7 +346,7 @@ def test_neither_the_new_nor_the_shown_snapshot_is_removed_meanwhile(node: Node)
         for snapshot in dataset.snapshots.values():
             snapshot.asked_for -= 100
         await core.datasets.next_snapshot(dataset).ended.wait()
-        assert node.on_disk(dataset) == {2, 4}
+        assert node.on_disk(dataset) == {2, 3, 4}, "one is shown, one the newest, one begun"
 
     node.run(test)
 
@@ -353,6 +355,7 @@ def test_many_syncs_leave_no_snapshots(node: Node) -> None:
     async def test(core: Core) -> None:
         mounted = await node.mount(core)
         dataset = core.datasets.get(mounted.dataset_id)
+        dataset.keep = Keep(1)
         shown = 1
         for number in range(12):
             node.put(**{f"f{number}": "1"})

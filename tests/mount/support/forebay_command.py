@@ -99,12 +99,14 @@ class Forebay:
         self.root = root
         self.cache_dir = root / "cache"
         self.runtime_dir = root / "run"
+        self.state_dir = root / "state"
         self._temporary = root / "tmp"
         for folder in (self._temporary, root / "home"):
             folder.mkdir(parents=True)
         self.environ = {k: v for k, v in os.environ.items() if not k.startswith(_FOREIGN_PREFIXES)} | {
             "FOREBAY_CACHE_DIR": str(self.cache_dir),
             "FOREBAY_RUNTIME_DIR": str(self.runtime_dir),
+            "FOREBAY_STATE_DIR": str(self.state_dir),
             "TMPDIR": str(self._temporary),
             "HOME": str(root / "home"),
         }

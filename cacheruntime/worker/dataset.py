@@ -1,0 +1,58 @@
+"""One dataset in the worker: what it is made of, and what of it is open."""
+
+from dataclasses import dataclass, field
+
+from forebay.cacheruntime.dataset_source import StoreMount
+from forebay.cacheruntime.keys import DatasetId, Roots
+from forebay.cacheruntime.snapshot_history import Keep
+from forebay.cacheruntime.understore.base import UnderStore
+from forebay.cacheruntime.understore.composite import CompositeStore
+from forebay.cacheruntime.worker.fetch import SourceFile
+from forebay.cacheruntime.worker.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a dataset is made of. Credentials are in it."""
+
+    source: str
+    options: dict[str, str]
+    stores: tuple[StoreMount, ...] = ()
+    """Of a dataset with a name; `source` is that name then."""
+
+
+@dataclass
+class Dataset:
+    """One attached source."""
+
+    id: DatasetId
+    definition: Definition
+    store: UnderStore
+    roots: Roots
+    snapshots: dict[int, Snapshot] = field(default_factory=dict)
+    """Those that are open: the newest, those in use, and those that were lately."""
+    dropped: list[Snapshot] = field(default_factory=list)
+    """Removed from sight and disk while tasks of this worker still had them; to be closed."""
+    last_used: float = 0.0
+    keep: Keep = field(default_factory=Keep)
+
+    @property
+    def newest(self) -> Snapshot | None:
+        return self.snapshots[max(self.snapshots)] if self.snapshots else None
+
+    @property
+    def owners(self) -> set[str]:
+        """Ids of the other datasets that what it caches belongs to."""
+        return {store.owner for store in self.definition.stores if store.owner}
+
+    def file(self, path: str, size: int, version: str) -> SourceFile:
+        """One version of one file, as its own store knows it.
+
+        Raises:
+            SourceNotFound: the path is in no store.
+        """
+        if not isinstance(self.store, CompositeStore):
+            return SourceFile(self.id, self.store, path, size, version)
+        place = self.store.locate(path)
+        owner = DatasetId(place.owner or self.id)
+        return SourceFile(owner, place.store, place.path, size, version, place.owner_path)
