@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 import obstore
+from obstore.store import S3Store
 
 from forebay.bench import sheet
 from forebay.bench.crew import cpu_seconds, spent
@@ -90,6 +91,8 @@ class WarmSmall:
 
     def __init__(self) -> None:
         self._at_once = _AT_ONCE[0]
+        self._store: S3Store | None = None
+        """One for all rounds: its connections stay, as the worker's do."""
 
     def begin(self, place: Place, side: Side, dataset: Dataset) -> None:
         """The last folder is fetched beforehand and not measured."""
@@ -99,7 +102,8 @@ class WarmSmall:
             _warmed(side, path)
             return
         samples = _below(dataset, path)
-        self._at_once = min(_AT_ONCE, key=lambda at_once: _bare_small(dataset, samples, at_once))
+        store = self._store = dataset.endpoint.store(dataset.name)
+        self._at_once = min(_AT_ONCE, key=lambda at_once: _bare_small(store, samples, at_once))
 
     def turn(self, place: Place, side: Side, dataset: Dataset, number: int) -> Mapping[str, Reading]:
         path = f"class-{number:02}"
@@ -107,7 +111,8 @@ class WarmSmall:
         size = sum(sample.size for sample in samples)
         _ready(side, samples)
         if side.name == OBSTORE:
-            fetched_s = _bare_small(dataset, samples, self._at_once)
+            assert self._store is not None
+            fetched_s = _bare_small(self._store, samples, self._at_once)
             written_s = _written(place.folder, size)
             return {"warm-small": _limit(fetched_s, written_s, len(samples), {"at once": float(self._at_once)})}
         seconds, used = _warmed(side, path)
@@ -118,9 +123,7 @@ def _below(dataset: Dataset, path: str) -> list[Sample]:
     return [sample for sample in dataset.samples if sample.key.startswith(f"{path}/")]
 
 
-def _bare_small(dataset: Dataset, samples: Sequence[Sample], at_once: int) -> float:
-    store = dataset.endpoint.store(dataset.name)
-
+def _bare_small(store: S3Store, samples: Sequence[Sample], at_once: int) -> float:
     def fetch(sample: Sample) -> int:
         return len(obstore.get_range(store, sample.key, start=0, length=sample.size))
 
@@ -151,6 +154,7 @@ class WarmLarge:
 
     def __init__(self) -> None:
         self._ways = _PARTS[0]
+        self._store: S3Store | None = None
 
     def begin(self, place: Place, side: Side, dataset: Dataset) -> None:
         """The last object is fetched beforehand and not measured."""
@@ -159,13 +163,15 @@ class WarmLarge:
             cast(Forebay, side).listed()
             _warmed(side, last.key)
             return
-        self._ways = min(_PARTS, key=lambda ways: _bare_large(dataset, last, *ways))
+        store = self._store = dataset.endpoint.store(dataset.name)
+        self._ways = min(_PARTS, key=lambda ways: _bare_large(store, last, *ways))
 
     def turn(self, place: Place, side: Side, dataset: Dataset, number: int) -> Mapping[str, Reading]:
         sample = dataset.samples[number]
         _ready(side, [sample])
         if side.name == OBSTORE:
-            fetched_s = _bare_large(dataset, sample, *self._ways)
+            assert self._store is not None
+            fetched_s = _bare_large(self._store, sample, *self._ways)
             written_s = _written(place.folder, sample.size)
             facts = {"part MiB": self._ways[0] / MIB, "at once": float(self._ways[1])}
             return {"warm-large": _limit(fetched_s, written_s, sample.size / 1e9, facts)}
@@ -173,6 +179,5 @@ class WarmLarge:
         return {"warm-large": Reading(sample.size / seconds / 1e9, per_gib(used, sample.size))}
 
 
-def _bare_large(dataset: Dataset, sample: Sample, part_bytes: int, parallel: int) -> float:
-    store = dataset.endpoint.store(dataset.name)
+def _bare_large(store: S3Store, sample: Sample, part_bytes: int, parallel: int) -> float:
     return timed(lambda: fetch_ranges(store, sample.key, sample.size, part_bytes, parallel))
