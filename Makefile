@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEBIAN := libfuse3-dev fuse3 pkg-config gcc libc6-dev python3-dev
 PEERS := nginx-light libnginx-mod-http-echo fio rclone s3fs
+AZURITE := 3.37.0
 
 .PHONY: demo test soak lint format bench proto setup clean
 
@@ -14,7 +15,7 @@ demo: setup
 test: setup $(VENV)/.pyfuse3
 	$(BIN)/python -m pytest -q --numprocesses 3 --dist loadfile
 
-soak: setup $(VENV)/.pyfuse3
+soak: setup $(VENV)/.pyfuse3 $(VENV)/.azurite
 	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -q -m soak
 	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -q tests/model
 
@@ -63,6 +64,14 @@ $(VENV)/.pyfuse3: $(VENV)/.installed
 	fi
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[pyfuse3]'
 	@touch $@
+
+# Azure's emulator: 361 MB, so it is not part of `make test`. Without it the tests of az:// are skipped and say so.
+$(VENV)/.azurite: $(VENV)/.installed
+	-@if command -v npm >/dev/null; then \
+		npm install --silent --no-audit --no-fund --prefix $(VENV)/azurite azurite@$(AZURITE) && touch $@; \
+	else \
+		echo "the tests of az:// need npm: apt-get install npm"; \
+	fi
 
 clean:
 	rm -rf $(VENV) .editable .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,10 +1,12 @@
 """Names alone: a walk over 100,000 files and single look-ups, with nothing cached in the kernel."""
 
 import random
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 
 from forebay.bench import sheet
+from forebay.bench.catalogue import measured_apart
 from forebay.bench.crew import run_readers
 from forebay.bench.dataset import Sample
 from forebay.bench.groups import SEED, Place, Sizes, measured
@@ -37,6 +39,7 @@ class Metadata:
         LineSpec("find", "find -ls over 100,000 files, fresh mount", "names/s", (Aim(3, PEERS),), cpu_per="1,000"),
         LineSpec("stat", "stat, nothing cached in the kernel", "us", (Aim(2, PEERS),), True, "1,000"),
         LineSpec("absent", "stat of an absent name, nothing cached", "us", (Aim(2, PEERS),), True, "1,000"),
+        LineSpec("catalogue", "listing of 100,000 local files into the catalogue", "entries/s", cpu_per="1,000"),
     )
 
     def make(self, folder: Path, sizes: Sizes) -> list[Sample]:
@@ -78,6 +81,8 @@ class Metadata:
         rest = [name for name in names if name not in firsts][:_STATS]
         found["stat"] = _stat(side, rest, place.sizes.limit_s)
         found["absent"] = _stat(side, [f"{name}.not" for name in rest], place.sizes.limit_s)
+        if side.name == sheet.OURS:
+            found["catalogue"] = _catalogue(dataset.samples[0].path.parents[1])
         return found
 
 
@@ -86,6 +91,13 @@ def _walk(side: Side, files: int) -> Reading:
     if total.seconds < _FIND_S and total.count != files:
         raise SideFailed(f"find printed {total.count} files of {files}")
     return Reading(total.count / total.seconds, used / total.count * 1000)
+
+
+def _catalogue(folder: Path) -> Reading:
+    """Of the worker's own path, without a mount; its CPU time is without that of the process that scans."""
+    with tempfile.TemporaryDirectory() as apart:
+        listed = measured_apart(str(folder), 0, Path(apart))
+    return Reading(listed.entries_per_s, listed.cpu_us / 1000)
 
 
 def _stat(side: Side, names: list[str], limit_s: float) -> Reading:

@@ -83,17 +83,30 @@ class FileNames:
         state.update(b"%b\0%d\0%b" % (path, size, version))
         return ContentId(state.digest())
 
-    def node(self, path: bytes, version: bytes) -> NodeId:
-        """Path not empty."""
-        state = self._node.copy()
-        state.update(path + _SEPARATOR + version)
-        return NodeId(_as_63(state.digest()))
+    def of_file(self, path: bytes, in_utf8: bytes, size: int, version: bytes) -> tuple[ContentId, NodeId, InodeNumber]:
+        """All three of a file.
 
-    def inode(self, path: bytes) -> InodeNumber:
-        """Path not empty."""
+        Args:
+            path: as the file's name is here, not empty.
+            in_utf8: the same in UTF-8 with surrogate escapes, whatever the encoding of names is here.
+            size: in bytes.
+            version: in UTF-8 with surrogate escapes.
+        """
+        # In one go: a call more for each of a million files takes a tenth of a second.
+        state = self._content.copy()
+        state.update(b"%b\0%d\0%b" % (in_utf8, size, version))
+        content = state.digest()
+        state = self._node.copy()
+        state.update(b"%b\0%b" % (path, content))
+        node = int.from_bytes(state.digest(), "little") >> 1
         state = self._inode.copy()
         state.update(path)
-        return InodeNumber(_as_63(state.digest()))
+        inode = int.from_bytes(state.digest(), "little") >> 1
+        return (  # as _as_63
+            ContentId(content),
+            NodeId(node if node > 2 else node + 3),
+            InodeNumber(inode if inode > 2 else inode + 3),
+        )
 
 
 class TreeNames(FileNames):
@@ -109,6 +122,11 @@ class TreeNames(FileNames):
             if path.startswith(inside):
                 return names.content(path[len(inside) :], size, version)
         return super().content(path, size, version)
+
+    def of_file(self, path: bytes, in_utf8: bytes, size: int, version: bytes) -> tuple[ContentId, NodeId, InodeNumber]:
+        """As of one store."""
+        content = self.content(in_utf8, size, version)
+        return content, node_id(path, content), inode_number(path)
 
 
 class Roots:

@@ -1,15 +1,13 @@
 """What a cache would have done with a sequence of accesses, by policy and size, with the worker's own policies."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
 from forebay.cacheruntime.policies import NextUse, Policy, policy_named
-
-Numbers = npt.NDArray[np.int64]
+from forebay.cacheruntime.stack_distance import Numbers, stack_distances
 
 
 @dataclass(frozen=True)
@@ -24,6 +22,8 @@ class Workload:
     """The number of the reader, for each access; None: there is one."""
     epoch: int | None = None
     """Accesses of one reader in one epoch; None: it has none."""
+    sized: bool = True
+    """Whether sizes are bytes. If not, none is known, and each item counts as 1."""
 
     @cached_property
     def distinct_bytes(self) -> int:
@@ -67,7 +67,12 @@ def shuffled_epochs(sizes: Numbers, jobs: int, epochs: int, seed: int) -> Worklo
 
 
 def simulate(
-    workload: Workload, policy: str, capacity: int, ahead: int | None = None, by_epoch: bool = False, uncounted: int = 0
+    workload: Workload,
+    policy: str,
+    capacity: int,
+    ahead: int | None = None,
+    epochs: int | None = None,
+    uncounted: int = 0,
 ) -> Outcome:
     """Run a workload through a cache of `capacity` bytes that is empty at first.
 
@@ -79,14 +84,14 @@ def simulate(
         policy: its name.
         capacity: bytes.
         ahead: for `next-use`: a reader posts so many positions ahead; None: as many as there are.
-        by_epoch: for `next-use`: a reader posts up to the end of the epoch that it is in, and no further.
+        epochs: for `next-use`: a reader posts up to the end of so many epochs, the one that it is in included.
         uncounted: so many accesses at the beginning warm the cache up and are not in the outcome.
 
     Raises:
         UsageError: there is no policy of that name.
     """
     chosen: Policy[int] = policy_named(policy)
-    posting = _posting(workload, chosen, ahead, by_epoch) if isinstance(chosen, NextUse) else None
+    posting = _posting(workload, chosen, ahead, epochs) if isinstance(chosen, NextUse) else None
     items: list[int] = workload.items.tolist()
     sizes: list[int] = workload.sizes.tolist()
     cached = bytearray(len(sizes))
@@ -118,10 +123,33 @@ def simulate(
         used += size
         peak = max(peak, used)
     counted = workload.items[uncounted:]
+    if not len(counted):
+        hits = hit_bytes = 0
     return Outcome(len(counted), hits, int(workload.sizes[counted].sum()), hit_bytes, peak)
 
 
-def _posting(workload: Workload, policy: NextUse[int], ahead: int | None, by_epoch: bool) -> Iterator[None]:
+def lru_outcomes(workload: Workload, capacities: Sequence[int], uncounted: int = 0) -> list[Outcome] | None:
+    """The outcomes of `lru` for all these sizes of cache in one pass; None when not all items have the same size.
+
+    The same as those of `simulate`. Items of different sizes have no such pass: what fits then hangs on how the room
+    is cut up.
+    """
+    sizes = np.unique(workload.sizes[workload.items])
+    if len(sizes) != 1:
+        return None
+    size = int(sizes[0])
+    distances = np.sort(stack_distances(workload.items)[uncounted:])
+    first, accesses = int(np.searchsorted(distances, 0)), len(distances)
+    distinct = workload.distinct_bytes
+    outcomes = []
+    for capacity in capacities:
+        hits = int(np.searchsorted(distances, capacity // size)) - first
+        peak = min(capacity // size * size, distinct)
+        outcomes.append(Outcome(accesses, hits, accesses * size, hits * size, peak))
+    return outcomes
+
+
+def _posting(workload: Workload, policy: NextUse[int], ahead: int | None, epochs: int | None) -> Iterator[None]:
     """Before each access: its reader posts what it knows, and is past the position that it reads now.
 
     So the access itself is no future use: an item that is not in is weighed by its use after this one, as in Belady's
@@ -133,16 +161,13 @@ def _posting(workload: Workload, policy: NextUse[int], ahead: int | None, by_epo
     positions = dict.fromkeys(orders, 0)
     posted = dict.fromkeys(orders, 0)
     window = count if ahead is None else ahead
-    step = max(window // 2, 1)
-    for reader in orders if ahead is None and not by_epoch else ():
-        policy.post(str(reader), 0, orders[reader])
-        posted[reader] = len(orders[reader])
+    step = 1 if ahead is None else max(window // 2, 1)
     for reader in whose.tolist():
         order, position = orders[reader], positions[reader]
         if posted[reader] < len(order) and posted[reader] - position <= window - step:
             end = position + window
-            if by_epoch and workload.epoch:
-                end = min(end, (position // workload.epoch + 1) * workload.epoch)
+            if epochs is not None and workload.epoch:
+                end = min(end, (position // workload.epoch + epochs) * workload.epoch)
             if end > posted[reader]:
                 policy.post(str(reader), posted[reader], order[posted[reader] : end])
                 posted[reader] = end

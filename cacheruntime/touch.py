@@ -6,6 +6,8 @@ only make eviction a little less exact. The last byte, behind the slots, counts 
 
 from pathlib import Path
 
+import numpy as np
+
 from forebay.cacheruntime.index import PackNumber
 from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.shared_memory import map_shared
@@ -39,6 +41,11 @@ class TouchMap:
         if touched:
             self._map[slot] = 0
         return touched
+
+    def touched(self) -> list[int]:
+        """The slots that were touched since they were taken; some milliseconds, however many there are."""
+        found = np.flatnonzero(np.frombuffer(self._map, np.uint8, SLOTS))
+        return [int(slot) for slot in found]
 
     def depart(self) -> None:
         """Something was evicted that a reader has open: whoever keeps descriptors is to look at them."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from forebay.cli import dataset_app, inspect_app, warm_app
+from forebay.cli import dataset_app, inspect_app, simulate_app, warm_app
 from forebay.cli.check_app import check
 from forebay.cli.options import SOURCE_HELP, CacheDir, Json, Options, Tiers
 
@@ -174,6 +174,7 @@ def replay(
 
 
 app.command()(check)
+simulate_app.register(app)
 
 
 @app.command()

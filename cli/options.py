@@ -36,7 +36,8 @@ Options = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 SOURCE_HELP = (
-    "s3://bucket/prefix, gs://, az://, https://..., file:///path, hdfs://, oss://, any fsspec URL, or the NAME of a"
-    " dataset (also NAME@SNAPSHOT, dataset://NAME/sub). What exists as a path is a path: write dataset://NAME then."
+    "s3://bucket/prefix, gs://, az://, oss://, https://..., file:///path, pvc://claim, hdfs://, any fsspec URL, or the"
+    " NAME of a dataset (also NAME@SNAPSHOT, dataset://NAME/sub). What exists as a path is a path: write"
+    " dataset://NAME then."
 )
 TARGET_HELP = "A source as for mount, the NAME of a dataset, or where one is mounted."

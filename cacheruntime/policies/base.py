@@ -30,8 +30,9 @@ class Policy(Protocol[Item]):
         """Who goes first, who next, and so on: all that is in, each once, but never `coming`.
 
         Lazy: what is called on the policy between two of them counts for the next one. The caller drops them and calls
-        `removed` for each, while it iterates or after. Items that it cannot drop and leaves in are passed over again by
-        each call, so it should not leave in very many.
+        `removed` for each, while it iterates or after. It takes no more than it means to drop, since the hand of
+        `sieve` moves with each. Items that it cannot drop are passed over again by each call, so very many should not
+        be left in.
         """
 
     def admits(self, item: Item, size: int) -> bool:

@@ -11,8 +11,8 @@ from forebay.cacheruntime.policies.posted import NOBODY, PostedOrder
 _WINDOW = 1024
 """Positions, for each reader on the average, after which speeds are looked at anew; older ones count half."""
 
-_ALIKE = 0.2
-"""Readers within this of the mean are taken to be equally fast: jobs jitter."""
+_ALIKE = 0.1
+"""Readers within this of the mean are taken to be equally fast: in a window, chance alone makes 3 %."""
 
 _SLOWEST = 1 / 16
 """A reader that stands still is not taken to be slower than this, against the mean: it may go on at any moment."""

@@ -14,8 +14,8 @@ from forebay.cacheruntime.errors import UsageError
 _ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "azure": "az", "abfs": "az", "abfss": "az", "adl": "az",
             "local": "file", "wasb": "az", "wasbs": "az"}  # fmt: skip
 
-OBJECT_SCHEMES = ("s3", "gs", "az")
-"""Served by our own stores over obstore."""
+OBJECT_SCHEMES = ("s3", "gs", "az", "oss")
+"""Served by stores of our own: a bucket and a prefix."""
 
 WEB_SCHEMES = ("http", "https")
 
@@ -25,7 +25,6 @@ FSSPEC_SCHEMES = (
     "hdfs",
     "webhdfs",
     "viewfs",
-    "oss",
     "ftp",
     "sftp",
     "ssh",
@@ -38,7 +37,11 @@ FSSPEC_SCHEMES = (
 # Storage options of fsspec file systems that decide which bytes a path names.
 _CONTENT_OPTIONS = ("host", "port", "org", "repo", "sha", "ref", "endpoint", "endpoint_url", "base_url", "revision")
 
-_AWS_HOST = re.compile(r"(^|\.)amazonaws\.com(\.cn)?$")
+# Bucket names are unique in all of the vendor's regions, whose endpoints (private ones too) serve the same bytes.
+_VENDOR_HOSTS = {
+    "s3": re.compile(r"(^|\.)amazonaws\.com(\.cn)?$"),
+    "oss": re.compile(r"(^|\.)aliyuncs\.com$"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class Address:
     """One parsed source."""
 
     scheme: str
-    """Normalised: s3, gs, az, file, or a scheme of fsspec."""
+    """Normalised: s3, gs, az, oss, file, pvc, or a scheme of fsspec."""
     url: str
     """Canonical, see `UnderStore.url`."""
     container: str = ""
@@ -79,6 +82,8 @@ def parse_address(source: str, options: Mapping[str, str]) -> Address:
     base = _ALIASES.get(base, base)
     if base == "file" and not plus:
         return _file_address("/" + rest.lstrip("/"))
+    if base == "pvc" and not plus:
+        return _claim_address(rest, options.get("root", ""), source)
     if base in OBJECT_SCHEMES:
         endpoint = options.get("endpoint", "")
         if plus:
@@ -86,7 +91,7 @@ def parse_address(source: str, options: Mapping[str, str]) -> Address:
             endpoint = f"{transport}://{host}"
         return _object_address(base, rest, endpoint, options.get("account_name", ""), source)
     if scheme not in FSSPEC_SCHEMES and not _fsspec_knows(scheme):
-        known = ", ".join(sorted({"file", *OBJECT_SCHEMES, *FSSPEC_SCHEMES}))
+        known = ", ".join(sorted({"file", "pvc", *OBJECT_SCHEMES, *FSSPEC_SCHEMES}))
         raise UsageError(f"scheme {scheme!r} of source {without_userinfo(source)!r} is not known; known are {known}")
     return _fsspec_address(scheme, source, options)
 
@@ -103,6 +108,26 @@ def _file_address(text: str) -> Address:
     return Address("file", f"file://{folder}", path=folder)
 
 
+def _claim_address(rest: str, root: str, source: str) -> Address:
+    """A PersistentVolumeClaim that is mounted below `root`, in a folder of its name.
+
+    Its URL is that of the folder: claims of one name in two namespaces are two, and only their folders tell so.
+    """
+    claim, _, below = rest.partition("/")
+    # Kubernetes: names of claims are DNS subdomains (RFC 1123).
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", claim):
+        raise UsageError(f"source {source!r} names no claim; write it like pvc://claim or pvc://claim/folder")
+    if ".." in below.split("/"):
+        raise UsageError(f"source {source!r} leads out of its claim; leave out '..'")
+    if not root:
+        raise UsageError(
+            f"source {source!r} needs the folder in which volumes of claims are mounted, each under its name; "
+            f"name it with --option root=/mnt/pvcs or FOREBAY_PVC_DIR"
+        )
+    inside = _file_address(os.path.join(root, claim, below))
+    return Address("pvc", inside.url, claim, inside.path)
+
+
 def _object_address(scheme: str, rest: str, endpoint: str, account: str, source: str) -> Address:
     container, _, path = rest.partition("/")
     if scheme == "az" and "@" in container:  # abfss://container@account.dfs.core.windows.net/path
@@ -113,9 +138,8 @@ def _object_address(scheme: str, rest: str, endpoint: str, account: str, source:
     # Leading and trailing slashes are the user's typing; those inside are part of the keys.
     path = path.strip("/")
     endpoint = _normal_endpoint(endpoint)
-    # Bucket names are global in AWS: regional and private-link endpoints serve the same bytes.
-    of_aws = scheme == "s3" and _AWS_HOST.search(urlsplit(endpoint).hostname or "") is not None
-    canonical_endpoint = "" if of_aws else endpoint
+    vendor = _VENDOR_HOSTS.get(scheme)
+    canonical_endpoint = "" if vendor and vendor.search(urlsplit(endpoint).hostname or "") else endpoint
     where = f"{container}@{account}" if scheme == "az" and account else container
     front = f"{scheme}+{canonical_endpoint}/" if canonical_endpoint else f"{scheme}://"
     return Address(scheme, front + where + (f"/{path}" if path else ""), container, path, endpoint, account)

@@ -21,9 +21,10 @@ class Kind(Enum):
     SYMLINK = "symlink"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)
 class Entry:
-    """One file, directory or link of an under-store."""
+    """One file, directory or link of an under-store. Nobody changes one; yet it is not frozen, which would make each
+    of the millions of a listing cost 0.7 us instead of 0.2."""
 
     path: str
     """Below the store's root, no leading or trailing slash; bytes that are not UTF-8 as surrogate escapes."""

@@ -59,7 +59,10 @@ _OSS_KEYS = {
     "token": ("OSS_SECURITY_TOKEN", "OSS_SESSION_TOKEN"),
 }
 
-_FILES = ("config_file", "credentials_file", "ca_bundle", "web_identity_token_file", "federated_token_file",
+_PVC = {"root": ("FOREBAY_PVC_DIR",)}
+"""Where a machine outside Kubernetes has the volumes of claims."""
+
+_FILES = ("root", "config_file", "credentials_file", "ca_bundle", "web_identity_token_file", "federated_token_file",
           "container_authorization_token_file", "application_credentials", "service_account")  # fmt: skip
 
 _SECRET_NAME = re.compile(
@@ -85,8 +88,10 @@ def resolve_options(source: str, options: Mapping[str, str], environ: Mapping[st
     Raises:
         UsageError: the source cannot be understood.
     """
-    scheme = parse_address(source, options).scheme
     found = dict(options)
+    if source.startswith("pvc://"):
+        _fold(found, _PVC, environ)  # first, as the address is made of it
+    scheme = parse_address(source, found).scheme
     if scheme == "s3":
         _fold_aws(found, environ)
     elif scheme == "gs":

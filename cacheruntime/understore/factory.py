@@ -26,7 +26,9 @@ ALLOWED_OPTIONS: dict[str, frozenset[str]] = {
         *_ANY_OBJECT_STORE, "account_name", "account_key", "sas_key", "token", "client_id", "client_secret",
         "tenant_id", "federated_token_file", "authority_host", "msi_endpoint", "use_azure_cli", "use_emulator",
     }),
+    "oss": frozenset({*_ANY_OBJECT_STORE, "key", "secret", "token", "region", "cname"}),
     "file": frozenset(),
+    "pvc": frozenset({"root"}),
 }  # fmt: skip
 """Option names by scheme. Schemes that are absent pass their options on to fsspec, which judges them."""
 
@@ -78,22 +80,30 @@ def open_store(source: str, options: Mapping[str, str], retry: RetryConfig) -> U
 
 def _open(address: Address, source: str, options: Mapping[str, str], retrier: Retrier) -> UnderStore:
     # Imported here: each brings libraries that take 0.02 to 0.4 s to load, and may be absent.
-    if address.scheme == "file":
+    if address.scheme in ("file", "pvc"):
         from forebay.cacheruntime.understore.posix import PosixStore
 
-        return PosixStore(address.path, address.url)
+        return PosixStore(address.path, address.url, retrier)
     if address.scheme == "s3":
         from forebay.cacheruntime.understore.s3 import S3UnderStore
 
         return S3UnderStore(address, options, retrier)
+    if address.scheme == "oss":
+        from forebay.cacheruntime.understore.oss import OssUnderStore
+
+        return OssUnderStore(address, options, retrier)
     if address.scheme in ("gs", "az"):
         from forebay.cacheruntime.understore.objectstore import ObjectUnderStore
 
-        return ObjectUnderStore(address, options)
+        return ObjectUnderStore(address, options, retrier)
     if address.scheme in WEB_SCHEMES:
         from forebay.cacheruntime.understore.web import WebStore
 
         return WebStore(address, source, options, retrier)
+    if address.scheme in ("hdfs", "webhdfs"):
+        from forebay.cacheruntime.understore.hdfs import HdfsStore, WebHdfsStore
+
+        return (HdfsStore if address.scheme == "hdfs" else WebHdfsStore)(address, source, options, retrier)
     from forebay.cacheruntime.understore.generic import GenericStore
 
     return GenericStore(address, source, options, retrier)

@@ -1,4 +1,4 @@
-"""Every scheme that has no store of its own, through fsspec: HDFS, OSS, FTP, SFTP, SMB, memory and the rest.
+"""Every scheme that has no store of its own, through fsspec: HDFS, FTP, SFTP, SMB, memory and the rest.
 
 fsspec gives many stores one face, but not one promise: what `info` tells differs, no read is conditional, and errors
 are whatever the library below raises. So versions are made of what there is, and are compared before and after.
@@ -6,6 +6,7 @@ are whatever the library below raises. So versions are made of what there is, an
 
 import contextlib
 import logging
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -35,8 +36,8 @@ T = TypeVar("T")
 
 _PIECE_BYTES = 1 << 20
 
-# What to install for a scheme whose package is missing; Forebay itself brings ossfs, aiohttp and pyarrow.
-_PACKAGES = {"sftp": "paramiko", "ssh": "paramiko", "smb": "smbprotocol", "oss": "ossfs", "hf": "huggingface_hub",
+# What to install for a scheme whose package is missing; Forebay itself brings aiohttp, pyarrow and requests.
+_PACKAGES = {"sftp": "paramiko", "ssh": "paramiko", "smb": "smbprotocol", "hf": "huggingface_hub",
              "hdfs": "pyarrow", "webhdfs": "requests", "github": "requests", "http": "aiohttp"}  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -235,6 +236,11 @@ def mapped_any_error(error: Exception, what: str) -> SourceError | UsageError:
         return SourceDenied(f"{what}: access denied ({reason}); check the credentials")
     if status in (412, 416):
         return SourceStale(f"{what} has changed since it was listed ({reason})")
+    if re.search(r"libjvm|libhdfs", words):
+        return UsageError(
+            f"{what} needs a client of HDFS: pip install hdfs-native, or set JAVA_HOME, HADOOP_HOME and CLASSPATH "
+            f"(hadoop classpath --glob) for the worker so that libhdfs is found, or use webhdfs://"
+        )
     passing = (ConnectionError, TimeoutError, EOFError, OSError)
     if status in (408, 425, 429) or status >= 500 or (not status and isinstance(error, passing)):
         return SourceUnavailable(f"{what} cannot be reached ({reason})")
@@ -251,12 +257,13 @@ def version_of(info: Mapping[str, Any]) -> str:
 
 def modified_ns(info: Mapping[str, Any]) -> int:
     """The time of the last change under whichever name and type the file system has it; 0 if none."""
-    for name in ("mtime", "LastModified", "last_modified", "modified", "modificationTime", "created"):
+    for name in ("mtime", "LastModified", "last_modified", "modified", "modificationTime", "modification_time",
+                 "created"):  # fmt: skip
         value = info.get(name)
         if isinstance(value, datetime):
             value = value.timestamp()  # some tell a float in listings and a datetime in info: both must agree
         if isinstance(value, (int, float)) and value > 0:
-            # WebHDFS counts milliseconds; no file of 1970 is meant. Microseconds are what a float holds today.
+            # HDFS counts milliseconds; no file of 1970 is meant. Microseconds are what a float holds today.
             return int(value) * 10**6 if value > 10**11 else round(value * 10**6) * 10**3
     return 0
 

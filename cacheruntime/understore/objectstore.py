@@ -5,7 +5,7 @@ obstore receives and decrypts outside the interpreter lock, on its own threads. 
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,7 @@ from forebay.cacheruntime.errors import (
 from forebay.cacheruntime.understore.address import Address
 from forebay.cacheruntime.understore.base import Entry, Kind
 from forebay.cacheruntime.understore.options import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, flag, seconds
+from forebay.cacheruntime.understore.retry import Retrier
 
 if TYPE_CHECKING:
     from obstore import GetOptions
@@ -67,6 +68,11 @@ def client_config(options: Mapping[str, str], endpoint: str) -> "ClientConfig":
         except OSError as error:
             raise UsageError(f"option ca_bundle={bundle!r} cannot be read ({error.strerror})") from error
     return config
+
+
+def quoted_etag(etag: str | None) -> str:
+    """An ETag as If-Match takes it; empty if there is none. Azure's listings, and oss2, leave its quotes out."""
+    return f'"{etag}"' if etag and not etag.endswith('"') else etag or ""
 
 
 def addressable(key: str) -> bool:
@@ -129,7 +135,9 @@ def mapped_error(error: Exception, what: str, *, reading: bool = False) -> Sourc
     code_match = re.search(r"<Code>(\w+)</Code>", text)
     code = code_match[1] if code_match else ""
     reason = f"HTTP {status} {code}".rstrip() if status else _first_line(text)
-    if isinstance(error, PreconditionError) or status in (412, 416):
+    # Azure answers a range beyond the end with the whole object; obstore then finds the range impossible.
+    beyond_end = re.search(r"Wanted range starting at|InvalidRangeRequest|InvalidRange\b", text) is not None
+    if isinstance(error, PreconditionError) or status in (412, 416) or (beyond_end and reading):
         return SourceStale(f"{what} has changed since it was listed ({reason})")
     if isinstance(error, FileNotFoundError) or status == 404:
         if reading and code != "NoSuchBucket":
@@ -187,8 +195,9 @@ class ObjectUnderStore:
     '.' or '..' segment or a control character fails as a whole and says so.
     """
 
-    def __init__(self, address: Address, options: Mapping[str, str]) -> None:
+    def __init__(self, address: Address, options: Mapping[str, str], retrier: Retrier) -> None:
         self._address = address
+        self._retrier = retrier
         self._where = address.url
         self._prefix = f"{address.path}/" if address.path else ""
         try:
@@ -218,24 +227,39 @@ class ObjectUnderStore:
 
     def list_tree(self) -> Iterator[list[Entry]]:
         """See `UnderStore.list_tree`."""
+        # The last entry of each page is held back: what comes behind it tells whether it is a directory's marker.
         held: Mapping[str, Any] | None = None
         nothing = True
-        try:
-            for metas in obstore.list(self._store, self._prefix or None, chunk_size=_PAGE_ENTRIES):
-                page = []
-                for meta in metas:
-                    if held is not None:
-                        page.append(self._entry(held, meta["path"]))
-                    held = meta
-                if page:
-                    nothing = False
-                    yield page
-        except (BaseError, OSError, ValueError) as error:
-            raise mapped_error(error, self._where) from error
+        for metas in self._pages():
+            page = []
+            for meta in metas:
+                if held is not None:
+                    page.append(self._entry(held, meta["path"]))
+                held = meta
+            if page:
+                nothing = False
+                yield page
         if held is not None:
             yield [self._entry(held, "")]
         elif nothing and self._address.path:
             yield [self.stat(self._address.path.rpartition("/")[2])]
+
+    def _pages(self) -> Iterator[Sequence[Mapping[str, Any]]]:
+        """What the service lists; after a fault it goes on behind the last key, and the deadline runs anew.
+
+        obstore cannot take up a listing's token again, but it can begin behind a key (`start-after`, `startFrom`).
+        """
+        patience, last = self._retrier.patience(), None
+        while True:
+            try:
+                for metas in obstore.list(self._store, self._prefix or None, offset=last, chunk_size=_PAGE_ENTRIES):
+                    if metas:
+                        last = metas[-1]["path"]
+                        patience = self._retrier.patience()
+                        yield metas
+                return
+            except (BaseError, OSError, ValueError) as error:
+                patience.wait_or_raise(mapped_error(error, self._where))
 
     def list_directory(self, path: str) -> list[Entry]:
         """See `UnderStore.list_directory`."""
@@ -254,6 +278,8 @@ class ObjectUnderStore:
         ]
         if not found and path:
             raise SourceNotFound(f"directory {path!r} does not exist at {self._where}")
+        if not found and self._address.path:
+            return [self.stat(self._address.path.rpartition("/")[2])]  # the root may itself be a file
         return found
 
     def stat(self, path: str) -> Entry:
@@ -269,7 +295,7 @@ class ObjectUnderStore:
             meta = obstore.head(self._store, self._address.path)
         except (BaseError, OSError, ValueError) as error:
             raise mapped_error(error, self._where) from error
-        return Entry(path, Kind.FILE, meta["size"], mtime_ns(meta["last_modified"]), meta["e_tag"] or "")
+        return Entry(path, Kind.FILE, meta["size"], mtime_ns(meta["last_modified"]), quoted_etag(meta["e_tag"]))
 
     def read_range(self, path: str, start: int, length: int, version: str) -> "Iterator[Buffer]":
         """See `UnderStore.read_range`."""
@@ -294,7 +320,7 @@ class ObjectUnderStore:
         path = str(meta["path"]).removeprefix(self._prefix)
         if meta["size"] == 0 and next_path.startswith(f"{meta['path']}/"):
             return Entry(path, Kind.DIRECTORY, 0, mtime_ns(meta["last_modified"]))
-        return Entry(path, Kind.FILE, meta["size"], mtime_ns(meta["last_modified"]), meta["e_tag"] or "")
+        return Entry(path, Kind.FILE, meta["size"], mtime_ns(meta["last_modified"]), quoted_etag(meta["e_tag"]))
 
 
 def mtime_ns(moment: datetime) -> int:

@@ -16,12 +16,20 @@ from forebay.cacheruntime.errors import (
     SourceError,
     SourceNotFound,
     SourceStale,
+    SourceTimeout,
     SourceUnavailable,
 )
 from forebay.cacheruntime.understore.base import Entry, Kind
+from forebay.cacheruntime.understore.retry import Retrier
+from forebay.cacheruntime.understore.scanner import pages_of_scanner
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from typing_extensions import Buffer
+
+ALONE_ENTRIES = 20_000
+"""A tree of more is scanned by a second process (`scanner.py`), whose start takes as long as a tenth of them."""
 
 _PAGE_ENTRIES = 1000
 _PIECE_BYTES = 1 << 20
@@ -30,7 +38,10 @@ _PIECE_BYTES = 1 << 20
 _PASSING = frozenset({
     errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN,
     errno.ENETUNREACH, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ECONNRESET, errno.EREMOTEIO, errno.ENOTCONN,
+    errno.ESTALE,
 })  # fmt: skip
+
+_TYPE_BITS, _PERMISSION_BITS = 0o170000, 0o7777  # stat.S_IFMT and S_IMODE, without a call
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +49,10 @@ log = logging.getLogger(__name__)
 class PosixStore:
     """The tree below one folder, or one file."""
 
-    def __init__(self, root: str, url: str) -> None:
+    def __init__(self, root: str, url: str, retrier: Retrier) -> None:
         self._root = root
         self._url = url
+        self._retrier = retrier
 
     @property
     def url(self) -> str:
@@ -81,26 +93,43 @@ class PosixStore:
             yield [self.stat(os.path.basename(self._root))]
             return
         pending = [""]
-        page: list[Entry] = []
+        listed = 0
         while pending:
-            folder = pending.pop()
-            try:
-                with os.scandir(self._full(folder)) as items:
-                    for item in items:
-                        entry = _entry(item, f"{folder}/{item.name}" if folder else item.name)
-                        if entry is None:
-                            continue
-                        page.append(entry)
-                        if entry.kind is Kind.DIRECTORY:
-                            pending.append(entry.path)
-                        if len(page) >= _PAGE_ENTRIES:
-                            yield page
-                            page = []
-            except OSError as error:
-                if not folder or error.errno in _PASSING:
-                    # Half a tree would look like deletions.
-                    raise _mapped(error, self._full(folder)) from error
-                log.warning("left out of the listing: %s", _mapped(error, self._full(folder)))
+            for page in self._pages(pending.pop(), pending):
+                listed += len(page)
+                yield page
+            if listed >= ALONE_ENTRIES and pending and len(os.sched_getaffinity(0)) > 1:
+                yield from pages_of_scanner(self._root, pending, self._retrier.config.deadline_s)
+                return
+
+    def walk(self, pending: list[str]) -> Iterator[list[Entry]]:
+        """List what is below some folders, depth first; `pending` has their paths and is used up."""
+        while pending:
+            yield from self._pages(pending.pop(), pending)
+
+    def _pages(self, folder: str, pending: list[str]) -> Iterator[list[Entry]]:
+        inside = f"{folder}/" if folder else ""
+        full = self._full(folder)
+        page: list[Entry] = []
+        try:
+            with self._retrier.retry_call(lambda: _opened(full)) as items:
+                for item in items:
+                    entry = _entry(item, inside + item.name)
+                    if entry is None:
+                        continue
+                    page.append(entry)
+                    if entry.kind is Kind.DIRECTORY:
+                        pending.append(entry.path)
+                    if len(page) >= _PAGE_ENTRIES:
+                        yield page
+                        page = []
+        except OSError as error:
+            # Half a folder would look like deletions, and what was given out cannot be taken back.
+            raise _mapped(error, full) from error
+        except SourceError as error:
+            if not folder or error.TRANSIENT or isinstance(error, SourceTimeout):
+                raise
+            log.warning("left out of the listing: %s", error)
         if page:
             yield page
 
@@ -143,6 +172,8 @@ class PosixStore:
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 raise SourceStale(f"{full!r} is gone since it was listed") from error
+            if error.errno == errno.ESTALE:
+                raise SourceStale(f"{full!r} has been replaced on its server") from error
             raise _mapped(error, full) from error
         try:
             _compare(descriptor, version, full)
@@ -187,10 +218,23 @@ def _version(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns:x}-{status.st_ctime_ns:x}-{status.st_ino:x}-{status.st_size:x}"
 
 
+def _opened(folder: str) -> "AbstractContextManager[Iterator[os.DirEntry[str]]]":
+    try:
+        return os.scandir(folder)
+    except OSError as error:
+        raise _mapped(error, folder) from error
+
+
 def _entry(item: "os.DirEntry[str]", path: str) -> Entry | None:
     """One name of a folder; None for what is no file, directory or link, or is gone already."""
     try:
-        return _described(path, item.stat(follow_symlinks=False), lambda: os.readlink(item.path))
+        status = item.stat(follow_symlinks=False)
+        mode = status.st_mode
+        if mode & _TYPE_BITS == modes.S_IFREG:  # as `_described`: of millions, nearly all are files
+            size, mtime_ns = status.st_size, status.st_mtime_ns
+            version = f"{mtime_ns:x}-{status.st_ctime_ns:x}-{status.st_ino:x}-{size:x}"
+            return Entry(path, Kind.FILE, size, mtime_ns, version, "", mode & _PERMISSION_BITS)
+        return _described(path, status, lambda: os.readlink(item.path))
     except FileNotFoundError:
         return None  # deleted between the folder's reply and this call
 
@@ -217,6 +261,4 @@ def _mapped(error: OSError, full: str) -> SourceError:
         return SourceDenied(f"{full!r} may not be read ({why}); the worker runs as user id {os.geteuid()}")
     if error.errno in _PASSING:
         return SourceUnavailable(f"{full!r} cannot be read just now ({why})")
-    if error.errno == errno.ESTALE:
-        return SourceStale(f"{full!r} has been replaced on its server ({why})")
     return SourceError(f"{full!r} cannot be read ({why})")

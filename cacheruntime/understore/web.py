@@ -64,7 +64,8 @@ class WebStore(GenericStore):
         """See `UnderStore.read_range`.
 
         If-Match goes along where there is a strong ETag, and the validators of the reply itself are compared,
-        since simple servers ignore it. A server that ignores the range is read from the file's begin.
+        since simple servers ignore it. Without an ETag there is another look behind the last byte. A server that
+        ignores the range is read from the file's begin.
         """
         if length == 0:
             return
@@ -81,6 +82,9 @@ class WebStore(GenericStore):
             if version and _reply_version(reply) != version:
                 raise SourceStale(f"{what} has changed since it was listed")
             skip = 0 if reply.status == 206 else start
+            size = _reply_size(reply)
+            if size is not None and size < start + length:
+                raise SourceStale(f"{what} ends at byte {size}, before the {start + length} that were listed")
             left = length
             while left:
                 piece = self._asked(lambda: sync(fs.loop, reply.content.read, _PIECE_BYTES), what)
@@ -93,6 +97,8 @@ class WebStore(GenericStore):
                     yield kept
         finally:
             self._discard(reply)
+        if version and not version.startswith('"'):
+            self._compare(path, version)
 
     def close(self) -> None:
         """See `UnderStore.close`."""

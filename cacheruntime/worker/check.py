@@ -6,6 +6,7 @@ loop, where nothing can change meanwhile, before it counts.
 
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,8 +15,6 @@ from typing import TypeVar
 
 import trio
 
-from forebay.cacheruntime.catalogue import Catalogue
-from forebay.cacheruntime.errors import CacheFormatError
 from forebay.cacheruntime.index import (
     Cached,
     Index,
@@ -91,8 +90,7 @@ class Check:
         await self._counts()
         for tier in self._storage.tiers:
             await self._tier(tier)
-        for finding in await self._in_thread(lambda: list(_catalogues(self._storage.config.cache_dir / "datasets"))):
-            self.progress.findings.append(finding)
+        await self._catalogues(self._storage.config.cache_dir / "datasets")
         self.progress.finished = True
 
     async def updates(self) -> bool:
@@ -205,6 +203,16 @@ class Check:
         if self._repair and any(finding.kind in ("count", "member", "record") for finding in self.progress.findings):
             self._storage.recount_soon()
             self._storage.tidy()
+
+    async def _catalogues(self, root: Path) -> None:
+        """Each is repaired by listing its source again, which `forebay sync` does."""
+        command = [sys.executable, "-m", "forebay.cacheruntime.worker.check_catalogues", str(root)]
+        done = await trio.run_process(command, capture_stdout=True, check=False, stderr=None)
+        lines = os.fsdecode(done.stdout).splitlines()
+        found = [line.removeprefix("wrong ") for line in lines if line.startswith("wrong ")]
+        if lines[-1:] != ["done"]:
+            found.append(f"the check of catalogues ended while it was {lines[-1] if lines else 'starting'}")
+        self.progress.findings += (Finding("catalogue", what, False) for what in found)
 
     async def _tier(self, tier: Tier) -> None:
         if not is_folder(tier.config.path, tier.uuid):
@@ -334,12 +342,3 @@ def _hex(name: str, digits: int) -> bytes | None:
         return bytes.fromhex(name) if len(name) == digits else None
     except ValueError:
         return None
-
-
-def _catalogues(root: Path) -> Iterator[Finding]:
-    for folder in sorted(root.glob("*/*")):
-        if folder.name.isdigit():
-            try:
-                Catalogue(folder).close()
-            except CacheFormatError as error:
-                yield Finding("catalogue", str(error), False)

@@ -32,18 +32,19 @@ class Rooms:
     def __init__(self, storage: "Storage", clock: Callable[[], float] = time.monotonic) -> None:
         self._storage = storage
         self._clock = clock
-        self._looked_at: dict[str, float] = {}
+        self._looked_at = -_LOOK_S
 
     # What policies are told
 
     def inserted(self, space: Space, item: Item, size: int) -> None:
         if space.is_loaded:
-            space.items.add(item)
+            space.items[_slot(item)] = item
             space.policy.inserted(item, size)
 
     def removed(self, space: Space, item: Item) -> None:
         if space.is_loaded:
-            space.items.discard(item)
+            if space.items.get(_slot(item)) == item:
+                del space.items[_slot(item)]
             space.touched.discard(item)
             space.policy.removed(item)
 
@@ -51,7 +52,7 @@ class Rooms:
         """Tell a dataset's policy what is cached of it, once: nobody waits for that before it is asked."""
         if space.is_loaded:
             return
-        space.is_loaded, space.items = True, set()
+        space.is_loaded, space.items = True, {}
         reader = self._storage.index.reader
         for pack in reader.packs():
             if pack.dataset == space.dataset and pack.length:
@@ -62,18 +63,20 @@ class Rooms:
                 self.inserted(space, content, cached.cached_bytes())
 
     def note_touches(self, space: Space) -> None:
-        """Tell a policy what was read since the last look."""
+        """Tell policies what was read since the last look."""
         self.load(space)
         now = self._clock()
-        if now - self._looked_at.get(space.dataset, -_LOOK_S) < _LOOK_S:
+        if now - self._looked_at < _LOOK_S:
             return
-        self._looked_at[space.dataset] = now
-        take = self._storage.touch.take
-        for item in list(space.items):
-            slot = slot_of(item, PackNumber(0)) if isinstance(item, bytes) else slot_of(ContentId(b""), item)
-            if take(slot):
-                space.policy.accessed(item)
-                space.touched.add(item)
+        self._looked_at = now
+        loaded = [space for space in self._storage.spaces if space.is_loaded]
+        for slot in self._storage.touch.touched():
+            for known in loaded:
+                item = known.items.get(slot)
+                if item is not None:
+                    self._storage.touch.take(slot)
+                    known.policy.accessed(item)
+                    known.touched.add(item)
 
     # Room for what comes
 
@@ -108,7 +111,7 @@ class Rooms:
         storage.departed.look()
         quota = space.room_bytes(share)
         if quota is not None and quota < need:
-            if not self._gives(space, coming, need):
+            if not self._gives(space, coming, need - quota):
                 return
             of_share = share if space.quotas.get(share) else None
             self._drop(self._choose(space, need - quota, None, coming, of_share))
@@ -127,18 +130,18 @@ class Rooms:
         others = [other for other in storage.spaces if other is not space and storage.idle(other.dataset) is None]
         others.sort(key=lambda other: -sum(other.used.values()))
         for giver in [space, *others]:
-            if self._gives(giver, coming if giver is space else None, need):
+            if self._gives(giver, coming if giver is space else None, min(missing.values())):
                 for tier in usable:
                     chosen = self._choose(giver, missing[tier.number], tier, coming)
                     if chosen:
                         self._drop(chosen)
                         return
 
-    def _gives(self, space: Space, coming: ContentId | None, need: int) -> bool:
+    def _gives(self, space: Space, coming: ContentId | None, missing: int) -> bool:
         if not space.policy.replaces:
             return False
         self.note_touches(space)
-        return coming is None or space.policy.admits(coming, need)
+        return coming is None or space.policy.admits(coming, missing)
 
     def _missing(self, tier: Tier, need: int) -> int:
         """What is to be dropped in a tier; what was dropped already and is still open somewhere will come."""
@@ -202,3 +205,7 @@ class Rooms:
     def _drop(self, items: Iterable[Item]) -> None:
         for item in items:
             self._storage.drop(item)
+
+
+def _slot(item: Item) -> int:
+    return slot_of(item, PackNumber(0)) if isinstance(item, bytes) else slot_of(ContentId(b""), item)

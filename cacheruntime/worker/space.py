@@ -20,8 +20,8 @@ class Space:
     policy: Policy[Item] = field(default_factory=lambda: policy_named("epoch"))
     is_loaded: bool = False
     """The policy knows what is cached."""
-    items: set[Item] = field(default_factory=set)
-    """What the policy knows."""
+    items: dict[int, Item] = field(default_factory=dict)
+    """What the policy knows, by touch slot; of two that share one, the later."""
     touched: set[Item] = field(default_factory=set)
     """Read since they were looked at for promotion."""
     quota_bytes: int = 0

@@ -1,5 +1,6 @@
 """Under-stores for the contract tests: each behind one `Place` that puts and removes files."""
 
+import base64
 import hashlib
 import html
 import os
@@ -18,6 +19,24 @@ import pytest
 from forebay.cacheruntime.config import RetryConfig
 from forebay.cacheruntime.understore.base import UnderStore
 from forebay.cacheruntime.understore.factory import open_store
+from tests.contract.emulators import (
+    AZURE_ACCOUNT,
+    AZURE_KEY,
+    azure_make_container,
+    gcs_make_bucket,
+    gcs_put,
+    gcs_remove,
+    has_azurite,
+    running_azurite,
+    running_gcs,
+)
+from tests.contract.fault_proxy import FaultProxy
+from tests.contract.oss_endpoint import ACCESS_KEY, OssEndpoint
+from tests.contract.page_server import PageServer
+from tests.contract.webhdfs_endpoint import USER, WebHdfsEndpoint
+
+PLACES = ["s3", "oss", "gs", "az", "webhdfs", "hdfs", "posix", "pvc", "memory", "http", "pages"]
+NETWORK_PLACES = ["s3", "oss", "gs", "az", "webhdfs", "pages"]
 
 QUICK_RETRY = RetryConfig(first_delay_s=0.005, max_delay_s=0.01, deadline_s=0.1, probe_deadline_s=0.05)
 
@@ -31,45 +50,268 @@ class Place:
     options: dict[str, str]
     put: Callable[[str, bytes], None]
     remove: Callable[[str], None]
+    ordered: bool = False
+    """Its store promises the order of keys."""
+    proxy: FaultProxy | None = None
+    """Between it and its store, where they talk HTTP."""
+    at: Callable[[str], tuple[str, dict[str, str]]] | None = None
+    """Source and options of the same at another URL of a server."""
+    refused: tuple[str, dict[str, str]] | None = None
+    """Source and options with which its server refuses us."""
+    no_bucket: tuple[str, dict[str, str]] | None = None
+    """Source and options of a bucket that does not exist, where there are any."""
+    many: int = 10_000
+    """Names for the test of many; fewer where each costs a request."""
     opened: list[UnderStore] = field(default_factory=list)
 
     def open(self, below: str = "", **options: str) -> UnderStore:
         """An under-store of it, or of what is below it; closed at the test's end."""
-        store = open_store(self.source + (f"/{below}" if below else ""), {**self.options, **options}, QUICK_RETRY)
+        return self.keep(self.source + (f"/{below}" if below else ""), {**self.options, **options})
+
+    def keep(self, source: str, options: dict[str, str], retry: RetryConfig = QUICK_RETRY) -> UnderStore:
+        """An under-store of that; closed at the test's end."""
+        store = open_store(source, options, retry)
         self.opened.append(store)
         return store
 
 
 @pytest.fixture
-def s3_place(s3_endpoint: str, s3_client: Any) -> Iterator[Place]:
-    """A fresh bucket, with a prefix."""
+def proxy() -> Iterator[Callable[[str], FaultProxy]]:
+    """Makes proxies to servers."""
+    made: list[FaultProxy] = []
+
+    def make(upstream: str) -> FaultProxy:
+        made.append(FaultProxy(upstream))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.stop()
+
+
+Proxied = Callable[[str], FaultProxy]
+
+
+@pytest.fixture
+def s3_place(s3_endpoint: str, s3_client: Any, proxy: Proxied) -> Iterator[Place]:
+    """A fresh bucket of moto, with a prefix."""
     bucket = f"bucket-{uuid.uuid4().hex[:12]}"
     s3_client.create_bucket(Bucket=bucket)
-    options = {"endpoint": s3_endpoint, "access_key_id": "AKTEST", "secret_access_key": "SKTEST-very-secret"}
+    between = proxy(s3_endpoint)
+    keys = {"access_key_id": "AKTEST", "secret_access_key": "SKTEST-very-secret"}
     place = Place(
         "s3",
         f"s3://{bucket}/root",
-        options,
+        {"endpoint": between.url, **keys},
         lambda path, data: s3_client.put_object(Bucket=bucket, Key=f"root/{path}", Body=data) and None,
         lambda path: s3_client.delete_object(Bucket=bucket, Key=f"root/{path}") and None,
+        ordered=True,
+        proxy=between,
+        at=lambda url: (f"s3://{bucket}/root", {"endpoint": url, **keys}),
+        no_bucket=("s3://no-such-bucket/p", {"endpoint": between.url, **keys}),
+        many=1005,
     )
     yield place
     _close(place)
 
 
 @pytest.fixture
-def posix_place(tmp_path: Path) -> Iterator[Place]:
-    """A folder."""
+def oss_place(proxy: Proxied) -> Iterator[Place]:
+    """A bucket of our small OSS endpoint (`oss_endpoint.py`)."""
+    endpoint = OssEndpoint()
+    endpoint.buckets["bucket"] = {}
+    between = proxy(endpoint.url)
+    keys = {"key": ACCESS_KEY, "secret": "very-secret"}
+    place = Place(
+        "oss",
+        "oss://bucket/root",
+        {"endpoint": between.url, **keys},
+        lambda path, data: endpoint.put("bucket", f"root/{path}", data),
+        lambda path: endpoint.buckets["bucket"].pop(f"root/{path}") and None,
+        ordered=True,
+        proxy=between,
+        at=lambda url: ("oss://bucket/root", {"endpoint": url, **keys}),
+        refused=("oss://bucket/root", {"endpoint": between.url, "key": "WRONG", "secret": "very-secret"}),
+        no_bucket=("oss://no-such-bucket/p", {"endpoint": between.url, **keys}),
+    )
+    yield place
+    _close(place)
+    endpoint.stop()
 
+
+@pytest.fixture(scope="session")
+def gcs_endpoint() -> Iterator[str]:
+    """fake-gcs-server."""
+    with running_gcs() as url:
+        yield url
+
+
+@pytest.fixture
+def gs_place(gcs_endpoint: str, proxy: Proxied) -> Iterator[Place]:
+    """A bucket of fake-gcs-server."""
+    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+    gcs_make_bucket(gcs_endpoint, bucket)
+    between = proxy(gcs_endpoint)
+    place = Place(
+        "gs",
+        f"gs://{bucket}/root",
+        {"endpoint": between.url, "anon": "true"},
+        lambda path, data: gcs_put(gcs_endpoint, bucket, f"root/{path}", data),
+        lambda path: gcs_remove(gcs_endpoint, bucket, f"root/{path}"),
+        ordered=True,
+        proxy=between,
+        at=lambda url: (f"gs://{bucket}/root", {"endpoint": url, "anon": "true"}),
+        many=1500,  # and no bucket that is missing: to list that, fake-gcs-server answers 500
+    )
+    yield place
+    _close(place)
+
+
+@pytest.fixture(scope="session")
+def azure_endpoint() -> Iterator[str]:
+    """Azurite."""
+    if not has_azurite():
+        pytest.skip("az:// is tested on Azurite; install it by `make .venv/.azurite` (needs npm)")
+    with running_azurite() as url:
+        yield url
+
+
+@pytest.fixture
+def az_place(azure_endpoint: str, proxy: Proxied) -> Iterator[Place]:
+    """A container of Azurite."""
+    import obstore
+    from obstore.store import AzureStore
+
+    container = f"c{uuid.uuid4().hex[:12]}"
+    azure_make_container(azure_endpoint, container)
+    between = proxy(azure_endpoint)
+    direct = AzureStore(
+        container,
+        config={
+            "account_name": AZURE_ACCOUNT, "account_key": AZURE_KEY, "endpoint": f"{azure_endpoint}/{AZURE_ACCOUNT}",
+        },
+        client_options={"allow_http": True},
+    )  # fmt: skip
+    account = {"account_name": AZURE_ACCOUNT, "account_key": AZURE_KEY}
+    wrong = base64.b64encode(b"very-secret").decode()
+
+    def at(url: str) -> tuple[str, dict[str, str]]:
+        return f"az://{container}/root", {**account, "endpoint": f"{url}/{AZURE_ACCOUNT}"}
+
+    place = Place(
+        "az",
+        *at(between.url),
+        lambda path, data: obstore.put(direct, f"root/{path}", data) and None,
+        lambda path: obstore.delete(direct, f"root/{path}"),
+        ordered=True,
+        proxy=between,
+        at=at,
+        refused=(f"az://{container}/root", {**at(between.url)[1], "account_key": wrong}),
+        no_bucket=("az://no-such-container/p", at(between.url)[1]),
+        many=5005,
+    )
+    yield place
+    _close(place)
+
+
+@pytest.fixture
+def webhdfs_endpoint() -> Iterator[WebHdfsEndpoint]:
+    """Our small name node and data node."""
+    endpoint = WebHdfsEndpoint()
+    yield endpoint
+    endpoint.stop()
+
+
+@pytest.fixture
+def webhdfs_place(proxy: Proxied, webhdfs_endpoint: WebHdfsEndpoint) -> Iterator[Place]:
+    """A folder of our small HDFS (`webhdfs_endpoint.py`)."""
+    endpoint = webhdfs_endpoint
+    between = proxy(endpoint.url)
+
+    def at(url: str) -> tuple[str, dict[str, str]]:
+        return f"webhdfs://{USER}@{url.removeprefix('http://')}/root", {}
+
+    place = Place(
+        "webhdfs",
+        *at(between.url),
+        lambda path, data: endpoint.put(f"/root/{path}", data),
+        lambda path: endpoint.files.pop(f"/root/{path}") and None,
+        proxy=between,
+        at=at,
+        refused=(f"webhdfs://mallory@{between.url.removeprefix('http://')}/root", {}),
+    )
+    yield place
+    _close(place)
+
+
+@pytest.fixture
+def hdfs_place(tmp_path: Path) -> Iterator[Place]:
+    """fsspec's HDFS file system with its driver replaced: Arrow's local one stands in for libhdfs, which needs Java."""
+    import fsspec
+    from fsspec.implementations.arrow import ArrowFSWrapper, HadoopFileSystem
+    from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
+
+    class StandIn(HadoopFileSystem):  # type: ignore[misc]
+        def __init__(self, host: str = "", port: int = 0, user: str = "", **kwargs: Any) -> None:
+            ArrowFSWrapper.__init__(self, SubTreeFileSystem(str(tmp_path), LocalFileSystem()), **kwargs)
+
+    fsspec.register_implementation("hdfs", StandIn, clobber=True)
+    put, remove = _folder_writer(tmp_path / "root")
+    place = Place("hdfs", "hdfs://namenode:8020/root", {}, put, remove)
+    yield place
+    _close(place)
+    fsspec.register_implementation("hdfs", "fsspec.implementations.arrow.HadoopFileSystem", clobber=True)
+
+
+def _folder_writer(folder: Path) -> tuple[Callable[[str, bytes], None], Callable[[str], None]]:
     def put(path: str, data: bytes) -> None:
-        full = tmp_path / path
+        full = folder / path
         full.parent.mkdir(parents=True, exist_ok=True)
         # As a careful writer does: a new file renamed over the old one.
         fresh = full.with_name(".new")
         fresh.write_bytes(data)
         os.replace(fresh, full)
 
-    place = Place("posix", str(tmp_path), {}, put, lambda path: (tmp_path / path).unlink())
+    return put, lambda path: (folder / path).unlink()
+
+
+@pytest.fixture
+def pvc_place(tmp_path: Path) -> Iterator[Place]:
+    """The folder of a claim."""
+    put, remove = _folder_writer(tmp_path / "pvcs/train-data/sub")
+    place = Place(
+        "pvc", "pvc://train-data/sub", {"root": str(tmp_path / "pvcs")}, put, remove,
+        no_bucket=("pvc://other-claim", {"root": str(tmp_path / "pvcs")}),
+    )  # fmt: skip
+    yield place
+    _close(place)
+
+
+@pytest.fixture
+def pages_place(tmp_path: Path, proxy: Proxied) -> Iterator[Place]:
+    """The index pages of Python's http.server."""
+    server = PageServer(tmp_path)
+    between = proxy(server.url)
+    place = Place(
+        "pages",
+        f"{between.url}/root",
+        {},
+        lambda path, data: server.put(f"root/{path}", data),
+        lambda path: (tmp_path / "root" / path).unlink(),
+        proxy=between,
+        at=lambda url: (f"{url}/root", {}),
+        many=1500,
+    )
+    yield place
+    _close(place)
+    server.stop()
+
+
+@pytest.fixture
+def posix_place(tmp_path: Path) -> Iterator[Place]:
+    """A folder."""
+    put, remove = _folder_writer(tmp_path)
+    place = Place("posix", str(tmp_path), {}, put, remove)
     yield place
     _close(place)
 
@@ -162,9 +404,10 @@ class WebHandler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
+        cut = self.server.cut  # once: a test changes it as soon as the first bytes are there
         if body:
-            self.wfile.write(data[: len(data) - self.server.cut])
-            if self.server.cut:
+            self.wfile.write(data[: len(data) - cut])
+            if cut:
                 self.close_connection = True
 
     def log_message(self, format: str, *args: object) -> None:
@@ -198,9 +441,16 @@ def http_place(web_server: WebServer) -> Iterator[Place]:
     _close(place)
 
 
-@pytest.fixture(params=["s3", "posix", "memory", "http"])
+@pytest.fixture(params=PLACES)
 def place(request: pytest.FixtureRequest) -> Place:
     """Each kind of under-store in turn."""
+    found: Place = request.getfixturevalue(f"{request.param}_place")
+    return found
+
+
+@pytest.fixture(params=NETWORK_PLACES)
+def network_place(request: pytest.FixtureRequest) -> Place:
+    """Each kind that is reached by HTTP, in turn."""
     found: Place = request.getfixturevalue(f"{request.param}_place")
     return found
 

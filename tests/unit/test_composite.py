@@ -6,7 +6,7 @@ import pytest
 from fake_store import FakeStore
 
 from forebay.cacheruntime.errors import SourceNotFound, SourceStale, SourceUnavailable
-from forebay.cacheruntime.keys import FileNames, Roots, TreeNames, content_id
+from forebay.cacheruntime.keys import FileNames, Roots, TreeNames, content_id, inode_number, node_id
 from forebay.cacheruntime.listing_order import ListingOrder
 from forebay.cacheruntime.understore.base import Entry, Kind
 from forebay.cacheruntime.understore.composite import Child, CompositeStore
@@ -134,7 +134,10 @@ def test_content_is_named_by_its_own_store(tree: CompositeStore) -> None:
     assert isinstance(names, TreeNames)
     assert names.content(b"one/d/b", 2, b"v1") == content_id("s3://one/x", "d/b", 2, "v1")
     assert names.content(b"deep/two/a", 3, b"v") == content_id("file:///two", "a", 3, "v")
-    assert names.inode(b"one/a") != names.inode(b"deep/two/a")
+    for path in (b"one/a", b"deep/two/a"):
+        content, node, inode = names.of_file(path, path, 3, b"v")
+        assert content == names.content(path, 3, b"v")
+        assert (node, inode) == (node_id(path, content), inode_number(path))
 
 
 def test_roots_below() -> None:

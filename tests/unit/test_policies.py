@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from forebay.cacheruntime.errors import UsageError
 from forebay.cacheruntime.policies import POLICIES, Epoch, Lru, NextUse, Policy, Sieve, policy_named
-from forebay.cacheruntime.simulation import Workload, shuffled_epochs, simulate
+from forebay.cacheruntime.simulation import Workload, lru_outcomes, shuffled_epochs, simulate
+from forebay.cacheruntime.stack_distance import stack_distances
 
 COUNT = 2000
 EPOCHS = 6
@@ -59,8 +60,9 @@ def test_lru_on_random_epochs(fraction: float) -> None:
     assert warm_ratio(epochs_of(1), "lru", fraction) == pytest.approx(expected, abs=0.012)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fraction", FRACTIONS)
-@pytest.mark.parametrize("posted", [{}, {"by_epoch": True}, {"ahead": 256}, {"ahead": 256, "by_epoch": True}])
+@pytest.mark.parametrize("posted", [{}, {"epochs": 1}, {"epochs": 2}, {"ahead": 256}, {"ahead": 256, "epochs": 1}])
 def test_next_use_hits_as_much_as_fits_for_one_reader(fraction: float, posted: dict[str, Any]) -> None:
     ratio = warm_ratio(epochs_of(1), "next-use", fraction, **posted)
     assert fraction - 0.01 <= ratio <= fraction + 0.001
@@ -151,6 +153,30 @@ def test_next_use_is_not_below_libcachesims_belady(trace: str) -> None:
         belady = hits_of_libcachesim(theirs, workload)
         more_room = hits_of_libcachesim(libcachesim.Belady(cache_size=capacity + 1), workload)
         assert belady <= ours.hits <= more_room
+
+
+# LRU in one pass
+
+
+@given(
+    st.lists(st.integers(0, 9), max_size=60), st.lists(st.integers(0, 80), min_size=1, max_size=5), st.integers(0, 20)
+)
+def test_lru_in_one_pass_is_lru(items: list[int], capacities: list[int], uncounted: int) -> None:
+    workload = Workload(np.array(items, dtype=np.int64), np.full(10, 7, dtype=np.int64))
+    outcomes = lru_outcomes(workload, capacities, uncounted)
+    if not items:
+        assert outcomes is None
+    else:
+        assert outcomes == [simulate(workload, "lru", capacity, uncounted=uncounted) for capacity in capacities]
+
+
+def test_lru_in_one_pass_needs_one_size() -> None:
+    assert lru_outcomes(sized(), [100]) is None
+
+
+def test_stack_distances() -> None:
+    items = np.array([1, 2, 3, 1, 1, 2, 4, 3], dtype=np.int64)
+    assert stack_distances(items).tolist() == [-1, -1, -1, 2, 0, 2, -1, 3]
 
 
 # What each promises

@@ -41,7 +41,7 @@ def touch(box: Box, *files: SourceFile) -> None:
         cached = box.storage.index.reader.find(file.content)
         assert cached is not None
         box.storage.touch.set(slot_of(file.content, cached.pack))
-    box.storage.rooms._looked_at.clear()
+    box.storage.rooms._looked_at = -1.0
 
 
 def large(box: Box, count: int, store: FakeStore | None = None, prefix: str = "") -> list[SourceFile]:
