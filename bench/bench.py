@@ -26,6 +26,7 @@ from forebay.bench.lines_cold import Cold, ColdSmall
 from forebay.bench.lines_large import Large, Mapped
 from forebay.bench.lines_metadata import Metadata
 from forebay.bench.lines_small import First, Small
+from forebay.bench.lines_torch import InProcess, Posted
 from forebay.bench.lines_warm import WarmLarge, WarmSmall
 from forebay.bench.node import Watchdog, signals_end
 from forebay.bench.plot import plot
@@ -42,6 +43,8 @@ _ALL: tuple[Group, ...] = (
     ColdSmall(),
     WarmSmall(),
     WarmLarge(),
+    InProcess(),
+    Posted(),
 )
 GROUPS = {group.name: group for group in _ALL}
 

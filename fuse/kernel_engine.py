@@ -24,7 +24,7 @@ from forebay.fuse import wire, wire_reply
 from forebay.fuse.channel import Channel
 from forebay.fuse.interrupt import wants_to_stop
 from forebay.fuse.kernel_requests import Requests
-from forebay.fuse.operations import NotReady, Refused, errno_of
+from forebay.fuse.operations import TRIES, NotReady, Refused, errno_of
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,6 @@ _FORGET_S = 1.0
 _TICK_S = 0.1
 """Between calls of `Watch.tick`, at least."""
 
-_TRIES = 8
 """An operation waits for one thing after another, but what was brought in may be gone again: not for ever."""
 
 _REQUEUE_S = 0.005
@@ -266,7 +265,7 @@ class KernelEngine:
         with trio.CancelScope() as scope:
             self._waiting[unique] = (header.pid, scope)
             try:
-                for _ in range(_TRIES):
+                for _ in range(TRIES):
                     data = await not_ready.wait()
                     if data is not None:
                         self._channel.send(wire_reply.reply_data(header.unique, data))

@@ -178,10 +178,10 @@ class Requests:
 
     def _ioctl(self, header: wire.Header, request: wire.Request, again: bool) -> None:
         assert isinstance(request, wire.Ioctl)
-        names = names_of_order(request.command, request.payload)
-        if names is None:
+        order = names_of_order(request.command, request.payload)
+        if order is None:
             raise Refused(errno.ENOTTY)
-        taken = self._operations.expect(header.node, names)
+        taken = self._operations.expect(header.node, *order)
         self._send(wire_reply.reply_ioctl(header.unique, taken))
 
     def _modify(self, header: wire.Header, request: wire.Request, again: bool) -> None:

@@ -309,6 +309,32 @@ class RetireReply(_message.Message):
     leaving: bool
     def __init__(self, leaving: _Optional[bool] = ...) -> None: ...
 
+class PostOrderRequest(_message.Message):
+    __slots__ = ("dataset_id", "reader", "snapshot", "nodes", "first", "position", "asked", "done")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    READER_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    ASKED_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    reader: str
+    snapshot: int
+    nodes: _containers.RepeatedScalarFieldContainer[int]
+    first: int
+    position: int
+    asked: int
+    done: bool
+    def __init__(self, dataset_id: _Optional[str] = ..., reader: _Optional[str] = ..., snapshot: _Optional[int] = ..., nodes: _Optional[_Iterable[int]] = ..., first: _Optional[int] = ..., position: _Optional[int] = ..., asked: _Optional[int] = ..., done: _Optional[bool] = ...) -> None: ...
+
+class PostOrderReply(_message.Message):
+    __slots__ = ("known",)
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    known: int
+    def __init__(self, known: _Optional[int] = ...) -> None: ...
+
 class StoreMount(_message.Message):
     __slots__ = ("path", "source", "options", "owner", "of_dataset", "of_snapshot", "of_path", "stores", "owner_path")
     class OptionsEntry(_message.Message):

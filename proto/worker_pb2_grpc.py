@@ -69,6 +69,11 @@ class WorkerStub:
                 request_serializer=forebay_dot_proto_dot_worker__pb2.RetireRequest.SerializeToString,
                 response_deserializer=forebay_dot_proto_dot_worker__pb2.RetireReply.FromString,
                 _registered_method=True)
+        self.PostOrder = channel.unary_unary(
+                '/forebay.cache.v1.Worker/PostOrder',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.PostOrderRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.PostOrderReply.FromString,
+                _registered_method=True)
         self.CollectSnapshots = channel.unary_unary(
                 '/forebay.cache.v1.Worker/CollectSnapshots',
                 request_serializer=forebay_dot_proto_dot_worker__pb2.CollectSnapshotsRequest.SerializeToString,
@@ -162,6 +167,13 @@ class WorkerServicer:
 
     def Retire(self, request, context):
         """Tell the worker that a client left; it ends at once when nobody else needs it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PostOrder(self, request, context):
+        """Tell which files a reader will read next, in which order, and how far it has come.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -267,6 +279,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.Retire,
                     request_deserializer=forebay_dot_proto_dot_worker__pb2.RetireRequest.FromString,
                     response_serializer=forebay_dot_proto_dot_worker__pb2.RetireReply.SerializeToString,
+            ),
+            'PostOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.PostOrder,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.PostOrderRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.PostOrderReply.SerializeToString,
             ),
             'CollectSnapshots': grpc.unary_unary_rpc_method_handler(
                     servicer.CollectSnapshots,
@@ -503,6 +520,33 @@ class Worker:
             '/forebay.cache.v1.Worker/Retire',
             forebay_dot_proto_dot_worker__pb2.RetireRequest.SerializeToString,
             forebay_dot_proto_dot_worker__pb2.RetireReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PostOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/PostOrder',
+            forebay_dot_proto_dot_worker__pb2.PostOrderRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.PostOrderReply.FromString,
             options,
             channel_credentials,
             insecure,

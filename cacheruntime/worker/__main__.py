@@ -49,6 +49,7 @@ async def _serve(config: CacheConfig, storage: Storage) -> None:
         config.runtime_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         core = Core(config, storage, nursery, VERSION)
         await nursery.start(serve_fills, core, config.fill_socket_path)
+        nursery.start_soon(core.prefetcher.run)
         nursery.start_soon(core.keeper.run)
         server = start_server(core, socket)
         await core.metrics.serve_remembered()

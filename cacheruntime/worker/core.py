@@ -11,8 +11,9 @@ import trio
 from forebay.cacheruntime import mounts
 from forebay.cacheruntime.config import KEPT_SNAPSHOTS, CacheConfig
 from forebay.cacheruntime.dataset_source import StoreMount
-from forebay.cacheruntime.errors import SourceStale, SourceUnavailable
+from forebay.cacheruntime.errors import NotAttached, SourceStale, SourceUnavailable
 from forebay.cacheruntime.keys import DatasetId
+from forebay.cacheruntime.policies.next_use import NextUse
 from forebay.cacheruntime.selection import Selection
 from forebay.cacheruntime.snapshot_history import Keep
 from forebay.cacheruntime.understore.base import Entry
@@ -24,6 +25,8 @@ from forebay.cacheruntime.worker.jobs import Job, Jobs
 from forebay.cacheruntime.worker.keeper import Keeper
 from forebay.cacheruntime.worker.memory import Lease
 from forebay.cacheruntime.worker.metrics_server import Metrics
+from forebay.cacheruntime.worker.orders import Orders, OrderSink
+from forebay.cacheruntime.worker.prefetch import Prefetcher
 from forebay.cacheruntime.worker.small_files import SmallFiles
 from forebay.cacheruntime.worker.storage import Storage
 from forebay.cacheruntime.worker.sync import Syncs
@@ -61,6 +64,10 @@ class Core:
         self.jobs = Jobs(config, self.datasets, self.filler, self.small_files, storage, nursery, self._busy)
         self._began = time.monotonic()
         self.metrics = Metrics(config, self.status, self.traffic, self.jobs.store)
+        self.orders = Orders()
+        self.orders.sink = self._sink
+        self.prefetcher = Prefetcher(self.orders, self.filler, storage)
+        self.orders.moved = self.prefetcher.wake
 
     async def attach(self, request: pb.AttachRequest) -> pb.AttachReply:
         with self._busy():
@@ -218,6 +225,35 @@ class Core:
                     shown.holdings.add(tier=position[held.tier], bytes=held.bytes, files=held.files)
         return reply
 
+    async def post_order(self, request: pb.PostOrderRequest, holder: object | None = None) -> pb.PostOrderReply:
+        """See `Orders.post`.
+
+        Args:
+            request: see proto/worker.proto.
+            holder: the connection that it came by, with whose end the reader is gone; None: gRPC.
+        """
+        with self._busy():
+            dataset = self.datasets.get(request.dataset_id)
+            snapshot = self.datasets.opened(dataset, request.snapshot)
+            if snapshot is None:
+                raise NotAttached(f"{dataset.store.url} has no snapshot {request.snapshot} any more")
+            if request.done:
+                self.orders.finish(request.reader, request.position)
+                return pb.PostOrderReply()
+            known = await self.orders.post(
+                dataset, snapshot, request.reader, request.nodes, request.first,
+                request.position, request.asked, holder,
+            )  # fmt: skip
+            return pb.PostOrderReply(known=known)
+
+    def _sink(self, dataset: DatasetId) -> OrderSink | None:
+        policy = self._storage.space(dataset).policy
+        return policy if isinstance(policy, NextUse) else None
+
+    def reader_left(self, holder: object) -> None:
+        """A connection of the fill socket ended."""
+        self.orders.connection_ended(holder)
+
     async def collect_snapshots(self, request: pb.CollectSnapshotsRequest) -> pb.CollectSnapshotsReply:
         with self._busy():
             removed = self.datasets.history.collect_by_id(DatasetId(request.dataset_id), _keep(request.retention))
@@ -232,8 +268,8 @@ class Core:
             return reply
 
     async def retire(self, request: pb.RetireRequest) -> pb.RetireReply:
-        """Leave as soon as no mount and no call is left, without the grace period."""
-        leaving = self._calls == 0 and not self._has_mounts()
+        """Leave as soon as no mount, no reader with an order and no call is left, without the grace period."""
+        leaving = self._calls == 0 and not self.orders.active and not self._has_mounts()
         self._retiring = leaving
         return pb.RetireReply(leaving=leaving)
 
@@ -241,11 +277,14 @@ class Core:
         """Return once there was no mount and no call for the configured time."""
         while True:
             await trio.sleep(_WATCH_INTERVAL_S)
-            if self._calls or self._has_mounts():
+            self.orders.expire()
+            if self._calls or self.orders.active or self._has_mounts():
                 self._idle_since = time.monotonic()
                 self._retiring = False
             elif self._retiring or time.monotonic() - self._idle_since > self._config.idle_exit_s:
-                return
+                await self.keeper.checkpoint()
+                if not self._calls and not self._has_mounts():
+                    return
 
     def _has_mounts(self) -> bool:
         return any(True for _ in self._mounts())
@@ -264,6 +303,8 @@ class Core:
             return None
         if any(job.record.request.dataset_id == dataset for job in self.jobs.running.values()):
             return None  # what a warm-up loaded a minute ago would count as idle
+        if self.orders.reads(dataset):
+            return None
         if any(state.uses(dataset) for state in self._mounts()):
             return None
         return used

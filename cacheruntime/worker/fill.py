@@ -325,6 +325,8 @@ class Filler:
                 self._launch(want, [0], None, demand)
         elif missing:
             self._start_blocks(want, cached, missing, into_memory, demand)
+        elif cached is None and not demand and not into_memory and not flights:
+            self._place_kept(want)
         self._pump()
         return dict(self._flights.get(content, {}))
 
@@ -349,6 +351,12 @@ class Filler:
                     self._launch(want, piece, target, demand and any(number in want.blocks for number in piece))
         if want.content not in self._flights:
             self._storage.settle(want.content)  # there was no room for any of it
+
+    def _place_kept(self, want: _Want) -> None:
+        """A small file that found no room when it was read may find it now that it is fetched ahead."""
+        data = self._kept.get(want.content, 0) if self._is_small(want.file) else None
+        if data is not None and self._storage.keep_small(want.target, data, checksum_of(data)):
+            self._kept.drop(want.content, 0)
 
     def _part_blocks(self, blocks: int) -> int:
         """Blocks to a GET: few while there are free slots, as round trips are what costs then; many when all are

@@ -84,6 +84,7 @@ for _name in (
     "Pin",
     "CollectSnapshots",
     "Forget",
+    "PostOrder",
 ):
     setattr(WorkerService, _name, _unary(_name))
 

@@ -21,7 +21,7 @@ from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.tiers import cached_path, file_path, is_folder, open_folder, pack_path
 from forebay.cacheruntime.touch import TouchMap
 from forebay.cacheruntime.worker.departed import Departed
-from forebay.cacheruntime.worker.index_writer import Appended
+from forebay.cacheruntime.worker.index_writer import Appended, Changed
 from forebay.cacheruntime.worker.ledger import Ledger, close_index, open_index
 from forebay.cacheruntime.worker.room import Rooms
 from forebay.cacheruntime.worker.space import Item, Space
@@ -191,6 +191,19 @@ class Storage:
         self.touch.close()
         self.ledger.close()
         close_index(self.config, self.index)
+
+    def changed_paths(self, changed: Changed) -> list[Path]:
+        """Tier files and packs of records that have changed, tiers in memory left out."""
+        found: list[tuple[Tier, Item]] = []
+        for key in changed["contents"]:
+            cached = self.index.reader.find(ContentId(key))
+            if cached is not None and not cached.pack:
+                found.append((self._by_number[cached.tier], ContentId(key)))
+        for key in changed["packs"]:
+            pack = self.index.reader.pack(PackNumber(int.from_bytes(key, "big")))
+            if pack is not None:
+                found.append((self._by_number[pack.tier], pack.number))
+        return [self.item_path(tier, item) for tier, item in found if tier.config.medium is not Medium.MEM]
 
     def tier(self, number: TierNumber) -> Tier:
         return self._by_number[number]
@@ -606,7 +619,7 @@ class Storage:
         if cached.pack:
             self.index.forget_packed(content)
             pack = self.index.reader.pack(cached.pack)
-            if pack is not None and not pack.live_files and not self.is_open_pack(pack.number):
+            if pack is not None and not pack.live_files:
                 self.drop_pack(pack)
             return
         self.index.drop_file(content)
@@ -784,6 +797,7 @@ class Storage:
                 else:
                     self._close_pack(key)
         self.departed.look()
+        self.rooms.load_more()
         if self._pending.unlinked:
             self.index.removed(self._pending.unlinked)
             self._pending.unlinked = []

@@ -72,6 +72,7 @@ SHOWN = {
 }
 
 
+@pytest.mark.semantics("S1")
 def test_two_stores_under_one_tree(forebay: Forebay, both: dict[str, Any], folder: Folder, bucket: Bucket) -> None:
     assert apply(forebay, both).out == "dataset/both created\n"
     assert apply(forebay, both).out == "dataset/both unchanged\n"
@@ -128,6 +129,7 @@ def test_a_secret_that_is_missing_is_named(forebay: Forebay, both: dict[str, Any
     forebay.umount(at)
 
 
+@pytest.mark.semantics("S2")
 def test_snapshots_by_number(forebay: Forebay, both: dict[str, Any], folder: Folder, bucket: Bucket) -> None:
     apply(forebay, both)
     at = forebay.mount("both")
@@ -208,6 +210,8 @@ def test_export(forebay: Forebay, both: dict[str, Any], bucket: Bucket) -> None:
     assert not [path for path in forebay.root.iterdir() if path.name.startswith(".listing")]
 
 
+@pytest.mark.semantics("S5")
+@pytest.mark.semantics("S7")
 def test_views(forebay: Forebay, both: dict[str, Any], folder: Folder, bucket: Bucket) -> None:
     view = manifest(
         "view",
@@ -255,6 +259,7 @@ def test_views(forebay: Forebay, both: dict[str, Any], folder: Folder, bucket: B
     assert list((forebay.cache_dir / "datasets").iterdir()) == []
 
 
+@pytest.mark.semantics("S4")
 def test_syncs_on_an_interval(forebay: Forebay, both: dict[str, Any], folder: Folder) -> None:
     forebay.expect_log("the sync on the interval failed|broke off")
     apply(forebay, both | {"spec": both["spec"] | {"syncPolicy": {"interval": "1s", "onMount": False}}})
