@@ -614,9 +614,9 @@ class Storage:
         if cached is None:
             return
         self.writes.end(content)
-        space = self.space(cached.dataset)
-        space.give_back(cached.share, cached.cached_bytes())
+        space, held = self.space(cached.dataset), cached.cached_bytes()
         if cached.pack:
+            space.give_back(cached.share, held)
             self.index.forget_packed(content)
             pack = self.index.reader.pack(cached.pack)
             if pack is not None and not pack.live_files:
@@ -624,7 +624,7 @@ class Storage:
             return
         self.index.drop_file(content)
         self.rooms.removed(space, content)
-        self._unlink(self.tier(cached.tier), content, cached.cached_bytes())
+        self._unlink(self.tier(cached.tier), content, held, space, cached.share, held)
 
     def drop_pack(self, pack: Pack) -> None:
         """Unlink a pack and forget all files in it."""
@@ -632,11 +632,10 @@ class Storage:
             if opened.number == pack.number:
                 os.close(self._packs.pop(key).descriptor)
         space = self.space(pack.dataset)
-        space.give_back(pack.share, pack.live_bytes)
         self.index.drop_pack(pack)
         if hasattr(self, "rooms"):
             self.rooms.removed(space, pack.number)
-        self._unlink(self.tier(pack.tier), pack.number, pack.length)
+        self._unlink(self.tier(pack.tier), pack.number, pack.length, space, pack.share, pack.live_bytes)
 
     def drop(self, item: Item) -> None:
         """A file of its own or a pack."""
@@ -647,13 +646,14 @@ class Storage:
             if pack is not None:
                 self.drop_pack(pack)
 
-    def _unlink(self, tier: Tier, item: Item, size: int) -> None:
+    def _unlink(
+        self, tier: Tier, item: Item, size: int, owner: Space | None = None, share: int = 0, held: int = 0
+    ) -> None:
         try:
-            if not self.departed.unlink(tier, self.item_path(tier, item), size):
+            if not self.departed.unlink(tier, self.item_path(tier, item), size, owner, share, held):
                 self.touch.depart()
         except OSError as error:
             tier.failed(error)  # it stays doomed
-            tier.give_back(size)
             return
         self._pending.unlinked.append((tier.number, item))
 
@@ -816,6 +816,8 @@ class Storage:
             tier.used_bytes = on_disk.get(tier.number, 0) + self.departed.pending_bytes(tier)
         for space in self.spaces:
             space.used = {share: size for (dataset, share), size in held.items() if dataset == space.dataset}
+            for share, size in self.departed.pending_of(space).items():
+                space.take(share, size)
 
     def _on_disk(self) -> dict[TierNumber, int]:
         """Bytes in each tier by the index, dead ones in packs included."""
