@@ -121,6 +121,7 @@ def test_profile_of_what_has_no_room(forebay: Forebay, bucket: Any) -> None:
     forebay.umount(mount)
 
 
+@pytest.mark.semantics("W5")
 def test_metrics_of_worker_and_mounts(forebay: Forebay, bucket: Any) -> None:
     bucket.put("big", payload(1, 2 * MIB))
     bucket.put("small", payload(2, 3000))
@@ -202,6 +203,7 @@ def test_logs_are_json_when_asked_for(forebay: Forebay, bucket: Any) -> None:
     assert "FOREBAY_LOG_FORMAT='xml'" in wrong.err
 
 
+@pytest.mark.semantics("W5")
 def test_the_bundle_has_no_secret(forebay: Forebay, bucket: Any) -> None:
     bucket.put("f", b"content-of-a-file")
     mount = forebay.mount(bucket.source, *bucket.args)

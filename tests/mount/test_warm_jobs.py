@@ -28,6 +28,7 @@ def _wait_state(forebay: Forebay, number: int, state: str) -> Any:
     return wait_until(lambda: (row := _row(forebay, number))["state"] == state and row, f"job {number} is {state}")
 
 
+@pytest.mark.semantics("W1")
 def test_background_cancel_and_resume(forebay: Forebay, bucket: Any) -> None:
     _fill(bucket, 30)
     bucket.link.hold_after(2 * MIB)
@@ -49,6 +50,7 @@ def test_background_cancel_and_resume(forebay: Forebay, bucket: Any) -> None:
     assert SECRET not in text
 
 
+@pytest.mark.semantics("W1")
 def test_a_killed_worker_takes_its_background_jobs_up_again(forebay: Forebay, bucket: Any) -> None:
     _fill(bucket, 30)
     mount = forebay.mount(bucket.source, *bucket.args)
@@ -101,6 +103,7 @@ def test_ctrl_c_interrupts_and_says_how_to_go_on(forebay: Forebay, bucket: Any) 
     assert forebay.run("jobs", "resume", "1", *bucket.args, "--json").out.splitlines()[-1].count('"done"') == 1
 
 
+@pytest.mark.semantics("W4")
 def test_lists_patterns_rate_and_deadline(forebay: Forebay, folder: Any) -> None:
     for number in range(12):
         folder.put(f"d{number % 3}/{number:02d}.bin", payload(number, 200_000))
@@ -142,6 +145,7 @@ def test_wrong_words(forebay: Forebay, folder: Any) -> None:
     assert "there is no 'gone'" in forebay.run("warmup", folder.source, "gone", code=1).err
 
 
+@pytest.mark.semantics("W3")
 def test_evict_and_pin(forebay: Forebay, folder: Any) -> None:
     contents = {f"d{number % 2}/{number}": payload(number, 300_000 + number) for number in range(6)}
     contents |= {f"big{number}": payload(number, 2 * MIB) for number in range(2)}

@@ -170,6 +170,7 @@ def _failures(worker: Worker, job: Job) -> dict[str, str]:
     return {row["path"]: row["error"] for row in core_store.failures(job.record.id)}
 
 
+@pytest.mark.semantics("W2")
 def test_all_failures_are_kept_by_name(worker: Worker) -> None:
     for n in range(60):
         worker.box.store.put(f"f{n:02}", bytes_of(100, n))
