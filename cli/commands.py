@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from forebay.cacheruntime import mounts as register
-from forebay.cacheruntime.client import worker_pid
+from forebay.cacheruntime.client import WorkerClient, worker_pid
 from forebay.cacheruntime.config import (
     CacheConfig,
     TierConfig,
@@ -24,13 +24,17 @@ from forebay.cacheruntime.config import (
 )
 from forebay.cacheruntime.counters import Counts, read_counts
 from forebay.cacheruntime.dataset_source import SourceSpec
-from forebay.cacheruntime.errors import SourceNotFound, UsageError
+from forebay.cacheruntime.errors import ForebayError, SourceNotFound, UsageError
 from forebay.cacheruntime.keys import DatasetId
 from forebay.cacheruntime.status import DatasetReport, cache_report
 from forebay.cacheruntime.understore.credentials import resolve_options
 from forebay.cli import screens
 from forebay.cli.dataset_sources import named_source
 from forebay.fuse import lifecycle, mounting
+from forebay.proto import worker_pb2 as pb
+
+_STATUS_S = 5.0
+"""A worker that does not answer within this is shown as running, with nothing else of it."""
 
 _NO_ID = 2**32 - 1
 """(uid_t) -1, which names nobody (chown(2))."""
@@ -253,8 +257,26 @@ def status(target: str | None, cache_dir: Path | None, options: list[str], json:
         "worker": worker_pid(config),
         "tiers": [asdict(tier) for tier in tiers],
         "datasets": rows,
-    }
+    } | _health(config)
     print(jsonlib.dumps(shown, indent=2)) if json else screens.status(shown)
+
+
+def _health(config: CacheConfig) -> dict[str, Any]:
+    """What only a running worker knows; nothing is started for it."""
+    if worker_pid(config) is None:
+        return {"health": None}
+    client = WorkerClient(config)
+    try:
+        reply = client.call("Status", pb.StatusRequest(), _STATUS_S)
+    except ForebayError:
+        return {"health": None}
+    finally:
+        client.close()
+    names = (
+        "damaged_blocks", "damaged_files", "damaged_records", "moved_bytes", "scrubbed_bytes", "checkpoints"
+    )  # fmt: skip
+    states = {tier.path: tier.state for tier in reply.tiers}
+    return {"health": {name: getattr(reply, name) for name in names} | {"tiers": states}}
 
 
 def _dataset_row(report: DatasetReport, config: CacheConfig) -> dict[str, Any]:

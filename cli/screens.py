@@ -56,11 +56,18 @@ def mounts(rows: list[dict[str, Any]]) -> None:
 def status(shown: dict[str, Any]) -> None:
     worker = f"process {shown['worker']}" if shown["worker"] else "not running"
     print(f"cache {shown['cache_dir']}, worker {worker}")
-    tiers = make_table("TIER", "FOLDER", "USED", "QUOTA", "FILES", right=("USED", "QUOTA", "FILES"))
+    health = shown["health"] or {"tiers": {}}
+    tiers = make_table("TIER", "FOLDER", "USED", "QUOTA", "FILES", "STATE", right=("USED", "QUOTA", "FILES"))
     for tier in shown["tiers"]:
         used, quota = size_text(tier["used_bytes"]), size_text(tier["quota_bytes"])
-        tiers.add_row(tier["medium"], tier["path"], used, quota, str(tier["files"]))
+        state = health["tiers"].get(tier["path"], "")
+        tiers.add_row(tier["medium"], tier["path"], used, quota, str(tier["files"]), state)
     console.print(tiers)
+    if health.get("damaged_files") or health.get("damaged_records"):
+        print(
+            f"damaged since the worker started: {health['damaged_files']} files, {health['damaged_records']} records of"
+            " the index; they are fetched again. See worker.log, and: forebay check --deep"
+        )
     for row in shown["datasets"]:
         _dataset(row)
     if not shown["datasets"]:

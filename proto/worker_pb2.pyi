@@ -238,16 +238,28 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("pid", "version", "tiers", "datasets")
+    __slots__ = ("pid", "version", "tiers", "datasets", "damaged_blocks", "damaged_files", "damaged_records", "moved_bytes", "scrubbed_bytes", "checkpoints")
     PID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TIERS_FIELD_NUMBER: _ClassVar[int]
     DATASETS_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FILES_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_RECORDS_FIELD_NUMBER: _ClassVar[int]
+    MOVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SCRUBBED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
     pid: int
     version: str
     tiers: _containers.RepeatedCompositeFieldContainer[TierStatus]
     datasets: _containers.RepeatedCompositeFieldContainer[DatasetStatus]
-    def __init__(self, pid: _Optional[int] = ..., version: _Optional[str] = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., datasets: _Optional[_Iterable[_Union[DatasetStatus, _Mapping]]] = ...) -> None: ...
+    damaged_blocks: int
+    damaged_files: int
+    damaged_records: int
+    moved_bytes: int
+    scrubbed_bytes: int
+    checkpoints: int
+    def __init__(self, pid: _Optional[int] = ..., version: _Optional[str] = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., datasets: _Optional[_Iterable[_Union[DatasetStatus, _Mapping]]] = ..., damaged_blocks: _Optional[int] = ..., damaged_files: _Optional[int] = ..., damaged_records: _Optional[int] = ..., moved_bytes: _Optional[int] = ..., scrubbed_bytes: _Optional[int] = ..., checkpoints: _Optional[int] = ...) -> None: ...
 
 class TierStatus(_message.Message):
     __slots__ = ("medium", "path", "quota_bytes", "used_bytes", "state")

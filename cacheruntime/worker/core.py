@@ -199,7 +199,12 @@ class Core:
             await check.run()
 
     async def status(self, request: pb.StatusRequest) -> pb.StatusReply:
-        reply = pb.StatusReply(pid=os.getpid(), version=self._version)
+        damage = self._storage.damage
+        reply = pb.StatusReply(
+            pid=os.getpid(), version=self._version, damaged_blocks=damage.blocks, damaged_files=damage.files,
+            damaged_records=damage.records, moved_bytes=self.keeper.mover.moved_bytes,
+            scrubbed_bytes=self.keeper.scrubbed_bytes, checkpoints=self.keeper.checkpoints,
+        )  # fmt: skip
         position = {}
         for number, tier in enumerate(self._storage.tiers):
             position[tier.number] = number
@@ -220,9 +225,9 @@ class Core:
                 shown.snapshot, shown.listing = dataset.newest.number, not dataset.newest.ended.is_set()
                 shown.listing_error, shown.skipped = totals.error, totals.skipped
                 shown.files, shown.bytes = totals.files, totals.bytes
-            for held in self._storage.index.reader.holdings():
-                if held.dataset == dataset.id and held.tier in position:
-                    shown.holdings.add(tier=position[held.tier], bytes=held.bytes, files=held.files)
+            for number, (size, files) in self._storage.held_of(dataset.id).items():
+                if number in position:
+                    shown.holdings.add(tier=position[number], bytes=size, files=files)
         return reply
 
     async def post_order(self, request: pb.PostOrderRequest, holder: object | None = None) -> pb.PostOrderReply:

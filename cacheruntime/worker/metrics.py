@@ -75,6 +75,13 @@ def worker_metrics(status: pb.StatusReply, traffic: pb.TrafficReply) -> Iterator
     info.add_metric([status.version], 1)
     yield info
     yield GaugeMetricFamily("forebay_worker_uptime_seconds", "Since the worker started", traffic.uptime_s)
+    damaged = CounterMetricFamily("forebay_damaged", "Found wrong, dropped and fetched again", labels=["what"])
+    for what in ("blocks", "files", "records"):
+        damaged.add_metric([what], getattr(status, f"damaged_{what}"))
+    yield damaged
+    yield CounterMetricFamily("forebay_moved_bytes", "Between tiers", status.moved_bytes)
+    yield CounterMetricFamily("forebay_scrubbed_bytes", "Compared in the background", status.scrubbed_bytes)
+    yield CounterMetricFamily("forebay_checkpoints", "Taken", status.checkpoints)
     used = GaugeMetricFamily("forebay_tier_used_bytes", "Held by a tier", labels=_TIER)
     quota = GaugeMetricFamily("forebay_tier_quota_bytes", "What a tier may hold", labels=_TIER)
     normal = GaugeMetricFamily("forebay_tier_normal", "1 while a tier takes data, else 0", labels=_TIER)

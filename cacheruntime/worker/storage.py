@@ -819,6 +819,15 @@ class Storage:
             for share, size in self.departed.pending_of(space).items():
                 space.take(share, size)
 
+    def held_of(self, dataset: DatasetId) -> dict[TierNumber, tuple[int, int]]:
+        """Bytes and files of a dataset in each tier."""
+        found: dict[TierNumber, tuple[int, int]] = {}
+        for holding in self.index.reader.holdings():
+            if holding.dataset == dataset:
+                size, files = found.get(holding.tier, (0, 0))
+                found[holding.tier] = size + holding.bytes, files + holding.files
+        return found
+
     def _on_disk(self) -> dict[TierNumber, int]:
         """Bytes in each tier by the index, dead ones in packs included."""
         found: dict[TierNumber, int] = {}
