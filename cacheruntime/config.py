@@ -55,20 +55,21 @@ def parse_size(text: str) -> int:
 HIGH, LOW = 0.98, 0.95
 """Watermarks of a tier without its own."""
 
-_TIME_UNITS = {"": 1.0, "S": 1.0, "M": 60.0, "H": 3600.0, "D": 86400.0}
+_TIME_UNITS = {"S": 1.0, "M": 60.0, "H": 3600.0, "D": 86400.0, "W": 7 * 86400.0}
 
 
 def parse_duration(text: str) -> float:
-    """Seconds from '90', '90s', '30m', '2h', '1d'.
+    """Seconds from '90', '90s', '30m', '1h30m', '1d', '2w'.
 
     Raises:
         UsageError: not a positive number with a known unit.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]?)\s*", text)
-    unit = _TIME_UNITS.get(match[2].upper()) if match else None
-    seconds = float(match[1]) * unit if match and unit else 0.0
-    if not 0 < seconds < _LARGEST:
-        raise UsageError(f"time {text!r} is not a positive number with a unit; write it like 90s, 30m or 2h")
+    bare = text.strip().upper()
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([SMHDW])", bare + ("S" if bare[-1:].isdigit() else ""))
+    seconds = sum(float(number) * _TIME_UNITS[unit] for number, unit in parts)
+    whole = re.fullmatch(r"(?:\d+(?:\.\d+)?\s*[SMHDW])*(?:\d+(?:\.\d+)?)?", bare)
+    if whole is None or not 0 < seconds < _LARGEST:
+        raise UsageError(f"time {text!r} is not a positive number with a unit; write it like 90s, 30m, 1h30m or 7d")
     return seconds
 
 
