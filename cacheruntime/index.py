@@ -310,6 +310,8 @@ class Index:
                 meta = self._env.open_db(b"meta", txn, create=False)
                 found = txn.get(b"format", db=meta)
             if found != FORMAT:
+                if env is None:
+                    self._env.close()
                 raise CacheFormatError(f"the cache index {folder} is of another format than this version reads")
             self._tables = {name: self._env.open_db(name.encode(), create=False) for name in TABLES}
         except lmdb.Error as error:

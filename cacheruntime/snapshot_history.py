@@ -71,14 +71,15 @@ def stored_snapshots(folder: Path, opened: Mapping[int, Catalogue] | None = None
     for number in numbers_in(folder):
         path = folder / str(number)
         if opened is None:
-            totals = _totals(path)
+            totals = totals_of(path)
         else:
             totals = opened[number].totals() if number in opened else read_summary(path)
         found.append(StoredSnapshot(number, path, totals, (path / UNCHANGED).exists()))
     return found
 
 
-def _totals(folder: Path) -> Totals | None:
+def totals_of(folder: Path) -> Totals | None:
+    """What a catalogue's folder sums up to; None when it cannot be read."""
     try:
         catalogue = Catalogue(folder)
     except CacheFormatError:

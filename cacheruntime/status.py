@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from forebay.cacheruntime.catalogue import Catalogue, Totals
+from forebay.cacheruntime.catalogue import Catalogue
 from forebay.cacheruntime.config import CacheConfig
-from forebay.cacheruntime.errors import CacheFormatError
 from forebay.cacheruntime.index import Index
 from forebay.cacheruntime.keys import ROOT_NODE, DatasetId
+from forebay.cacheruntime.snapshot_history import totals_of
 
 
 @dataclass
@@ -111,7 +111,7 @@ def _datasets(config: CacheConfig) -> list[DatasetReport]:
         numbers = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
         if numbers:
             report.snapshot = numbers[0]
-            totals = _totals(folder / str(numbers[0]))
+            totals = totals_of(folder / str(numbers[0]))
             if totals is not None:
                 report.listing = "complete" if totals.complete else "under way"
                 if totals.error:
@@ -120,14 +120,3 @@ def _datasets(config: CacheConfig) -> list[DatasetReport]:
                 report.skipped = totals.skipped
         found.append(report)
     return found
-
-
-def _totals(folder: Path) -> Totals | None:
-    try:
-        catalogue = Catalogue(folder)
-    except CacheFormatError:
-        return None
-    try:
-        return catalogue.totals()
-    finally:
-        catalogue.close()

@@ -17,19 +17,24 @@ from forebay.cacheruntime.config import (
     CacheConfig,
     TierConfig,
     default_cache_dir,
+    default_log_format,
     default_runtime_dir,
     default_tier,
+    parse_address,
 )
+from forebay.cacheruntime.counters import Counts, read_counts
 from forebay.cacheruntime.dataset_source import SourceSpec
-from forebay.cacheruntime.errors import SourceNotFound, UsageError
+from forebay.cacheruntime.errors import ForebayError, SourceNotFound, UsageError
 from forebay.cacheruntime.keys import DatasetId
 from forebay.cacheruntime.status import DatasetReport, cache_report
 from forebay.cacheruntime.understore.credentials import resolve_options
 from forebay.cli import screens
 from forebay.cli.dataset_sources import named_source
 from forebay.fuse import lifecycle, mounting
-from forebay.fuse.counters import Counts, read_counts
 from forebay.proto import worker_pb2 as pb
+
+_STATUS_S = 5.0
+"""A worker that does not answer within this is shown as running, with nothing else of it."""
 
 _NO_ID = 2**32 - 1
 """(uid_t) -1, which names nobody (chown(2))."""
@@ -42,7 +47,12 @@ def cache_config(cache_dir: Path | None, tiers: list[str]) -> CacheConfig:
     """The configuration of a cache folder; without tiers, those that it was used with last, else the default."""
     folder = Path(os.path.abspath(cache_dir)) if cache_dir else default_cache_dir(os.environ)
     runtime = default_runtime_dir(os.environ)
-    config = CacheConfig(folder, tuple(TierConfig.parse(text) for text in tiers), runtime)
+    config = CacheConfig(
+        folder,
+        tuple(TierConfig.parse(text) for text in tiers),
+        runtime,
+        log_format=default_log_format(os.environ),
+    )
     for number, tier in enumerate(config.tiers):
         for other in config.tiers[:number]:
             if tier.path == other.path or tier.path in other.path.parents or other.path in tier.path.parents:
@@ -91,6 +101,14 @@ def _umask(text: str) -> int:
     return value
 
 
+def _metrics(text: str | None) -> str | None:
+    """HOST:PORT; '' to serve no metrics any more; None for no wish."""
+    if text is None or text == "off":
+        return "" if text else None
+    host, port = parse_address(text)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 HANDLERS_MAX = 32
 DEFAULT_HANDLERS_MAX = 4
 """Also on fewer cores: a handler that waits for the disk keeps its readers waiting, unless there is another one.
@@ -129,6 +147,7 @@ def mount(
     open_mode: str,
     handlers: str | None,
     foreground: bool,
+    metrics: str | None = None,
 ) -> None:
     spec = source_spec(source, options)
     uid, gid = _owner(owner or (spec.tree.owner if spec.tree is not None else None) or None)
@@ -146,6 +165,7 @@ def mount(
         allow_other=allow_other,
         handlers_min=handlers_min,
         handlers_max=handlers_max,
+        metrics=_metrics(metrics),
     )
     state, supervisor = lifecycle.mount(request)
     screens.mounted(state)
@@ -215,45 +235,6 @@ def mounted_at(target: str, config: CacheConfig) -> register.MountState | None:
     return None
 
 
-def warmup(
-    target: str, paths: list[str], jobs: int, cache_dir: Path | None, tiers: list[str], options: list[str], json: bool
-) -> None:
-    config = cache_config(cache_dir, tiers)
-    state = mounted_at(target, config)
-    if state is not None:
-        # The mount's own cache and snapshot; its worker has the credentials already.
-        config = cache_config(Path(state.cache_dir), tiers)
-    client = WorkerClient(config)
-    try:
-        client.connect()
-        client.check_tiers(bool(tiers))
-        if state is not None:
-            name = state.dataset_id
-        else:
-            reply = client.attach(source_spec(target, options), list_tree=True)
-            name = reply.dataset_id
-        request = pb.WarmupRequest(dataset_id=name, paths=[_below(path, state) for path in paths], jobs=jobs)
-        last = screens.warmup(client.warmup(request), json)
-    finally:
-        lifecycle.retire(client)
-        client.close()
-    if last is None or last.files_failed or last.files_uncached:
-        sys.exit(1)
-
-
-def _below(path: str, state: register.MountState | None) -> bytes:
-    """A path below the dataset's root, from one relative to it or (with a mount) an absolute one inside the mount."""
-    if state is not None and path.startswith("/"):
-        real = mounting.real_directory(path)
-        if real != state.dir and not real.startswith(state.dir + "/"):
-            raise UsageError(f"{path} is not below {state.dir}")
-        path = real[len(state.dir) :]
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise UsageError(f"{path} leaves the dataset; name paths below it")
-    return os.fsencode("/".join(parts))
-
-
 def status(target: str | None, cache_dir: Path | None, options: list[str], json: bool) -> None:
     config = cache_config(cache_dir, [])
     only: DatasetId | None = None
@@ -276,8 +257,26 @@ def status(target: str | None, cache_dir: Path | None, options: list[str], json:
         "worker": worker_pid(config),
         "tiers": [asdict(tier) for tier in tiers],
         "datasets": rows,
-    }
+    } | _health(config)
     print(jsonlib.dumps(shown, indent=2)) if json else screens.status(shown)
+
+
+def _health(config: CacheConfig) -> dict[str, Any]:
+    """What only a running worker knows; nothing is started for it."""
+    if worker_pid(config) is None:
+        return {"health": None}
+    client = WorkerClient(config)
+    try:
+        reply = client.call("Status", pb.StatusRequest(), _STATUS_S)
+    except ForebayError:
+        return {"health": None}
+    finally:
+        client.close()
+    names = (
+        "damaged_blocks", "damaged_files", "damaged_records", "moved_bytes", "scrubbed_bytes", "checkpoints"
+    )  # fmt: skip
+    states = {tier.path: tier.state for tier in reply.tiers}
+    return {"health": {name: getattr(reply, name) for name in names} | {"tiers": states}}
 
 
 def _dataset_row(report: DatasetReport, config: CacheConfig) -> dict[str, Any]:

@@ -12,13 +12,12 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from forebay.cacheruntime import config
 from forebay.cacheruntime.config import KEPT_SNAPSHOTS, parse_size
 from forebay.cacheruntime.errors import UsageError
 
 GROUP = "data.forebay.io"
 API_VERSION = f"{GROUP}/v1alpha1"
-
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def parse_duration(text: str) -> float:
@@ -27,11 +26,12 @@ def parse_duration(text: str) -> float:
     Raises:
         ValueError: not of that form, or not positive.
     """
-    parts = re.findall(r"(\d+(?:\.\d+)?)([smhdw])", text)
-    seconds = sum(float(number) * _UNITS_S[unit] for number, unit in parts)
-    if not parts or "".join(number + unit for number, unit in parts) != text or seconds <= 0:
-        raise ValueError(f"{text!r} is not a duration; write it like 30s, 10m, 1h30m or 7d")
-    return seconds
+    try:
+        if re.search(r"\d$|[\sA-Z]", text):
+            raise UsageError("")  # Kubernetes' durations have small units, without spaces
+        return config.parse_duration(text)
+    except UsageError:
+        raise ValueError(f"{text!r} is not a duration; write it like 30s, 10m, 1h30m or 7d") from None
 
 
 def parse_quantity(text: str) -> int:

@@ -16,9 +16,9 @@ from typing import NoReturn
 from forebay.cacheruntime.catalogue import NAME_MAX_BYTES, SMALL_FILE_BYTES, UNKNOWN_MODE, Catalogue, Listed, Node
 from forebay.cacheruntime.client import AttachedClient
 from forebay.cacheruntime.content import ContentReader
+from forebay.cacheruntime.counters import CounterRow
 from forebay.cacheruntime.keys import ROOT_NODE, NodeId, Roots
 from forebay.cacheruntime.understore.base import Kind
-from forebay.fuse.counters import CounterRow
 from forebay.fuse.directory_runs import DirectoryRuns
 from forebay.fuse.misses import Misses
 from forebay.fuse.open_mode import PASSTHROUGH_MIN_BYTES, OpenMode

@@ -13,14 +13,15 @@ import os
 import select
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import trio
 
+from forebay.cacheruntime.counters import CounterRow, Source
 from forebay.cacheruntime.errors import CacheError, ForebayError
 from forebay.fuse import wire, wire_reply
 from forebay.fuse.channel import Channel
-from forebay.fuse.counters import CounterRow
 from forebay.fuse.interrupt import wants_to_stop
 from forebay.fuse.kernel_requests import Requests
 from forebay.fuse.operations import TRIES, NotReady, Refused, errno_of
@@ -92,6 +93,7 @@ class KernelEngine:
         self._waited_s = 0.0
         self._spin_luck = 0
         self._nursery: trio.Nursery | None = None
+        requests.answered = partial(counters.observe, Source.TIER)
 
     async def serve(self, ready: Callable[[], None], resend: bool) -> None:
         """Answer requests until the mount is gone or `Watch.stopping` is set.

@@ -17,8 +17,8 @@ import pyfuse3
 import trio
 
 from forebay.cacheruntime.catalogue_changes import ChangeKind, changes_path, read_changes
+from forebay.cacheruntime.counters import CounterRow
 from forebay.cacheruntime.errors import ForebayError
-from forebay.fuse.counters import CounterRow
 from forebay.fuse.file_system import FileSystem
 from forebay.fuse.open_table import Attempt
 from forebay.fuse.operations import TRIES, FileEntry, FileSlice, NotReady, Refused, errno_of

@@ -89,6 +89,36 @@ class WorkerStub:
                 request_serializer=forebay_dot_proto_dot_worker__pb2.CheckRequest.SerializeToString,
                 response_deserializer=forebay_dot_proto_dot_worker__pb2.CheckProgress.FromString,
                 _registered_method=True)
+        self.StartJob = channel.unary_unary(
+                '/forebay.cache.v1.Worker/StartJob',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.WarmupRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.StartJobReply.FromString,
+                _registered_method=True)
+        self.CancelJob = channel.unary_unary(
+                '/forebay.cache.v1.Worker/CancelJob',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.CancelJobRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.CancelJobReply.FromString,
+                _registered_method=True)
+        self.Traffic = channel.unary_unary(
+                '/forebay.cache.v1.Worker/Traffic',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.TrafficRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.TrafficReply.FromString,
+                _registered_method=True)
+        self.Evict = channel.unary_unary(
+                '/forebay.cache.v1.Worker/Evict',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.EvictRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.EvictReply.FromString,
+                _registered_method=True)
+        self.Pin = channel.unary_unary(
+                '/forebay.cache.v1.Worker/Pin',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.PinRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.PinReply.FromString,
+                _registered_method=True)
+        self.ServeMetrics = channel.unary_unary(
+                '/forebay.cache.v1.Worker/ServeMetrics',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.ServeMetricsRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.ServeMetricsReply.FromString,
+                _registered_method=True)
 
 
 class WorkerServicer:
@@ -170,6 +200,48 @@ class WorkerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartJob(self, request, context):
+        """Begin a warm-up that goes on without its client.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelJob(self, request, context):
+        """End a warm-up, and do not take it up again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Traffic(self, request, context):
+        """What was fetched, how long it took, and how long it waited for its turn.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Evict(self, request, context):
+        """Drop what is cached of some files.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pin(self, request, context):
+        """Keep what is below some paths, now and in future; or no longer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ServeMetrics(self, request, context):
+        """Serve /metrics for Prometheus from now on, elsewhere, or no longer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -227,6 +299,36 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.Check,
                     request_deserializer=forebay_dot_proto_dot_worker__pb2.CheckRequest.FromString,
                     response_serializer=forebay_dot_proto_dot_worker__pb2.CheckProgress.SerializeToString,
+            ),
+            'StartJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartJob,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.WarmupRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.StartJobReply.SerializeToString,
+            ),
+            'CancelJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelJob,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.CancelJobRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.CancelJobReply.SerializeToString,
+            ),
+            'Traffic': grpc.unary_unary_rpc_method_handler(
+                    servicer.Traffic,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.TrafficRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.TrafficReply.SerializeToString,
+            ),
+            'Evict': grpc.unary_unary_rpc_method_handler(
+                    servicer.Evict,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.EvictRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.EvictReply.SerializeToString,
+            ),
+            'Pin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pin,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.PinRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.PinReply.SerializeToString,
+            ),
+            'ServeMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.ServeMetrics,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.ServeMetricsRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.ServeMetricsReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -526,6 +628,168 @@ class Worker:
             '/forebay.cache.v1.Worker/Check',
             forebay_dot_proto_dot_worker__pb2.CheckRequest.SerializeToString,
             forebay_dot_proto_dot_worker__pb2.CheckProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/StartJob',
+            forebay_dot_proto_dot_worker__pb2.WarmupRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.StartJobReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/CancelJob',
+            forebay_dot_proto_dot_worker__pb2.CancelJobRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.CancelJobReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Traffic(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/Traffic',
+            forebay_dot_proto_dot_worker__pb2.TrafficRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.TrafficReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Evict(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/Evict',
+            forebay_dot_proto_dot_worker__pb2.EvictRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.EvictReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/Pin',
+            forebay_dot_proto_dot_worker__pb2.PinRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.PinReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ServeMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/ServeMetrics',
+            forebay_dot_proto_dot_worker__pb2.ServeMetricsRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.ServeMetricsReply.FromString,
             options,
             channel_credentials,
             insecure,

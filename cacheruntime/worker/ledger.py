@@ -74,9 +74,11 @@ def _trouble(config: CacheConfig, boot_id: str) -> str | None:
     try:
         index = Index(config.index_dir)
     except CacheFormatError as error:
-        if not isinstance(error.__cause__, lmdb.Error):
-            raise
-        return f"it cannot be read: {error.__cause__}"
+        if isinstance(error.__cause__, lmdb.Error):
+            return f"it cannot be read: {error.__cause__}"
+        if b"0" <= _format(config.index_dir) < FORMAT:
+            return "an earlier version wrote it"  # all that is cached can be fetched again
+        raise
     try:
         with index.raw() as txn:
             meta = index.table("meta")
@@ -115,15 +117,25 @@ def _restore(config: CacheConfig, trouble: str) -> None:
 
 
 def _is_whole(folder: Path) -> bool:
+    return _meta(folder, _TAKEN_OVER) is not None and _format(folder) == FORMAT
+
+
+def _format(folder: Path) -> bytes:
+    """Empty when there is none."""
+    return _meta(folder, b"format") or b""
+
+
+def _meta(folder: Path, key: bytes) -> bytes | None:
     if not (folder / "data.mdb").exists():
-        return False
+        return None
     try:
         with lmdb.open(str(folder), readonly=True, max_dbs=len(TABLES), map_size=MAP_BYTES, lock=False) as env:
             meta = env.open_db(b"meta", create=False)
             with env.begin() as txn:
-                return bool(txn.get(_TAKEN_OVER, db=meta)) and bool(txn.get(b"format", db=meta) == FORMAT)
+                found: bytes | None = txn.get(key, db=meta)
+                return found
     except lmdb.Error:
-        return False
+        return None
 
 
 class Ledger:

@@ -142,7 +142,10 @@ class Rooms:
             if not self._gives(space, coming, need - quota):
                 return
             of_share = share if space.quotas.get(share) else None
-            self._drop(self._choose(space, need - quota, None, coming, of_share))
+            coming_free = storage.departed.pending_of(space)
+            pending = coming_free.get(share, 0) if of_share is not None else sum(coming_free.values())
+            if need - quota > pending:
+                self._drop(self._choose(space, need - quota - pending, None, coming, of_share))
             quota = space.room_bytes(share)
             if quota is not None and quota < need:
                 return

@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
+_PATIENCE_S = 5.0
+"""For a file that is verified as a whole: past that, what is missing is read past the tiers. 30 GiB that are in memory,
+or 1 GiB from a slow disk."""
+
 AT_ONCE_BYTES = 8 * BLOCK_BYTES
 """Files up to this are verified before a reader goes on; of larger ones only the range that he wants."""
 
@@ -201,12 +205,22 @@ class Verifier:
             await self.verify(content)
             return None
         self.verify_soon(content)
-        return await self._range(content, cached, start, end)
+        if cached.has(start, end):
+            return await self._range(content, cached, start, end)
+        # What is missing can be added when the rest is known to be right; a reader does not wait for that for long.
+        with trio.move_on_after(_PATIENCE_S):
+            await self._ended(content)
+        return None
+
+    async def _ended(self, content: ContentId) -> None:
+        while (under_way := self._under_way.get(content)) is not None:
+            await under_way.wait()
 
     def verify_soon(self, content: ContentId) -> None:
         """In the background."""
         if content not in self._under_way:
-            self._nursery.start_soon(self.verify, content)
+            self._under_way[content] = trio.Event()
+            self._nursery.start_soon(self._verify_registered, content)
 
     async def verify(self, content: ContentId) -> None:
         """Verify one file: it gets its seal, or is dropped. A packed one only itself; its pack follows."""
@@ -215,6 +229,9 @@ class Verifier:
             await under_way.wait()
             return
         self._under_way[content] = trio.Event()
+        await self._verify_registered(content)
+
+    async def _verify_registered(self, content: ContentId) -> None:
         try:
             cached = self._storage.find(content)
             if cached is None or content in self._storage.writes:

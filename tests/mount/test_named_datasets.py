@@ -333,3 +333,23 @@ def test_a_path_of_that_name_goes_first(forebay: Forebay, folder: Folder, tmp_pa
     assert "nobody" in done.err
     assert "there is no dataset nobody; there are: plain" in forebay.run("get", "nobody", code=2).err
     assert "--option is for URLs" in forebay.run("mount", "plain", forebay.mount_point(), "-o", "a=b", code=2).err
+
+
+def test_warming_and_pinning_by_name(forebay: Forebay, both: dict[str, Any], folder: Folder, bucket: Bucket) -> None:
+    view = manifest("view", [{"mountPoint": "dataset://both/images", "path": "/"}])
+    apply(forebay, both, view)
+    assert "4 of 4 files" in forebay.run("warmup", "both", "--verify").out
+    (job,) = forebay.run("jobs", "--json").json()
+    assert (job["source"], job["state"], job["files_verified"]) == ("dataset://default/both", "done", 4)
+    shown = forebay.run("info", "both", "images/n01/1.jpg", "--json").json()
+    assert (shown["cached_bytes"], shown["pinned"]) == (5, False)
+    # What a view shows belongs to the dataset that it views: so do its pins.
+    forebay.run("pin", "view", "n01")
+    assert forebay.run("evict", "both", "--json").json() == {"files": 2, "bytes": 8, "pinned": 2}
+    assert forebay.run("pin", "both", "--list", "--json").json() == {"pins": ["images/n01"]}
+    at = forebay.mount("both")
+    assert tree(at) == SHOWN
+    assert forebay.run("unpin", at / "images" / "n01").out == "nothing is pinned\n"
+    assert forebay.run("jobs", "resume", "1").out.startswith("4 of 4 files")
+    assert forebay.run("evict", at, "--json").json()["pinned"] == 0
+    forebay.umount(at)

@@ -57,6 +57,7 @@ assert large == open(ROOT + "/large.big", "rb").read()
     assert program(code) == "149", "the empty one is no miss"
 
 
+@pytest.mark.semantics("P7")
 def test_forked_and_pickled_readers(program: Program) -> None:
     code = """
 import pickle
@@ -85,6 +86,7 @@ assert [files.read(n) for n in range(100)] == want
     assert program(code) == "[0, 0, 0]"
 
 
+@pytest.mark.semantics("P7")
 def test_no_key_of_the_environment_is_in_a_pickle(forebay: Forebay, tree: Path) -> None:
     code = """
 import pickle, sys
@@ -108,6 +110,7 @@ assert found == [files.read(n) for n in range(301)] * 3
     program(code)
 
 
+@pytest.mark.semantics("P6")
 def test_a_posted_order_is_fetched_ahead_and_survives_the_worker(forebay: Forebay, tree: Path) -> None:
     """The worker is killed while a reader that posted its order reads nothing; the next one learns the order."""
     code = """

@@ -448,6 +448,7 @@ def test_what_follows_a_long_run_of_cached_files_is_fetched(box: Box, tmp_path: 
     assert len(box.store.reads) == 1400
 
 
+@pytest.mark.semantics("P5")
 def test_a_window_is_far_from_filling_the_tiers(make_box: Callable[..., Box], tmp_path: Path) -> None:
     box = make_box(4 * MIB)
     desk, paths = desk_of(box, tmp_path, 400, 100 * KIB)
@@ -501,6 +502,7 @@ def test_what_was_read_past_the_tiers_is_placed_from_memory(make_box: Callable[.
     assert all(box.has(box.source(path, box.store.files[path][0])) for path in paths)
 
 
+@pytest.mark.semantics("P5")
 def test_a_reader_with_next_use_finds_what_it_will_read(make_box: Callable[..., Box], tmp_path: Path) -> None:
     """Half of the data fit: half of each epoch is fetched, ahead, and nothing twice."""
     box = make_box(3 * MIB, fill=FillConfig(deadline_s=30, memory_bytes=16 * MIB))
