@@ -272,3 +272,47 @@ def test_many_evictions_let_others_in_between(make_box: MakeBox) -> None:
         pass
     assert box.storage.tiers[0].used_bytes <= 0.1 * 8 * MIB
     check_storage(box.storage)
+
+
+def some_small(box: Box) -> tuple[list[SourceFile], list[Any]]:
+    files = [box.source(f"{n}", bytes_of(5_000, n)) for n in range(6)]
+    data = [data_of(box, file) for file in files]
+    return files, [(box.target(f), [memoryview(d)], checksum_of(d)) for f, d in zip(files, data, strict=True)]
+
+
+@pytest.mark.parametrize("good", range(4))
+def test_many_small_files_and_an_index_that_takes_no_change(make_box: MakeBox, good: int) -> None:
+    box = make_box()
+    storage = box.storage
+    files, wanted = some_small(box)
+    real, storage.index._env = storage.index._env, FullDisk(storage.index._env, good)
+    kept = storage.keep_small_files(wanted)
+    storage.index._env = real
+    assert kept == [box.has(file) for file in files]
+    check_storage(storage)
+    all_rooms_reopened(storage)
+    assert all(storage.keep_small_files([each for each, is_kept in zip(wanted, kept, strict=True) if not is_kept]))
+    assert all(box.read(file, 0, file.size) == data_of(box, file) for file in files)
+    check_storage(storage)
+
+
+def test_a_pack_that_is_dropped_before_it_is_written_to_takes_nothing(make_box: MakeBox) -> None:
+    box = make_box()
+    storage = box.storage
+    files, wanted = some_small(box)
+    assert storage.keep_small_files(wanted[:1]) == [True]
+    pack = storage.index.reader.packs()[0]
+    find_tier, calls = storage.rooms.tier_for, iter(range(10))
+
+    def tier_for(*args: Any, **named: Any) -> Any:
+        if next(calls) == 2:
+            storage.drop_pack(pack)  # for room
+        return find_tier(*args, **named)
+
+    storage.rooms.tier_for = tier_for  # type: ignore[method-assign]
+    victim = os.open(box.config.cache_dir / "somebody else's", os.O_RDWR | os.O_CREAT)
+    kept = storage.keep_small_files(wanted[1:])
+    assert kept == [box.has(file) for file in files[1:]]
+    assert os.fstat(victim).st_size == 0
+    os.close(victim)
+    check_storage(storage)
