@@ -333,12 +333,17 @@ class Index:
             return int.from_bytes(txn.get(key, db=self._meta) or b"", "big")
 
     def find(self, content: ContentId) -> Cached | None:
+        return self.look(content)[0]
+
+    def look(self, content: ContentId) -> tuple[Cached | None, bool]:
+        """The record, and whether there is one that is not sound."""
         try:
             with self._env.begin() as txn:
                 raw = txn.get(content, db=self._contents)
         except lmdb.Error:
-            return None
-        return unpack_cached(content, raw) if raw else None
+            return None, False
+        cached = unpack_cached(content, raw) if raw else None
+        return cached, raw is not None and cached is None
 
     def is_damaged(self, content: ContentId) -> bool:
         """Whether there is a record that is not sound."""

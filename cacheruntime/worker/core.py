@@ -269,7 +269,10 @@ class Core:
             names, count = self.datasets.history.forget(request.name)
             reply = pb.ForgetReply(snapshots=count)
             if request.purge:
-                reply.bytes = sum(self._storage.drop_dataset(name) for name in names)
+                for name in names:
+                    reply.bytes += self._storage.held_bytes(name)
+                    for _ in self._storage.dropping(name):
+                        await trio.lowlevel.checkpoint()
             return reply
 
     async def retire(self, request: pb.RetireRequest) -> pb.RetireReply:

@@ -360,8 +360,15 @@ class IndexWriter:
         """Forget a pack and every file in it, and doom its file until `removed`; returns how many files."""
         contents = [content for _, content in self.reader.members(pack.dataset, pack.number)]
         with self._txn() as txn:
+            held_bytes = held_files = 0
             for content in contents:
-                self._drop(txn, content, of_pack=False, tier=pack.tier)
+                cached = self._record(txn, content)
+                if cached is not None:
+                    self._delete(txn, "contents", content)
+                    self._delete(txn, "members", member_key(pack.dataset, pack.number, content))
+                    held_bytes += cached.size
+                    held_files += 1
+            self._hold(txn, pack.dataset, pack.share, pack.tier, -held_bytes, -held_files)
             self._delete(txn, "packs", pack_key(pack.number))
             if doom:
                 self._put(txn, "doomed", doomed_key(pack.tier, pack.number), b"")

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,6 +34,12 @@ log = logging.getLogger(__name__)
 PACK_BYTES = 256 * MIB
 """A pack is closed at about this size: large enough to be one long sequential read, small enough to evict whole."""
 
+PACK_FILES = 1 << 15
+"""Also then: a pack is dropped at once, 4 us for each file, and nobody is served meanwhile."""
+
+_DROPPED_AT_ONCE = 64
+"""Files of their own, some 100 us each."""
+
 DOUBTFUL = Seal(1, 0)
 """No file has this for a seal."""
 
@@ -50,11 +56,17 @@ class _OpenPack:
     descriptor: int
     end: int
     """Next free offset."""
+    files: int
+    """That were put there since it was opened, and those that lived there then."""
     seal: Seal
     """As our last write left it."""
     sealed: bool
     """The index says so too."""
     written_at: float = 0.0
+
+    def is_full(self, size: int) -> bool:
+        """Whether a file of that size does not go in any more."""
+        return self.end + size > PACK_BYTES or self.files >= PACK_FILES
 
 
 @dataclass
@@ -132,6 +144,8 @@ class Storage:
         self.trash: list[Path] = []
         """Folders to be removed in the background."""
         self._pending = _Pending()
+        self._reserved = 0
+        """Bytes of blocks on their way, of dropped files too."""
         self._packs: dict[PackKey, _OpenPack] = {}
         self._spaces: dict[DatasetId, Space] = {}
         self.tiers = self._adopt(uuids)
@@ -246,9 +260,9 @@ class Storage:
 
         Whether the bytes are what was written is another question: `is_doubtful`.
         """
-        cached = self.index.reader.find(content)
+        cached, is_damaged = self.index.reader.look(content)
         if cached is None:
-            if self.index.reader.is_damaged(content):
+            if is_damaged:
                 self.forget_damaged(content)
             return None
         tier = self._tier_of(cached)
@@ -373,11 +387,13 @@ class Storage:
                 break
             taken += size
             fitting += 1
+        self._reserved += taken
         self._take(tier, space, cached.share, taken)
         return fitting
 
     def give_back(self, cached: Cached, size: int) -> None:
         """Of `reserve`, what did not come."""
+        self._reserved -= size
         self.tier(cached.tier).give_back(size)
         self.space(cached.dataset).give_back(cached.share, size)
 
@@ -422,6 +438,7 @@ class Storage:
                 again = sum(block_bytes(known.size, number) for number in checksums)
                 self._take(self.tier(known.tier), self.space(known.dataset), known.share, again)
                 return False
+        self._reserved -= sum(block_bytes(known.size, number) for number in checksums)
         return True
 
     def keep_small(self, target: Target, data: bytes, checksum: int) -> bool:
@@ -450,7 +467,7 @@ class Storage:
         except OSError as error:
             self.write_failed(tier, error)
             return False
-        pack.end = offset + len(data)
+        pack.end, pack.files = offset + len(data), pack.files + 1
         self._take(tier, space, share, len(data))
         if not added:
             space.give_back(share, len(data))  # the record was damaged; the bytes go with the pack
@@ -512,7 +529,7 @@ class Storage:
             self.space(dataset).give_back(share, size)
             self.write_failed(self.tier(number), error)
         else:
-            pack.end = run.end
+            pack.end, pack.files = run.end, pack.files + len(run.entries)
             if added:
                 self.rooms.inserted(self.space(dataset), pack.number, pack.end)
                 return
@@ -555,9 +572,7 @@ class Storage:
         """
         key = (space.dataset, share, space.is_pinned(target.path), tier.number)
         pack = self._packs.get(key)
-        if pack is not None and (
-            pack.end + target.size > PACK_BYTES or seal_of(os.fstat(pack.descriptor)) != pack.seal
-        ):
+        if pack is not None and (pack.is_full(target.size) or seal_of(os.fstat(pack.descriptor)) != pack.seal):
             self._close_pack(key)  # full, or changed by somebody else: then its files are in doubt from here on
             pack = None
         if pack is None:
@@ -576,7 +591,8 @@ class Storage:
             if (p.dataset, p.share, p.pinned, p.tier) == (dataset, share, pinned, number)
         ]
         last = max(kin, key=lambda pack: pack.number, default=None)
-        if last is None or last.length + size > PACK_BYTES or last.session < self.index.reader.trusted_since:
+        full = last is not None and (last.length + size > PACK_BYTES or last.live_files >= PACK_FILES)
+        if last is None or full or last.session < self.index.reader.trusted_since:
             return None
         try:
             descriptor = os.open(pack_path(tier.config.path, last.number), os.O_RDWR | os.O_CLOEXEC)
@@ -587,7 +603,9 @@ class Storage:
         if seal_of(os.fstat(descriptor)) != last.seal:
             os.close(descriptor)  # the worker was killed while it wrote, or somebody changed it
             return None
-        pack = self._packs[key] = _OpenPack(last.number, tier, descriptor, last.length, last.seal, True)
+        pack = self._packs[key] = _OpenPack(
+            last.number, tier, descriptor, last.length, last.live_files, last.seal, True
+        )
         return pack
 
     def _new_pack(self, key: PackKey, tier: Tier) -> _OpenPack:
@@ -602,7 +620,7 @@ class Storage:
             if empty is not None:
                 self.index.drop_pack(empty, doom=False)
             raise
-        pack = self._packs[key] = _OpenPack(number, tier, descriptor, 0, seal_of(os.fstat(descriptor)), False)
+        pack = self._packs[key] = _OpenPack(number, tier, descriptor, 0, 0, seal_of(os.fstat(descriptor)), False)
         return pack
 
     def close_pack(self, number: PackNumber) -> None:
@@ -819,17 +837,23 @@ class Storage:
                 size += cached.cached_bytes()
         return files, size
 
-    def drop_dataset(self, dataset: DatasetId) -> int:
-        """Remove all that is cached of a dataset, also what is pinned; returns how many bytes that were.
+    def held_bytes(self, dataset: DatasetId) -> int:
+        """What is cached of a dataset."""
+        return sum(holding.bytes for holding in self.index.reader.holdings() if holding.dataset == dataset)
 
-        Open readers keep theirs.
+    def dropping(self, dataset: DatasetId) -> Iterator[None]:
+        """Remove all that is cached of a dataset, also what is pinned; open readers keep theirs.
+
+        Piece by piece: a million files take a minute, in which others want to be served.
         """
-        held = sum(holding.bytes for holding in self.index.reader.holdings() if holding.dataset == dataset)
-        for pack in [pack for pack in self.index.reader.packs() if pack.dataset == dataset]:
-            self.drop_pack(pack)
-        for _, content in list(self.index.reader.members(dataset)):
+        for pack in self.index.reader.packs():
+            if pack.dataset == dataset:
+                self.drop(pack.number)
+                yield
+        for count, (_, content) in enumerate(self.index.reader.members(dataset)):
             self.drop_file(content)
-        return held
+            if count % _DROPPED_AT_ONCE == _DROPPED_AT_ONCE - 1:
+                yield
 
     # Behind the scenes
 
@@ -851,7 +875,7 @@ class Storage:
         if self._pending.unlinked:
             self.index.removed(self._pending.unlinked)
             self._pending.unlinked = []
-        if self._pending.recount and not self.writes.all() and not self.moving:
+        if self._pending.recount and self._reserved <= 0 and not self.writes.all() and not self.moving:
             self._pending.recount = False
             self._recount()
 

@@ -17,6 +17,7 @@ from forebay.cacheruntime.content import ContentReader
 from forebay.cacheruntime.index import Index
 from forebay.cacheruntime.touch import TouchMap
 from forebay.cacheruntime.worker import departed
+from forebay.cacheruntime.worker import storage as storage_module
 from forebay.cacheruntime.worker.check import Check
 from forebay.cacheruntime.worker.departed import Departed
 from forebay.cacheruntime.worker.fetch import SourceFile
@@ -316,3 +317,45 @@ def test_a_pack_that_is_dropped_before_it_is_written_to_takes_nothing(make_box: 
     assert os.fstat(victim).st_size == 0
     os.close(victim)
     check_storage(storage)
+
+
+def test_packs_hold_no_more_files_than_can_be_dropped_at_once(
+    make_box: MakeBox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_module, "PACK_FILES", 4)
+    box = make_box()
+    files = [box.source(f"{n}", bytes_of(1_000, n)) for n in range(6)]
+    fill(box, *files)
+    box.restart()
+    fill(box, *[box.source(f"{n}", bytes_of(1_000, n)) for n in range(6, 10)])
+    assert [pack.live_files for pack in box.storage.index.reader.packs()] == [4, 4, 2]
+
+
+def test_a_dataset_is_dropped_piece_by_piece(make_box: MakeBox) -> None:
+    box = make_box()
+    packed = [box.source(f"{n}", bytes_of(1_000, n)) for n in range(3)]
+    fill(box, *packed)
+    box.storage.space(box.dataset).use_policy("sieve")
+    fill(box, *[box.source(f"own {n}", bytes_of(1_000, n)) for n in range(130)])
+    assert len(list(box.storage.dropping(box.dataset))) == 1 + 130 // 64
+    assert box.storage.held_bytes(box.dataset) == 0
+    assert box.storage.tiers[0].used_bytes == 0
+    check_storage(box.storage)
+
+
+def test_sums_are_not_built_anew_while_blocks_of_a_dropped_file_are_on_their_way(make_box: MakeBox) -> None:
+    box = make_box()
+    storage = box.storage
+    file = box.source("a", bytes_of(2 * MIB))
+    one_block(box, file, 0)
+    cached = storage.find(file.content)
+    assert cached is not None
+    assert storage.reserve(file.content, cached, [MIB]) == 1
+    storage.drop_file(file.content)
+    storage.recount_soon()
+    storage.tidy()
+    storage.give_back(cached, MIB)
+    storage.tidy()
+    assert not storage._pending.recount
+    assert storage.tiers[0].used_bytes == 0
+    assert sum(storage.space(file.dataset).used.values()) == 0
