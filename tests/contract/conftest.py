@@ -248,8 +248,8 @@ def webhdfs_place(proxy: Proxied, webhdfs_endpoint: WebHdfsEndpoint) -> Iterator
 def hdfs_place(tmp_path: Path) -> Iterator[Place]:
     """fsspec's HDFS file system with its driver replaced: Arrow's local one stands in for libhdfs, which needs Java."""
     import fsspec
-from fsspec.registry import _registry
     from fsspec.implementations.arrow import ArrowFSWrapper, HadoopFileSystem
+    from fsspec.registry import _registry
     from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
     class StandIn(HadoopFileSystem):  # type: ignore[misc]
