@@ -48,10 +48,12 @@ _WRONG = 1024
 class _Opened:
     """One descriptor, shared by all files of a pack."""
 
-    __slots__ = ("descriptor", "seal")
+    __slots__ = ("descriptor", "seal", "tier")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tier: TierNumber) -> None:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.tier = tier
+        """That a record of a file of its own has; 0: a pack."""
         self.seal = WRITING
         """That the file had when the index vouched for it."""
 
@@ -204,7 +206,8 @@ class ContentReader:
                     return None
                 continue  # and look again, now that it is open
             status = os.fstat(opened.descriptor)
-            if not status.st_nlink:
+            # A disk that went read-only keeps what was dropped there: linked, and without the blocks that came since.
+            if not status.st_nlink or opened.tier != cached.tier:
                 self._forget(key, opened)
                 continue
             self._opened.move_to_end(key)
@@ -257,7 +260,7 @@ class ContentReader:
         if folder is None:
             return False
         try:
-            self._opened[key] = _Opened(cached_path(folder, content, cached.pack))
+            self._opened[key] = _Opened(cached_path(folder, content, cached.pack), cached.tier)
         except FileNotFoundError:
             return False  # evicted between the look at the index and now
         except OSError:

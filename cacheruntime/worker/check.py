@@ -20,6 +20,7 @@ from forebay.cacheruntime.index import (
     Index,
     Pack,
     PackNumber,
+    Seal,
     block_count,
     doomed_key,
     holding_key,
@@ -102,60 +103,61 @@ class Check:
         index = self._storage.index.reader
         records = index.contents()
         while batch := await self._in_thread(lambda: self._look_at(records)):
-            for content, cached, trouble, size in batch:
+            for content, cached, trouble, size, seal in batch:
                 self.progress.files += 1
                 self.progress.bytes += size
                 if trouble and index.find(content) == cached and content not in self._storage.writes:
-                    self._found(*trouble, content)
+                    self._found(*trouble, content, seal)
             await trio.lowlevel.checkpoint()
 
     def _look_at(
         self, records: Iterator[tuple[ContentId, Cached | None]]
-    ) -> list[tuple[ContentId, Cached | None, tuple[str, str] | None, int]]:
-        """In a thread: some records, what is wrong with each, and how many bytes were read for that."""
-        looked: list[tuple[ContentId, Cached | None, tuple[str, str] | None, int]] = []
+    ) -> list[tuple[ContentId, Cached | None, tuple[str, str] | None, int, Seal | None]]:
+        """In a thread: some records, what is wrong with each, how many bytes were read for that, and what the file had
+        for a seal before it was read."""
+        looked: list[tuple[ContentId, Cached | None, tuple[str, str] | None, int, Seal | None]] = []
         for content, cached in islice(records, _AT_ONCE):
             if cached is None:
-                looked.append((content, None, ("record", "its record is damaged"), 0))
+                looked.append((content, None, ("record", "its record is damaged"), 0, None))
             elif content in self._storage.writes:
-                looked.append((content, cached, None, 0))
+                looked.append((content, cached, None, 0, None))
             else:
-                trouble, size = self._trouble_of(content, cached)
-                looked.append((content, cached, trouble, size))
+                looked.append((content, cached, *self._trouble_of(content, cached)))
         return looked
 
-    def _trouble_of(self, content: ContentId, cached: Cached) -> tuple[tuple[str, str] | None, int]:
+    def _trouble_of(self, content: ContentId, cached: Cached) -> tuple[tuple[str, str] | None, int, Seal | None]:
         index = self._storage.index.reader
         with index.raw() as txn:
             key = member_key(cached.dataset, cached.pack, content)
             if txn.get(key, db=index.table("members")) is None:
-                return ("member", "nothing finds it by its dataset"), 0
+                return ("member", "nothing finds it by its dataset"), 0, None
         if cached.pack:
             pack = index.pack(cached.pack)
             if pack is None:
-                return ("pack", f"its pack {cached.pack} has no record"), 0
+                return ("pack", f"its pack {cached.pack} has no record"), 0, None
             if cached.offset + cached.size > pack.length or cached.dataset != pack.dataset:
-                return ("pack", f"it lies outside of its pack {cached.pack}"), 0
-            return None, 0
+                return ("pack", f"it lies outside of its pack {cached.pack}"), 0, None
+            return None, 0, None
         if len(cached.bitmap) != (0 if cached.complete else -(-block_count(cached.size) // 8)):
-            return ("record", "its bitmap has another length than its size says"), 0
+            return ("record", "its bitmap has another length than its size says"), 0, None
         if any(index.checksum(content, block) is None for block in cached.blocks()):
-            return ("sums", "a block has no checksum"), 0
+            return ("sums", "a block has no checksum"), 0, None
         path = self._storage.path_of(content, cached)
         if path is None:
-            return ("tier", f"its tier {cached.tier} is not part of the cache"), 0
+            return ("tier", f"its tier {cached.tier} is not part of the cache"), 0, None
         trouble = _of_file(path, cached.size)
         if trouble is not None:
-            return trouble, 0
+            return trouble, 0, None
         if not self._deep and not self._storage.is_doubtful(content, cached):
-            return None, 0
+            return None, 0, None
         verdict = verify_file(path, cached, lambda block: index.checksum(content, block), self._pace, direct=self._deep)
         if verdict.bad:
             reason = f" ({verdict.error.strerror})" if verdict.error is not None else ""
-            return ("data", f"{len(verdict.bad)} blocks are not what was written{reason}"), cached.cached_bytes()
+            return ("data", f"{len(verdict.bad)} blocks are not what was written{reason}"), cached.cached_bytes(), None
         if self._storage.is_doubtful(content, cached):
-            return ("seal", "somebody else has touched its file; the bytes are right"), cached.cached_bytes()
-        return None, cached.cached_bytes()
+            trouble = "seal", "somebody else has touched its file; the bytes are right"
+            return trouble, cached.cached_bytes(), verdict.seal
+        return None, cached.cached_bytes(), None
 
     async def _packs(self) -> None:
         index = self._storage.index.reader
@@ -225,14 +227,14 @@ class Check:
                 path.unlink(missing_ok=True)
             self.progress.findings.append(Finding("orphan", f"{path}: no record speaks of it", self._repair))
 
-    def _found(self, kind: str, what: str, item: Item) -> None:
-        """A file or a pack is not as it should be."""
+    def _found(self, kind: str, what: str, item: Item, seal: Seal | None = None) -> None:
+        """A file or a pack is not as it should be; `seal`: of the file, before its bytes proved right."""
         name = f"{item.hex()}: " if isinstance(item, bytes) else ""
         self.progress.findings.append(Finding(kind, f"{name}{what}", self._repair))
         if not self._repair:
             return
-        if kind == "seal" and isinstance(item, bytes):
-            self._storage.reseal(item)
+        if seal is not None and isinstance(item, bytes):
+            self._storage.index.seal_file(item, seal)
         elif kind == "record" and isinstance(item, bytes) and self._storage.index.reader.is_damaged(item):
             self._storage.forget_damaged(item)
         elif isinstance(item, bytes):

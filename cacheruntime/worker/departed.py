@@ -8,6 +8,9 @@ from pathlib import Path
 from forebay.cacheruntime.worker.space import Space
 from forebay.cacheruntime.worker.tier import Tier
 
+_MOST = 4096
+"""Files of a tier that are watched, a descriptor and two system calls a look for each; more are not counted."""
+
 
 @dataclass
 class _Gone:
@@ -57,11 +60,12 @@ class Departed:
             os.close(descriptor)
             _give_back(tier, gone)
             raise
-        if _is_ours_alone(descriptor):
+        files = self._gone.setdefault(tier.number, (tier, []))[1]
+        if len(files) >= _MOST or _is_ours_alone(descriptor):
             os.close(descriptor)
             _give_back(tier, gone)
             return True
-        self._gone.setdefault(tier.number, (tier, []))[1].append(gone)
+        files.append(gone)
         return False
 
     def pending_bytes(self, tier: Tier) -> int:

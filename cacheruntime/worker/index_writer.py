@@ -1,5 +1,6 @@
 """Writing the index; its format is described in `cacheruntime/index.py`."""
 
+import errno
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -58,8 +59,18 @@ class Appended(NamedTuple):
     checksum: int
 
 
+class IndexUnwritable(OSError):
+    """The index takes no changes now; everything in it is as it was."""
+
+    def __init__(self, error: lmdb.Error) -> None:
+        full = isinstance(error, lmdb.DiskError | lmdb.MapFullError)
+        super().__init__(errno.ENOSPC if full else errno.EIO, f"the cache index cannot be written ({error})")
+
+
 class IndexWriter:
     """The one writer. Every method is one transaction; none waits for anything but LMDB's own pages.
+
+    A method that raises `IndexUnwritable` has changed nothing: the file system of the cache folder is full, say.
 
     What the next checkpoint has to take over (`ledger.py`) is remembered, and written to ``changed.N`` in the index's
     folder for a worker that comes after a kill: for each key the number of its table, its length (a byte each) and
@@ -116,7 +127,7 @@ class IndexWriter:
     @property
     def is_checkpointed(self) -> bool:
         """Whether the last checkpoint has everything, so that all data that is spoken of is on the disks."""
-        return not self._log_lost and not any(self._changed.values()) and len(self._logs) == 1
+        return not self.has_changed and len(self._logs) == 1
 
     def close(self) -> None:
         """Mark an orderly stop, durably, and close."""
@@ -130,13 +141,24 @@ class IndexWriter:
 
     def take_changed(self) -> tuple[Changed | None, list[Path]]:
         """The keys that changed since the last call, None when that is not known; and the logs to remove when a
-        checkpoint has them."""
+        checkpoint has them.
+
+        Raises:
+            OSError: nothing was taken, as no new log could be begun.
+        """
+        logs, log = list(self._logs), self._log
+        self._begin_log()
+        # Closed only now: had no new one come, what is written next would go to whoever gets the number.
+        os.close(log)
+        self._logs = self._logs[len(logs) :]
         changed = None if self._log_lost else self._changed
         self._changed, self._log_lost = {name: set() for name in TABLES}, False
-        logs, self._logs = self._logs, []
-        os.close(self._log)
-        self._begin_log()
         return changed, logs
+
+    @property
+    def has_changed(self) -> bool:
+        """Whether there is something for a checkpoint."""
+        return self._log_lost or any(self._changed.values())
 
     def give_back_changed(self, changed: Changed | None, logs: list[Path]) -> None:
         """The checkpoint failed: the next one takes these too."""
@@ -144,6 +166,10 @@ class IndexWriter:
         for table, keys in (changed or {}).items():
             self._changed[table] |= keys
         self._logs = logs + self._logs
+
+    def drop_dead_readers(self) -> None:
+        """Readers that were killed in a transaction keep old pages from being used again: the file would grow."""
+        self._env.reader_check()
 
     def _begin_log(self) -> None:
         last = max((int(path.suffix[1:]) for path in self._folder.glob(f"{_LOG_PREFIX}*")), default=0)
@@ -316,6 +342,14 @@ class IndexWriter:
             pack = self._pack(txn, number)
             if pack is not None:
                 self._put(txn, "packs", pack_key(number), pack_pack(pack._replace(seal=seal, session=self.session)))
+
+    def believe_packed(self, number: PackNumber, contents: Iterable[ContentId]) -> None:
+        """Files of a pack were compared with their checksums in this session."""
+        with self._txn() as txn:
+            for content in contents:
+                cached = self._record(txn, content)
+                if cached is not None and cached.pack == number:
+                    self._put(txn, "contents", content, pack_cached(content, cached._replace(session=self.session)))
 
     def forget_packed(self, content: ContentId) -> Cached | None:
         """Forget one file of a pack; its bytes stay there, dead, until the pack goes."""
@@ -493,10 +527,13 @@ class IndexWriter:
 
     @contextmanager
     def _txn(self) -> Iterator[Any]:
-        with self._env.begin(write=True) as txn:
-            yield txn
-            if self._unlogged:
-                self._write_log()
+        try:
+            with self._env.begin(write=True) as txn:
+                yield txn
+                if self._unlogged:
+                    self._write_log()
+        except lmdb.Error as error:
+            raise IndexUnwritable(error) from error
 
     def _put(self, txn: Any, table: str, key: bytes, value: bytes) -> None:
         txn.put(key, value, db=self._tables[table])

@@ -2,17 +2,20 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import lmdb
 import trio
 
 from forebay.cacheruntime.config import Medium
-from forebay.cacheruntime.index import Index, Pack
+from forebay.cacheruntime.index import Cached, Index, Pack
 from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.tiers import probe
 from forebay.cacheruntime.worker.check import is_orphan, orphans
 from forebay.cacheruntime.worker.disk_health import Health
+from forebay.cacheruntime.worker.index_writer import IndexUnwritable
 from forebay.cacheruntime.worker.mover import Mover
 from forebay.cacheruntime.worker.space import Item
 from forebay.cacheruntime.worker.storage import Storage
@@ -24,6 +27,10 @@ log = logging.getLogger(__name__)
 _TIDY_S = 0.5
 _MOVE_REST_S = 1.0
 _PROBE_S, _SICK_PROBE_S = 10.0, 1.0
+_AT_ONCE = 256
+"""Records or files that are looked at in one go."""
+
+_SCRUB_RETRY_S = 60.0
 _SCRUB_REST_S = 3600.0
 """Between the end of one scrub and the start of the next."""
 
@@ -53,7 +60,10 @@ class Keeper:
 
     async def _tidy(self) -> None:
         while True:
-            self._storage.tidy()
+            try:
+                self._storage.tidy()
+            except OSError as error:
+                self._trouble(error)
             await trio.sleep(_TIDY_S)
 
     async def _move(self) -> None:
@@ -63,7 +73,7 @@ class Keeper:
             try:
                 moved = await self.mover.step()
             except OSError as error:
-                log.warning("a move between tiers failed: %s", error)
+                self._trouble(error)
                 moved = False
             if not moved:
                 await trio.sleep(_MOVE_REST_S)
@@ -75,12 +85,15 @@ class Keeper:
 
     async def checkpoint(self) -> None:
         """Make durable what was filled up to now; of tiers in memory nothing is left after a power loss anyway."""
-        self._storage.tidy()
         ledger = self._storage.ledger
-        checkpoint = ledger.begin()
-        if checkpoint.is_empty:
-            checkpoint.close()
-            ledger.give_up(checkpoint)
+        try:
+            self._storage.tidy()
+            self._storage.index.drop_dead_readers()
+            if ledger.is_current:
+                return
+            checkpoint = ledger.begin()
+        except (OSError, lmdb.Error) as error:
+            log.warning("no checkpoint could be taken: %s", error)
             return
         folders = [t.config.path for t in self._storage.tiers if t.config.medium is not Medium.MEM and not t.is_down]
         try:
@@ -100,10 +113,16 @@ class Keeper:
             return
         index = self._storage.index.reader
         for tier in self._storage.tiers:
-            found = await trio.to_thread.run_sync(_orphans, index, tier, abandon_on_cancel=True)
-            for item, path in found:
-                if is_orphan(index, tier, item):
-                    path.unlink(missing_ok=True)
+            try:
+                found = await trio.to_thread.run_sync(_orphans, index, tier, abandon_on_cancel=True)
+                for number, (item, path) in enumerate(found):
+                    if is_orphan(index, tier, item):
+                        path.unlink(missing_ok=True)
+                    if number % _AT_ONCE == _AT_ONCE - 1:
+                        await trio.lowlevel.checkpoint()
+            except OSError as error:
+                tier.failed(error)
+                continue
             if found:
                 log.info("%d files of %s were newer than the last checkpoint: removed", len(found), tier.config.path)
 
@@ -120,24 +139,44 @@ class Keeper:
             await trio.sleep(_PROBE_S if tier.health.state is Health.NORMAL else _SICK_PROBE_S)
 
     async def _scrub(self) -> None:
-        """Over and over: packs first, then files of their own in the order of their names."""
+        """Over and over."""
         while True:
             await trio.sleep(_MOVE_REST_S)
-            index = self._storage.index
-            cursor = index.reader.scrubbed()
-            if not cursor:
-                for pack in index.reader.packs():
-                    await self._scrub_pack(pack)
-            for content, cached in index.reader.contents(ContentId(cursor) if cursor else None):
-                if cached is not None and not cached.pack:
-                    await self._scrub_file(content)
-                    index.note_scrubbed(content)
-            index.note_scrubbed(b"")
-            await trio.sleep(_SCRUB_REST_S)
+            try:
+                await self._scrub_all()
+            except OSError as error:
+                self._trouble(error)
+                await trio.sleep(_SCRUB_RETRY_S)
+            else:
+                await trio.sleep(_SCRUB_REST_S)
+
+    async def _scrub_all(self) -> None:
+        """Packs first, then files of their own in the order of their names."""
+        index = self._storage.index
+        cursor = index.reader.scrubbed()
+        if not cursor:
+            for pack in index.reader.packs():
+                await self._scrub_pack(pack)
+        records = index.reader.contents(ContentId(cursor) if cursor else None)
+        while (found := await trio.to_thread.run_sync(_own_files, records, abandon_on_cancel=True)) is not None:
+            for content in found:
+                await self._scrub_file(content)
+                index.note_scrubbed(content)
+        index.note_scrubbed(b"")
+
+    def _trouble(self, error: OSError) -> None:
+        """Something failed that is tried again: nobody waits for it."""
+        if isinstance(error, IndexUnwritable):
+            self._storage.index_failed(error)
+        else:
+            log.warning("work in the background failed, and is tried again: %s", error)
 
     async def _scrub_pack(self, pack: Pack) -> None:
         storage = self._storage
-        if storage.is_open_pack(pack.number) or storage.pack_in_doubt(pack):
+        if storage.is_open_pack(pack.number):
+            return
+        if storage.pack_in_doubt(pack):
+            await self._verifier.verify_pack(pack.number, self._scrub_pace)
             return
         path = storage.item_path(storage.tier(pack.tier), pack.number)
         contents, entries = packed_entries(storage.index.reader, pack)
@@ -169,6 +208,12 @@ class Keeper:
         self.scrubbed_bytes += cached.cached_bytes()
         if verdict.bad and index.find(content) == cached:
             storage.found_wrong(content, len(verdict.bad))
+
+
+def _own_files(records: Iterator[tuple[ContentId, Cached | None]]) -> list[ContentId] | None:
+    """In a thread: the next few files of their own, past millions in packs; None at the end."""
+    looked = list(islice(records, _AT_ONCE))
+    return [content for content, cached in looked if cached is not None and not cached.pack] if looked else None
 
 
 def _orphans(index: Index, tier: Tier) -> list[tuple[Item, Path]]:

@@ -156,8 +156,17 @@ class Ledger:
     def close(self) -> None:
         self._env.close()
 
+    @property
+    def is_current(self) -> bool:
+        """Whether a checkpoint would bring nothing."""
+        return self._whole and not self._index.has_changed
+
     def begin(self) -> "Checkpoint":
-        """What has changed up to now, and the index as it is now."""
+        """What has changed up to now, and the index as it is now.
+
+        Raises:
+            OSError: nothing was begun.
+        """
         changed, logs = self._index.take_changed()
         complete = self._whole or self._index.session == 1  # then all that there is has changed
         return Checkpoint(self._index.reader, changed if self._whole else None, logs, changed if complete else None)
@@ -197,6 +206,7 @@ class Ledger:
 
     def give_up(self, checkpoint: "Checkpoint") -> None:
         """A checkpoint failed: the next one takes its changes too."""
+        checkpoint.close()
         self._index.give_back_changed(checkpoint.changed, checkpoint.logs)
 
 
@@ -220,10 +230,6 @@ class Checkpoint:
         self._transaction = index.raw()
         self._txn = self._transaction.__enter__()
 
-    @property
-    def is_empty(self) -> bool:
-        return self.changed is not None and not any(self.changed.values())
-
     def items(self) -> Iterable[tuple[str, bytes, bytes | None]]:
         """Table, key and value; None for a key that is gone."""
         for name in TABLES:
@@ -237,7 +243,10 @@ class Checkpoint:
                         yield name, key, value
 
     def close(self) -> None:
-        self._transaction.__exit__(None, None, None)
+        """End its read transaction, which keeps pages of the index from being used again; once or more often."""
+        if self._txn is not None:
+            self._txn = None
+            self._transaction.__exit__(None, None, None)
 
 
 def _sync_files(paths: list[Path]) -> None:

@@ -27,6 +27,13 @@ PRESSED_S = 10.0
 """A tier is under pressure when something was put there within this time."""
 
 
+_DROPPED_AT_ONCE = 64
+"""Some 100 us each, in which nobody else is served."""
+
+_LOOKED_AT_ONCE = 256
+"""Files that were read, some 5 us each."""
+
+
 class TargetFailed(OSError):
     """Of the place that something was moved to."""
 
@@ -62,6 +69,7 @@ class Mover:
             if tier.number not in self._draining:
                 continue
             below = [lower for lower in tiers[position + 1 :] if lower.config.medium is not tier.config.medium]
+            dropped = 0
             for space, idle in self._givers():
                 for item, size in self._storage.rooms.victims(space, tier):
                     if tier.over_low_bytes() <= self._storage.departed.pending_bytes(tier):
@@ -71,7 +79,12 @@ class Mover:
                     if target is not None:
                         return await self.move(item, target)
                     if idle:
-                        self._storage.drop(item)
+                        if not self._storage.drop(item):
+                            return False
+                        dropped += 1
+                        if dropped >= _DROPPED_AT_ONCE:
+                            await trio.lowlevel.checkpoint()
+                            return True
             self._draining.discard(tier.number)  # there is nothing that may go
         return False
 
@@ -95,7 +108,9 @@ class Mover:
                 if self._storage.idle(space.dataset) is not None:
                     continue
                 self._storage.rooms.note_touches(space)
-                for item in list(space.touched):
+                for looked, item in enumerate(list(space.touched)):
+                    if looked % _LOOKED_AT_ONCE == _LOOKED_AT_ONCE - 1:
+                        await trio.lowlevel.checkpoint()
                     space.touched.discard(item)
                     where, size = self._place(item)
                     if where in numbers and 0 < size <= room:
@@ -142,7 +157,11 @@ class Mover:
         if index.reader.find(content) != cached or content in self._storage.writes:
             self._storage.left_behind(target, content, size)
             return False
-        index.move_file(content, target.number, seal)
+        try:
+            index.move_file(content, target.number, seal)
+        except OSError:
+            self._storage.left_behind(target, content, size)
+            raise
         self._storage.left_behind(source, content, size)
         self._count(size)
         return True
@@ -173,14 +192,22 @@ class Mover:
         if now is None or (now.length, now.seal, now.tier) != (pack.length, pack.seal, pack.tier):
             self._storage.left_behind(target, number, pack.length)
             return False
-        index.move_pack(number, target.number, seal)
+        try:
+            index.move_pack(number, target.number, seal)
+        except OSError:
+            self._storage.left_behind(target, number, pack.length)
+            raise
         self._storage.left_behind(source, number, pack.length)
         self._count(pack.length)
         return True
 
     async def _copied(self, item: Item, copy: Callable[[], Seal], source: Tier, target: Tier, size: int) -> Seal | None:
         """Copy with room taken in the target; None: it failed, and nothing is left of it."""
-        self._storage.index.doom(target.number, item)
+        try:
+            self._storage.index.doom(target.number, item)
+        except OSError:
+            target.give_back(size)
+            raise
         try:
             return await trio.to_thread.run_sync(copy, limiter=self._thread)
         except Damaged:

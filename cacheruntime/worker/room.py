@@ -135,6 +135,8 @@ class Rooms:
         if now - self._departed_at >= _DEPARTED_S:
             self._departed_at = now
             storage.departed.look()
+        if all(tier.paused for tier in tiers):
+            return  # to drop something would bring nothing
         quota = space.room_bytes(share)
         if quota is not None and quota < need:
             if not self._gives(space, coming, need - quota):

@@ -16,12 +16,12 @@ from pathlib import Path
 import xxhash
 
 from forebay.cacheruntime.config import MIB, CacheConfig, Medium
-from forebay.cacheruntime.index import Cached, Pack, PackNumber, Seal, TierNumber
+from forebay.cacheruntime.index import Cached, Pack, PackNumber, Seal, TierNumber, block_bytes
 from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.tiers import cached_path, file_path, is_folder, open_folder, pack_path
 from forebay.cacheruntime.touch import TouchMap
 from forebay.cacheruntime.worker.departed import Departed
-from forebay.cacheruntime.worker.index_writer import Appended, Changed
+from forebay.cacheruntime.worker.index_writer import Appended, Changed, IndexUnwritable
 from forebay.cacheruntime.worker.ledger import Ledger, close_index, open_index
 from forebay.cacheruntime.worker.room import Rooms
 from forebay.cacheruntime.worker.space import Item, Space
@@ -183,7 +183,8 @@ class Storage:
         self.index.removed(doomed)
 
     def close(self) -> None:
-        self.tidy(time.monotonic() + QUIET_S)
+        with contextlib.suppress(OSError):  # what could not be sealed is verified after the next start
+            self.tidy(time.monotonic() + QUIET_S)
         for pack in self._packs.values():
             os.close(pack.descriptor)
         self._packs.clear()
@@ -321,11 +322,11 @@ class Storage:
         if tier is None:
             return None
         replaced = self.index.reader.find(target.content)
-        if replaced is not None:
-            self.drop_file(target.content)  # in a tier that is down
+        if replaced is not None and not self.drop_file(target.content):  # in a tier that is down
+            return None
         path = file_path(tier.config.path, target.content)
-        self.index.doom(tier.number, target.content)
         try:
+            self.index.doom(tier.number, target.content)
             path.parent.mkdir(exist_ok=True, mode=0o700)
             path.unlink(missing_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -334,25 +335,29 @@ class Storage:
                 seal = seal_of(os.fstat(descriptor))
             finally:
                 os.close(descriptor)
+            cached = self.index.start_file(
+                target.content, target.size, tier.number, target.dataset,
+                share=share, pinned=space.is_pinned(target.path), seal=seal,
+            )  # fmt: skip
         except OSError as error:
             self.write_failed(tier, error)
             return None
-        cached = self.index.start_file(
-            target.content, target.size, tier.number, target.dataset,
-            share=share, pinned=space.is_pinned(target.path), seal=seal,
-        )  # fmt: skip
         if target.size:
             self.writes.begin(target.content, seal)
         self.rooms.inserted(space, target.content, target.size)
         return cached
 
     def begin_writing(self, content: ContentId, cached: Cached) -> bool:
-        """Blocks are about to be added to a file. False: it is not what it should be, and was dropped."""
+        """Blocks are about to be added to a file. False: it is not what it should be, or that cannot be recorded."""
         if content in self.writes:
             return True
         if self.is_doubtful(content, cached):
             return False
-        self.index.seal_file(content, Seal(0, 0))
+        try:
+            self.index.seal_file(content, Seal(0, 0))
+        except IndexUnwritable as error:
+            self.index_failed(error)
+            return False
         self.writes.begin(content, cached.seal)
         return True
 
@@ -393,7 +398,8 @@ class Storage:
         """Record blocks (block -> checksum) that were written to the tier file with that inode number.
 
         False, with nothing recorded, when that file is no longer the one that the index means: it was dropped, removed
-        from outside and made anew, or changed by somebody else; the blocks' bytes went away with it.
+        from outside and made anew, or changed by somebody else; the blocks' bytes went away with it. Or the index takes
+        nothing. What was reserved for them is the caller's to give back.
         """
         try:
             now = seal_of(os.stat(file_path(self.tier(cached.tier).config.path, content)))
@@ -401,14 +407,20 @@ class Storage:
             return False
         if now.inode != inode:
             return False
-        known = self.index.add_blocks(content, checksums, now)
+        try:
+            known = self.index.add_blocks(content, checksums, now)
+        except IndexUnwritable as error:
+            self.index_failed(error)
+            return False
         if known is None:
             return False
         if known.complete and content in self.writes:
             left = self.writes.seal(content)
             self.writes.end(content)
             if left != now:
-                self._drop_damaged(content, known)
+                self._drop_damaged(content, known)  # gives back these blocks too, and so will the caller
+                again = sum(block_bytes(known.size, number) for number in checksums)
+                self._take(self.tier(known.tier), self.space(known.dataset), known.share, again)
                 return False
         return True
 
@@ -418,8 +430,9 @@ class Storage:
         Where the dataset's policy replaces files, each has one of its own: a pack leaves whole.
         """
         space = self.space(target.dataset)
-        if self.index.reader.find(target.content) is not None:
-            self.drop_file(target.content)  # of its own, begun under another policy or by a worker that was killed
+        # There may be one of its own, begun under another policy or by a worker that was killed.
+        if not self.drop_file(target.content):
+            return False
         if space.policy.replaces:
             return self._keep_alone(target, data, checksum)
         share = space.share_of(target.path)
@@ -432,12 +445,14 @@ class Storage:
             offset = pack.end
             write_all(pack.descriptor, [memoryview(data)], offset)
             pack.seal = seal_of(os.fstat(pack.descriptor))
+            pack.written_at = time.monotonic()
+            added = self.index.add_packed(pack.number, [Appended(target.content, len(data), offset, checksum)])
         except OSError as error:
             self.write_failed(tier, error)
             return False
-        pack.end, pack.written_at = offset + len(data), time.monotonic()
+        pack.end = offset + len(data)
         self._take(tier, space, share, len(data))
-        if not self.index.add_packed(pack.number, [Appended(target.content, len(data), offset, checksum)]):
+        if not added:
             space.give_back(share, len(data))  # the record was damaged; the bytes go with the pack
             return False
         self.rooms.inserted(space, pack.number, pack.end)
@@ -454,7 +469,7 @@ class Storage:
                 kept.append(self._keep_alone(target, b"".join(pieces), checksum))
                 continue
             share = space.share_of(target.path)
-            tier = self.rooms.tier_for(target, share, whole=True)
+            tier = self.rooms.tier_for(target, share, whole=True) if self.drop_file(target.content) else None
             if tier is None:
                 kept.append(False)
                 continue
@@ -485,17 +500,20 @@ class Storage:
         if pack is None or run.key is None:
             return
         dataset, share, _, number = run.key
-        size = run.end - pack.end
+        size = run.end - run.entries[0].offset
         try:
+            if self._packs.get(run.key) is not pack:
+                raise ChangedOutside  # it was dropped for those who came behind: its descriptor is closed
             write_all(pack.descriptor, run.pieces, pack.end)
-            pack.seal = seal_of(os.fstat(pack.descriptor))
+            pack.seal, pack.written_at = seal_of(os.fstat(pack.descriptor)), time.monotonic()
+            added = self.index.add_packed(pack.number, run.entries)
         except OSError as error:
             self.tier(number).give_back(size)
             self.space(dataset).give_back(share, size)
             self.write_failed(self.tier(number), error)
         else:
-            pack.end, pack.written_at = run.end, time.monotonic()
-            if self.index.add_packed(pack.number, run.entries):
+            pack.end = run.end
+            if added:
                 self.rooms.inserted(self.space(dataset), pack.number, pack.end)
                 return
             self.space(dataset).give_back(share, size)  # the record was damaged; the bytes go with the pack
@@ -576,8 +594,14 @@ class Storage:
         dataset, share, pinned, _ = key
         number = self.index.new_pack(tier.number, dataset, share, pinned)
         path = pack_path(tier.config.path, number)
-        path.unlink(missing_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            path.unlink(missing_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError:
+            empty = self.index.reader.pack(number)
+            if empty is not None:
+                self.index.drop_pack(empty, doom=False)
+            raise
         pack = self._packs[key] = _OpenPack(number, tier, descriptor, 0, seal_of(os.fstat(descriptor)), False)
         return pack
 
@@ -598,6 +622,9 @@ class Storage:
 
     def write_failed(self, tier: Tier, error: OSError) -> None:
         """A tier did not take a write: readers are served without it."""
+        if isinstance(error, IndexUnwritable):
+            self.index_failed(error)
+            return
         log.warning("tier %s:%s takes no data now: %s", tier.config.medium.value, tier.config.path, error.strerror)
         if isinstance(error, ChangedOutside):
             self.damage.files += 1
@@ -606,45 +633,62 @@ class Storage:
         else:
             tier.failed(error)
 
+    def index_failed(self, error: IndexUnwritable) -> None:
+        """Nothing can be recorded for a while: readers are served without the tiers."""
+        if not all(tier.paused for tier in self.tiers):
+            log.warning("%s: nothing is put into the cache for now", error.strerror)
+        for tier in self.tiers:
+            tier.pause()
+
     # Dropping
 
-    def drop_file(self, content: ContentId) -> None:
-        """Unlink a tier file and forget it; descriptors that are open keep their bytes. One in a pack is forgotten."""
+    def drop_file(self, content: ContentId) -> bool:
+        """Unlink a tier file and forget it; descriptors that are open keep their bytes. One in a pack is forgotten.
+
+        False, with everything as it was: the index takes no changes.
+        """
         cached = self.index.reader.find(content)
         if cached is None:
-            return
+            return True
+        try:
+            self.index.forget_packed(content) if cached.pack else self.index.drop_file(content)
+        except IndexUnwritable as error:
+            self.index_failed(error)
+            return False
         self.writes.end(content)
         space, held = self.space(cached.dataset), cached.cached_bytes()
         if cached.pack:
             space.give_back(cached.share, held)
-            self.index.forget_packed(content)
             pack = self.index.reader.pack(cached.pack)
             if pack is not None and not pack.live_files:
                 self.drop_pack(pack)
-            return
-        self.index.drop_file(content)
+            return True
         self.rooms.removed(space, content)
         self._unlink(self.tier(cached.tier), content, held, space, cached.share, held)
+        return True
 
-    def drop_pack(self, pack: Pack) -> None:
-        """Unlink a pack and forget all files in it."""
+    def drop_pack(self, pack: Pack) -> bool:
+        """Unlink a pack and forget all files in it; False as in `drop_file`."""
+        try:
+            self.index.drop_pack(pack)
+        except IndexUnwritable as error:
+            self.index_failed(error)
+            return False
         for key, opened in list(self._packs.items()):
             if opened.number == pack.number:
                 os.close(self._packs.pop(key).descriptor)
         space = self.space(pack.dataset)
-        self.index.drop_pack(pack)
         if hasattr(self, "rooms"):
             self.rooms.removed(space, pack.number)
         self._unlink(self.tier(pack.tier), pack.number, pack.length, space, pack.share, pack.live_bytes)
+        return True
 
-    def drop(self, item: Item) -> None:
-        """A file of its own or a pack."""
+    def drop(self, item: Item) -> bool:
+        """A file of its own or a pack; False as in `drop_file`."""
         if isinstance(item, bytes):
-            self.drop_file(item)
-        else:
-            pack = self.index.reader.pack(item)
-            if pack is not None:
-                self.drop_pack(pack)
+            return self.drop_file(item)
+        pack = self.index.reader.pack(item)
+        return pack is None or self.drop_pack(pack)
 
     def _unlink(
         self, tier: Tier, item: Item, size: int, owner: Space | None = None, share: int = 0, held: int = 0
@@ -672,15 +716,20 @@ class Storage:
         tier = self._tier_of(cached)
         if pack is not None and tier is not None and not pack_path(tier.config.path, pack.number).exists():
             self.drop_pack(pack)
-        else:
-            self.drop_file(content)
+        elif not self.drop_file(content) and not cached.pack and tier is not None:
+            # Its record stays for now; without its file nothing is read by it.
+            with contextlib.suppress(OSError):
+                file_path(tier.config.path, content).unlink()
 
     def suspect(self, item: Item) -> None:
         """Bytes of it proved wrong: whoever wants it next has it verified."""
-        if isinstance(item, bytes):
-            self.index.seal_file(item, DOUBTFUL)
-        else:
-            self.index.seal_pack(item, DOUBTFUL)
+        try:
+            if isinstance(item, bytes):
+                self.index.seal_file(item, DOUBTFUL)
+            else:
+                self.index.seal_pack(item, DOUBTFUL)
+        except IndexUnwritable as error:
+            self.index_failed(error)
 
     def found_wrong(self, content: ContentId, blocks: int = 1) -> None:
         """Bytes of a file are not what was written: it is fetched again when somebody wants it."""
@@ -690,22 +739,19 @@ class Storage:
         if cached is not None:
             self._drop_damaged(content, cached)
 
-    def reseal(self, content: ContentId) -> None:
-        """The bytes of a file were found right: it has its seal again."""
-        cached = self.index.reader.find(content)
-        path = self.path_of(content, cached) if cached is not None else None
-        if path is not None and cached is not None and not cached.pack and content not in self.writes:
-            with contextlib.suppress(OSError):
-                self.index.seal_file(content, seal_of(os.stat(path)))
-
     def is_open_pack(self, number: PackNumber) -> bool:
         """Whether a pack still takes files."""
         return any(pack.number == number for pack in self._packs.values())
 
     def forget_damaged(self, content: ContentId) -> None:
         """Remove a record that is not sound."""
-        if self.index.forget_damaged(content):
-            self._forgot_damaged(content)
+        try:
+            forgotten = self.index.forget_damaged(content)
+        except IndexUnwritable as error:
+            self.index_failed(error)
+        else:
+            if forgotten:
+                self._forgot_damaged(content)
 
     def forget_damaged_pack(self, number: PackNumber) -> None:
         """As `forget_damaged`."""
@@ -768,9 +814,9 @@ class Storage:
             cached = self.index.reader.find(content)
             if cached is None or (cached.pinned and not pinned):
                 continue
-            files += 1
-            size += cached.cached_bytes()
-            self.drop_file(content)
+            if self.drop_file(content):
+                files += 1
+                size += cached.cached_bytes()
         return files, size
 
     def drop_dataset(self, dataset: DatasetId) -> int:
@@ -788,16 +834,20 @@ class Storage:
     # Behind the scenes
 
     def tidy(self, now: float | None = None) -> None:
-        """To be called about once a second: seals what has been quiet, and gives back what was closed."""
+        """To be called about once a second: seals what has been quiet, and gives back what was closed.
+
+        Raises:
+            OSError: the index takes no changes now; the rest is done another time.
+        """
         now = time.monotonic() if now is None else now
+        self.departed.look()
+        self.rooms.load_more()
         for key, pack in list(self._packs.items()):
             if not pack.sealed and now - pack.written_at >= QUIET_S:
                 if seal_of(os.fstat(pack.descriptor)) == pack.seal:
                     self._seal(pack)
                 else:
                     self._close_pack(key)
-        self.departed.look()
-        self.rooms.load_more()
         if self._pending.unlinked:
             self.index.removed(self._pending.unlinked)
             self._pending.unlinked = []
@@ -858,7 +908,10 @@ class Storage:
             now = Seal(0, 0)
         self.writes.end(content)
         if now == left:
-            self.index.seal_file(content, now)
+            try:
+                self.index.seal_file(content, now)
+            except IndexUnwritable as error:
+                self.index_failed(error)  # without a seal it is verified before it is read
         else:
             self._drop_damaged(content, cached)
 

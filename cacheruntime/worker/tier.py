@@ -79,9 +79,13 @@ class Tier:
     def failed(self, error: OSError) -> None:
         """A read or a write of this tier failed."""
         if error.errno in _FULL:
-            self._full_until = self._clock() + FULL_PAUSE_S
+            self.pause()
         else:
             self.health.failed()
+
+    def pause(self) -> None:
+        """Leave it alone for a while, as nothing could be recorded of what is put there."""
+        self._full_until = self._clock() + FULL_PAUSE_S
 
     def _free_bytes(self) -> int:
         """Of space and of inodes a share is left to others."""

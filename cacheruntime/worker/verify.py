@@ -18,6 +18,7 @@ import xxhash
 from forebay.cacheruntime.index import BLOCK_BYTES, Cached, Index, Pack, PackNumber, Seal, block_bytes
 from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.tiers import pack_path
+from forebay.cacheruntime.worker.index_writer import IndexUnwritable
 from forebay.cacheruntime.worker.storage import Storage
 from forebay.cacheruntime.worker.writes import seal_of
 
@@ -31,6 +32,10 @@ or 1 GiB from a slow disk."""
 
 AT_ONCE_BYTES = 8 * BLOCK_BYTES
 """Files up to this are verified before a reader goes on; of larger ones only the range that he wants."""
+
+
+_BELIEVED_AT_ONCE = 256
+"""Records, some 5 us each."""
 
 
 class Verdict(NamedTuple):
@@ -182,7 +187,10 @@ class Verifier:
     def doubtful(self, content: ContentId) -> Cached | None:
         """The record of a file that must not be served as it is; None when it may be, or there is none."""
         cached = self._storage.find(content)
-        if cached is None or not (content in self.suspected or self._storage.is_doubtful(content, cached)):
+        if cached is None:
+            self.suspected.discard(content)  # what is brought now is checked as it comes
+            return None
+        if not (content in self.suspected or self._storage.is_doubtful(content, cached)):
             return None
         return cached
 
@@ -233,6 +241,8 @@ class Verifier:
             else:
                 await self._verify_own(content, cached)
             self.suspected.discard(content)
+        except IndexUnwritable as error:
+            self._storage.index_failed(error)
         finally:
             self._under_way.pop(content).set()
 
@@ -264,7 +274,7 @@ class Verifier:
         if cached.pack not in self._under_way:
             self._nursery.start_soon(self.verify_pack, cached.pack)
 
-    async def verify_pack(self, number: PackNumber) -> None:
+    async def verify_pack(self, number: PackNumber, pace: Pace | None = None) -> None:
         """Verify all files of a pack: the wrong ones are forgotten, and it gets its seal for the others."""
         if number in self._under_way:
             return
@@ -273,20 +283,29 @@ class Verifier:
             pack = self._storage.index.reader.pack(number)
             if pack is None or not self._storage.pack_in_doubt(pack):
                 return
-            verdict, contents = await self._look_at_pack(pack)
+            verdict, contents = await self._look_at_pack(pack, pace)
             if self._storage.index.reader.pack(number) != pack:
                 return
             for position in verdict.bad:
                 self._storage.found_wrong(contents[position])
-            if self._storage.index.reader.pack(number) is not None:
+            left = self._storage.index.reader.pack(number)
+            if pack.session < self._storage.index.reader.trusted_since:
+                # The files' records say it too, or readers would compare them with their checksums at each read.
+                for at in range(0, len(contents), _BELIEVED_AT_ONCE):
+                    if self._storage.index.reader.pack(number) == left:
+                        self._storage.index.believe_packed(number, contents[at : at + _BELIEVED_AT_ONCE])
+                    await trio.lowlevel.checkpoint()
+            if left is not None and self._storage.index.reader.pack(number) == left:
                 self._storage.index.seal_pack(number, verdict.seal)
+        except IndexUnwritable as error:
+            self._storage.index_failed(error)
         finally:
             self._under_way.pop(number).set()
 
-    async def _look_at_pack(self, pack: Pack) -> tuple[Verdict, list[ContentId]]:
+    async def _look_at_pack(self, pack: Pack, pace: Pace | None) -> tuple[Verdict, list[ContentId]]:
         path = pack_path(self._storage.tier(pack.tier).config.path, pack.number)
         contents, entries = packed_entries(self._storage.index.reader, pack)
-        return await self._in_thread(lambda: verify_packed(path, entries)), contents
+        return await self._in_thread(lambda: verify_packed(path, entries, pace)), contents
 
     async def _range(self, content: ContentId, cached: Cached, start: int, end: int) -> bytes | None:
         """[start, end) of a file of its own, verified block by block; None when it is not cached or not right."""

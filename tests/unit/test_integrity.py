@@ -273,7 +273,7 @@ def test_the_scrub_finds_what_nobody_wrote(box: Box, kind: str) -> None:
     flip(path, 1000)
     seal = seal_of(path.stat())
     if kind == "own":
-        box.storage.reseal(file.content)
+        box.storage.index.seal_file(file.content, seal_of(os.stat(box.tier_file(file.content))))
     else:
         box.storage.close_pack(cached.pack)
         box.storage.index.seal_pack(cached.pack, seal)

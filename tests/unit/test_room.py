@@ -23,6 +23,7 @@ from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.mover import Mover
 from forebay.cacheruntime.worker.storage import Storage
+from forebay.cacheruntime.worker.writes import seal_of
 from forebay.proto import worker_pb2 as pb
 
 MakeBox = Callable[..., Box]
@@ -335,7 +336,7 @@ def test_a_damaged_file_is_not_moved(make_box: MakeBox) -> None:
     fill(box, file)
     with box.tier_file(file.content).open("r+b") as opened:
         opened.write(b"?")
-    box.storage.reseal(file.content)
+    box.storage.index.seal_file(file.content, seal_of(os.stat(box.tier_file(file.content))))
     assert not trio.run(Mover(box.storage).move, file.content, box.storage.tiers[1])
     record = box.storage.index.reader.find(file.content)
     assert record is not None

@@ -1,0 +1,318 @@
+"""The storage under faults of its own house: an index that takes nothing, disks that keep what was dropped, races."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import pytest
+import trio
+from cache_box import Box, bytes_of
+from check import check_storage
+from test_integrity import check, data_of, fill, flip
+
+from forebay.cacheruntime.config import MIB
+from forebay.cacheruntime.content import ContentReader
+from forebay.cacheruntime.index import Index
+from forebay.cacheruntime.touch import TouchMap
+from forebay.cacheruntime.worker import departed
+from forebay.cacheruntime.worker.check import Check
+from forebay.cacheruntime.worker.departed import Departed
+from forebay.cacheruntime.worker.fetch import SourceFile
+from forebay.cacheruntime.worker.fill import Filler
+from forebay.cacheruntime.worker.keeper import Keeper
+from forebay.cacheruntime.worker.mover import _DROPPED_AT_ONCE, Mover
+from forebay.cacheruntime.worker.storage import Storage, checksum_of
+
+MakeBox = Callable[..., Box]
+
+
+def take_in(box: Box, *files: SourceFile) -> list[bytes | None]:
+    async def test(filler: Filler) -> list[bytes | None]:
+        return [await filler.fill(file, 0, file.size, 0) for file in files]
+
+    found: list[bytes | None] = box.run(test, checked=False)
+    return found
+
+
+def one_block(box: Box, file: SourceFile, block: int) -> None:
+    """Put one block of a file into its tier, as a fill that goes on."""
+    storage = box.storage
+    cached = storage.find(file.content) or storage.place_file(box.target(file))
+    assert cached is not None
+    assert storage.reserve(file.content, cached, [MIB]) == 1
+    data = data_of(box, file)[block * MIB :][:MIB]
+    descriptor = storage.open_file(file.content, cached)
+    storage.writes.write(file.content, descriptor, [memoryview(data)], block * MIB)
+    assert storage.commit_blocks(file.content, cached, os.fstat(descriptor).st_ino, {block: checksum_of(data)})
+    os.close(descriptor)
+
+
+class FullDisk:
+    """An environment whose write transactions fail from the n-th on, as on a file system without room."""
+
+    def __init__(self, env: Any, good: int) -> None:
+        self._env = env
+        self.good = good
+
+    def begin(self, *args: Any, write: bool = False, **named: Any) -> Any:
+        if write:
+            self.good -= 1
+            if self.good < 0:
+                raise lmdb.DiskError("mdb_txn_commit: No space left on device")
+        return self._env.begin(*args, write=write, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._env, name)
+
+
+def all_rooms_reopened(storage: Storage) -> None:
+    for tier in storage.tiers:
+        tier._full_until = 0.0
+
+
+@pytest.mark.parametrize("good", range(12))
+def test_an_index_that_takes_no_change_means_reading_through(make_box: MakeBox, good: int) -> None:
+    box = make_box(16 * MIB)
+    storage = box.storage
+    files = [box.source(f"{n}", bytes_of(size, n)) for n, size in enumerate((7_000, 3 * MIB, 9_000, 2 * MIB + 5))]
+    real, storage.index._env = storage.index._env, FullDisk(storage.index._env, good)
+    for file, through in zip(files, take_in(box, *files), strict=True):
+        assert through in (None, data_of(box, file))
+        assert through is not None or box.read(file, 0, file.size) == data_of(box, file)
+    for file in files:
+        storage.drop_file(file.content)
+
+    async def keep() -> None:
+        with trio.move_on_after(0.7):
+            await Keeper(storage, Filler(storage, box.config.fill, nursery).verifier).run()
+
+    async def main() -> None:
+        nonlocal nursery
+        async with trio.open_nursery() as nursery:
+            await keep()
+
+    nursery: Any = None
+    trio.run(main)
+    storage.index._env = real
+    all_rooms_reopened(storage)
+    fill(box, *files)
+    check_storage(storage)
+    assert all(box.read(file, 0, file.size) == data_of(box, file) for file in files)
+
+
+def test_a_checkpoint_that_cannot_begin_a_log_goes_on_with_the_old_one(make_box: MakeBox) -> None:
+    box = make_box()
+    index = box.storage.index
+    folder, index._folder = index._folder, Path("/nowhere/at/all")
+    with pytest.raises(OSError):
+        box.storage.ledger.begin()
+    index._folder = folder
+    assert Path(f"/proc/self/fd/{index._log}").resolve().parent == folder.resolve(), "nobody else's descriptor"
+    assert index.has_changed
+
+
+def test_checkpoints_of_an_idle_worker_leave_nothing(make_box: MakeBox) -> None:
+    box = make_box()
+    fill(box, box.source("a", bytes_of(MIB)))
+
+    async def checkpoints() -> None:
+        async with trio.open_nursery() as nursery:
+            keeper = Keeper(box.storage, Filler(box.storage, box.config.fill, nursery).verifier)
+            for _ in range(5):
+                await keeper.checkpoint()
+
+    trio.run(checkpoints)
+    assert len(list(box.config.index_dir.glob("changed.*"))) == 1
+    assert box.storage.index.is_checkpointed
+    trusted = box.storage.index.reader.trusted_since
+    box.restart(boot="after a stop in order")
+    assert box.storage.index.reader.trusted_since == trusted
+
+
+def test_what_is_changed_while_it_is_verified_gets_no_seal(make_box: MakeBox) -> None:
+    box = make_box()
+    file = box.source("a", bytes_of(2 * MIB))
+    fill(box, file)
+    path = box.tier_file(file.content)
+    path.touch()  # in doubt, but right
+
+    class Slow(Check):
+        def _look_at(self, records: Any) -> Any:
+            looked = super()._look_at(records)
+            if looked:
+                flip(path, 1000)
+            return looked
+
+    made = Slow(box.storage, deep=False, repair=True)
+    trio.run(made.run)
+    assert [finding.kind for finding in made.progress.findings][:1] == ["seal"]
+    assert "data" in [finding.kind for finding in check(box, repair=True)]
+
+
+def test_a_file_left_in_a_tier_that_failed_is_not_read_for_the_new_one(make_box: MakeBox) -> None:
+    box = make_box(16 * MIB, 16 * MIB)
+    file = box.source("a", bytes_of(3 * MIB))
+    index = Index(box.config.index_dir, box.storage.index._env)
+    reader = ContentReader(index, TouchMap(box.config.cache_dir / "touch"))
+    one_block(box, file, 0)
+    assert reader.find(file.content, 0, MIB) is not None
+    path = box.tier_file(file.content)
+    os.link(path, path.with_name("kept"))  # a disk that went read-only keeps it just so
+    box.storage.drop_file(file.content)
+    for _ in range(3):
+        box.storage.tiers[0].health.gone()
+    one_block(box, file, 1)
+    place = reader.find(file.content, MIB, 2 * MIB)
+    assert place is not None
+    assert os.pread(place.descriptor, MIB, MIB) == data_of(box, file)[MIB : 2 * MIB]
+    path.with_name("kept").unlink()
+
+
+def test_a_file_changed_before_its_last_block_is_recorded_is_given_back_once(make_box: MakeBox) -> None:
+    box = make_box(16 * MIB)
+    file = box.source("a", bytes_of(2 * MIB))
+    one_block(box, file, 0)
+    storage, cached = box.storage, box.storage.find(file.content)
+    assert cached is not None
+    assert storage.reserve(file.content, cached, [MIB]) == 1
+    descriptor = storage.open_file(file.content, cached)
+    data = data_of(box, file)[MIB:]
+    storage.writes.write(file.content, descriptor, [memoryview(data)], MIB)
+    box.tier_file(file.content).chmod(0o640)
+    assert not storage.commit_blocks(file.content, cached, os.fstat(descriptor).st_ino, {1: checksum_of(data)})
+    os.close(descriptor)
+    storage.give_back(cached, MIB)  # as `Filler` does with what is left of a part
+    storage.tidy()
+    assert storage.tiers[0].used_bytes == 0
+    assert sum(storage.space(file.dataset).used.values()) == 0
+
+
+def test_departed_files_hold_no_descriptor_too_many(
+    make_box: MakeBox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = make_box()
+    tier, files = box.storage.tiers[0], Departed()
+    before = len(os.listdir("/proc/self/fd"))
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError):
+        files.unlink(tier, tmp_path / "folder", 0)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+    monkeypatch.setattr(departed, "_MOST", 2)
+    tier.take(5)
+    opened = []
+    for name in "abcde":
+        (tmp_path / name).write_bytes(b"?")
+        opened.append((tmp_path / name).open("rb"))
+        files.unlink(tier, tmp_path / name, 1)
+    assert (files.pending_bytes(tier), tier.used_bytes) == (2, 2)
+    for each in opened:
+        each.close()
+    files.look()
+    assert (files.pending_bytes(tier), tier.used_bytes) == (0, 0)
+
+
+def test_the_scrub_puts_packs_in_doubt_right(make_box: MakeBox) -> None:
+    """After a power loss: readers need not compare each file for ever, and what is wrong goes."""
+    box = make_box()
+    files = [box.source(f"{n}", bytes_of(5_000, n)) for n in range(20)]
+    fill(box, *files)
+
+    async def keep(what: Callable[[Keeper], Any]) -> None:
+        async with trio.open_nursery() as nursery:
+            await what(Keeper(box.storage, Filler(box.storage, box.config.fill, nursery).verifier))
+
+    trio.run(keep, Keeper.checkpoint)
+    box.kill(boot="after a power loss")
+    pack = box.storage.index.reader.packs()[0]
+    assert box.storage.pack_in_doubt(pack)
+    wrong = box.storage.index.reader.find(files[3].content)
+    path = box.storage.path_of(files[3].content, wrong) if wrong is not None else None
+    assert wrong is not None
+    assert path is not None
+    flip(path, wrong.offset + 7)
+    trio.run(keep, Keeper._scrub_all)
+    assert not box.storage.pack_in_doubt(box.storage.index.reader.packs()[0])
+    assert not box.has(files[3])
+    records = [box.storage.index.reader.find(file.content) for file in files]
+    trusted = box.storage.index.reader.trusted_since
+    assert all(record is None or record.session >= trusted for record in records)
+    check_storage(box.storage)
+
+
+def test_suspicions_of_files_that_are_gone_are_forgotten(make_box: MakeBox) -> None:
+    box = make_box()
+    file = box.source("a", bytes_of(5_000))
+
+    async def test(filler: Filler) -> None:
+        filler.verifier.suspected.add(file.content)
+        await filler.fill(file, 0, file.size, 0)
+        assert not filler.verifier.suspected
+
+    box.run(test)
+
+
+def test_many_evictions_let_others_in_between(make_box: MakeBox) -> None:
+    box = make_box(8 * MIB, 1)
+    box.storage.space(box.dataset).use_policy("sieve")
+    files = [box.source(f"{n}", bytes_of(40_000, n)) for n in range(200)]
+    fill(box, *files)
+    box.last_used[box.dataset] = 1.0
+    mover = Mover(box.storage)
+    held = sum(box.has(file) for file in files)
+    box.storage.tiers[0].put_at = mover._clock()
+    box.storage.tiers[0].config = box.storage.tiers[0].config.__class__(
+        box.config.tiers[0].medium, box.config.tiers[0].path, 8 * MIB, high=0.5, low=0.1
+    )
+    assert trio.run(mover.step)
+    assert held - sum(box.has(file) for file in files) == _DROPPED_AT_ONCE
+    while trio.run(mover.step):
+        pass
+    assert box.storage.tiers[0].used_bytes <= 0.1 * 8 * MIB
+    check_storage(box.storage)
+
+
+def some_small(box: Box) -> tuple[list[SourceFile], list[Any]]:
+    files = [box.source(f"{n}", bytes_of(5_000, n)) for n in range(6)]
+    data = [data_of(box, file) for file in files]
+    return files, [(box.target(f), [memoryview(d)], checksum_of(d)) for f, d in zip(files, data, strict=True)]
+
+
+@pytest.mark.parametrize("good", range(4))
+def test_many_small_files_and_an_index_that_takes_no_change(make_box: MakeBox, good: int) -> None:
+    box = make_box()
+    storage = box.storage
+    files, wanted = some_small(box)
+    real, storage.index._env = storage.index._env, FullDisk(storage.index._env, good)
+    kept = storage.keep_small_files(wanted)
+    storage.index._env = real
+    assert kept == [box.has(file) for file in files]
+    check_storage(storage)
+    all_rooms_reopened(storage)
+    assert all(storage.keep_small_files([each for each, is_kept in zip(wanted, kept, strict=True) if not is_kept]))
+    assert all(box.read(file, 0, file.size) == data_of(box, file) for file in files)
+    check_storage(storage)
+
+
+def test_a_pack_that_is_dropped_before_it_is_written_to_takes_nothing(make_box: MakeBox) -> None:
+    box = make_box()
+    storage = box.storage
+    files, wanted = some_small(box)
+    assert storage.keep_small_files(wanted[:1]) == [True]
+    pack = storage.index.reader.packs()[0]
+    find_tier, calls = storage.rooms.tier_for, iter(range(10))
+
+    def tier_for(*args: Any, **named: Any) -> Any:
+        if next(calls) == 2:
+            storage.drop_pack(pack)  # for room
+        return find_tier(*args, **named)
+
+    storage.rooms.tier_for = tier_for  # type: ignore[method-assign]
+    victim = os.open(box.config.cache_dir / "somebody else's", os.O_RDWR | os.O_CREAT)
+    kept = storage.keep_small_files(wanted[1:])
+    assert kept == [box.has(file) for file in files[1:]]
+    assert os.fstat(victim).st_size == 0
+    os.close(victim)
+    check_storage(storage)
