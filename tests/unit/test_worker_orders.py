@@ -522,6 +522,7 @@ def test_a_reader_with_next_use_finds_what_it_will_read(make_box: Callable[..., 
             for position, path in enumerate(order, first):
                 desk.clock.now += 0.01
                 await desk.post("r", [], 0, position, position + 1)
+                await trio.testing.wait_all_tasks_blocked()
                 await until(lambda: not prefetcher._under_way)  # a store that can follow
                 file = box.source(path, box.store.files[path][0])
                 here += box.has(file)
