@@ -22,6 +22,7 @@ from rich.console import Console
 
 from forebay.bench import sheet
 from forebay.bench.groups import FULL, QUICK, Group, Place, run_group
+from forebay.bench.lines_cache import BOUNDED
 from forebay.bench.lines_cold import Cold, ColdSmall
 from forebay.bench.lines_large import Large, Mapped
 from forebay.bench.lines_metadata import Metadata
@@ -31,7 +32,7 @@ from forebay.bench.plot import plot
 from forebay.bench.report import METHOD, Report, as_json, markdown, rich_report
 from forebay.bench.sendfile_endpoint import find_nginx, sendfile_endpoint
 
-_ALL: tuple[Group, ...] = (Large(), Mapped(), Small(), First(), Metadata(), Cold(), ColdSmall())
+_ALL: tuple[Group, ...] = (Large(), Mapped(), Small(), First(), Metadata(), Cold(), ColdSmall(), *BOUNDED)
 GROUPS = {group.name: group for group in _ALL}
 
 _HANG_S = 400.0
