@@ -39,10 +39,11 @@ def peak(pids: Callable[[], Sequence[int]]) -> Iterator[Peak]:
     found, stop = Peak(), threading.Event()
 
     def watch() -> None:
-        while not stop.is_set():
+        ended = False
+        while not ended:
             began = time.monotonic()
             found.look(pids())
-            stop.wait(max(_EVERY_S, time.monotonic() - began))  # at most half of a core
+            ended = stop.wait(max(_EVERY_S, time.monotonic() - began))  # at most half of a core
 
     thread = threading.Thread(target=watch, name="peak")
     thread.start()
