@@ -7,13 +7,18 @@ DEBIAN := libfuse3-dev fuse3 pkg-config gcc libc6-dev python3-dev
 PEERS := nginx-light libnginx-mod-http-echo fio rclone s3fs
 AZURITE := 3.37.0
 
-.PHONY: demo test soak lint format bench proto setup clean
+.PHONY: demo test test-torch soak lint format bench proto setup clean
 
 demo: setup
 	$(BIN)/python -m forebay.bench.demo
 
 test: setup $(VENV)/.pyfuse3
 	$(BIN)/python -m pytest -q --numprocesses 3 --dist loadfile
+
+# PyTorch is large: `make test` does without it, and leaves out what needs it.
+test-torch: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[torch]'
+	$(BIN)/python -m pytest -q tests/training
 
 soak: setup $(VENV)/.pyfuse3 $(VENV)/.azurite
 	HYPOTHESIS_PROFILE=soak $(BIN)/python -m pytest -q -m soak

@@ -27,12 +27,27 @@ from forebay.bench.lines_cold import Cold, ColdSmall
 from forebay.bench.lines_large import Large, Mapped
 from forebay.bench.lines_metadata import Metadata
 from forebay.bench.lines_small import First, Small
+from forebay.bench.lines_torch import InProcess, Posted
+from forebay.bench.lines_warm import WarmLarge, WarmSmall
 from forebay.bench.node import Watchdog, signals_end
 from forebay.bench.plot import plot
 from forebay.bench.report import METHOD, Report, as_json, markdown, rich_report
 from forebay.bench.sendfile_endpoint import find_nginx, sendfile_endpoint
 
-_ALL: tuple[Group, ...] = (Large(), Mapped(), Small(), First(), Metadata(), Cold(), ColdSmall(), *BOUNDED)
+_ALL: tuple[Group, ...] = (
+    Large(),
+    Mapped(),
+    Small(),
+    First(),
+    Metadata(),
+    Cold(),
+    ColdSmall(),
+    WarmSmall(),
+    WarmLarge(),
+    InProcess(),
+    Posted(),
+    *BOUNDED,
+)
 GROUPS = {group.name: group for group in _ALL}
 
 _HANG_S = 400.0

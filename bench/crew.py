@@ -30,6 +30,8 @@ class Total:
     seconds: float
     """From the first one's start to the last one's end."""
     digests: tuple[int, ...] = ()
+    waited: int = 0
+    """See `Done`."""
 
 
 def total_of(dones: Sequence[Done]) -> Total:
@@ -39,6 +41,7 @@ def total_of(dones: Sequence[Done]) -> Total:
         sum(done.size for done in dones),
         max(done.ended_s for done in dones) - min(done.started_s for done in dones),
         tuple(digest for done in dones for digest in done.digests),
+        sum(done.waited for done in dones),
     )
 
 

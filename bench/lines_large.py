@@ -15,7 +15,7 @@ from forebay.bench.groups import MIB, SEED, Place, Sizes, check_bytes, measured,
 from forebay.bench.reader import Job
 from forebay.bench.sheet import LOCAL, Aim, LineSpec, Reading
 from forebay.bench.sides import Dataset, Forebay, Side, SideFailed, load_pages, shed
-from forebay.fuse.counters import Counts
+from forebay.cacheruntime.counters import Counts
 
 _TENSOR_BYTES = 32 * MIB
 _READS = "READ requests"

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import import_module
 from math import inf
 
@@ -47,6 +48,8 @@ class Done:
     """On the monotonic clock, which all processes share."""
     ended_s: float = 0.0
     digests: tuple[int, ...] = field(default=())
+    waited: int = 0
+    """Files that were not cached when the reader came to them; counted by some jobs."""
 
 
 def read_files(job: Job) -> Done:
@@ -91,6 +94,42 @@ def read_pieces(job: Job) -> Done:
 def piece(name: str, offset: int, length: int) -> str:
     """A piece of a file, in bytes, for `read_pieces`."""
     return f"{name}:{offset}:{length}"
+
+
+def load_files(job: Job) -> Done:
+    """Read whole files as a dataset of a folder does: each comes as bytes of its own."""
+    end, count, size = time.monotonic() + job.limit_s, 0, 0
+    for name in job.names:
+        with open(f"{job.folder}/{name}", "rb", buffering=0) as opened:
+            size += len(opened.read())
+        count += 1
+        if time.monotonic() > end:
+            break
+    return Done(count, size)
+
+
+def load_in_process(job: Job) -> Callable[[], Done]:
+    """The same through `forebay.torch`, out of the cache in this process; the folder is as `in_process.Opening`."""
+    files = import_module("forebay.bench.in_process").open_files(job.folder)
+    number = {files.path(index): index for index in range(len(files))}
+    indices = [number[name] for name in job.names]
+
+    def read() -> Done:
+        end, count, size = time.monotonic() + job.limit_s, 0, 0
+        for index in indices:
+            size += len(files.read(index))
+            count += 1
+            if time.monotonic() > end:
+                break
+        return Done(count, size)
+
+    return read
+
+
+def train(job: Job) -> Callable[[], Done]:
+    """Epochs in shuffled orders, posted ahead, at a pace; see `in_process.Training`."""
+    training: Callable[[], Done] = import_module("forebay.bench.in_process").Training(job.folder).run
+    return training
 
 
 def digest_files(job: Job) -> Done:
@@ -174,6 +213,7 @@ JOBS: dict[str, Callable[[Job], Done]] = {
         read_files,
         read_posted,
         read_pieces,
+        load_files,
         digest_files,
         stat_names,
         list_folders,
@@ -191,6 +231,9 @@ _IMPORTED = {
 }
 """What a job imports; loaded before the reader says that it is ready."""
 
+PREPARED: dict[str, Callable[[Job], Callable[[], Done]]] = {"load_in_process": load_in_process, "train": train}
+"""Jobs that make ready, and give what is timed."""
+
 
 def main() -> None:
     """Command line."""
@@ -198,10 +241,11 @@ def main() -> None:
     job = Job(**{**words, "names": tuple(words["names"])})
     if job.do in _IMPORTED:
         import_module(_IMPORTED[job.do])
+    work = PREPARED[job.do](job) if job.do in PREPARED else partial(JOBS[job.do], job)
     print("ready", flush=True)
     sys.stdin.readline()
     started = time.monotonic()
-    done = JOBS[job.do](job)
+    done = work()
     ended = time.monotonic()
     print(json.dumps({**asdict(done), "started_s": started, "ended_s": ended}), flush=True)
 

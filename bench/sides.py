@@ -14,9 +14,9 @@ from forebay.bench.dataset import Sample
 from forebay.bench.node import CommandFailed, Node
 from forebay.bench.reader import READ_BYTES
 from forebay.bench.sendfile_endpoint import FolderEndpoint
+from forebay.cacheruntime.counters import Counts, read_counts
 from forebay.cacheruntime.mounts import registered
 from forebay.cacheruntime.version import VERSION
-from forebay.fuse.counters import Counts, read_counts
 
 _LISTED_S = 60.0
 _SETTLED_S = 60.0

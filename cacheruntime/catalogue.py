@@ -21,13 +21,18 @@ being written.
     ``small_bytes`` -> 8-byte counters over visible files; ``source`` -> the under-store's canonical URL, or that of
     the dataset; ``listed`` -> when the listing ended, 8 bytes of nanoseconds since the epoch.
 
+Beside it, once the listing has ended well: ``summary.json``, the `Totals` as they were then. It is written last and
+synced, so who finds none has half a catalogue before him; and it tells of a snapshot without opening what may be torn
+after a power loss.
+
 A name that is absent is known to be absent when the listing is complete, or when its directory's node carries
 `_LISTED`: it was listed ahead of the rest, or a listing in key order has gone past it.
 """
 
+import json
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +49,12 @@ _NODE = struct.Struct(">BBHQqQQ16sIBHH")
 """kind, flags (`_LISTED`, and the count of syncs above `_CARRIED_SHIFT`), permission bits (0xFFFF: unknown), size,
 mtime_ns, inode number, parent's node id, content id, number of subdirectories, and the lengths in bytes of name,
 version and target."""
+
+_CONTENT_AT = slice(36, 52)
+"""Where the content id is in `_NODE`."""
+
+_FILE_HEAD = struct.Struct(">B3xQ24x16s")
+"""Kind, size and content id of `_NODE`."""
 
 _LISTED = 1
 _CARRIED_SHIFT = 4
@@ -109,6 +120,19 @@ class Totals:
     error: str
     listed_ns: int = 0
     """When the listing ended, nanoseconds since the epoch; 0 while it is under way, or where an old version listed."""
+
+
+def summary_path(folder: Path) -> Path:
+    """Of a snapshot's summary."""
+    return folder / "summary.json"
+
+
+def read_summary(folder: Path) -> Totals | None:
+    """What a snapshot held when its listing had ended; None when it has not ended well."""
+    try:
+        return Totals(**json.loads(summary_path(folder).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def pack_record(node: Node) -> bytes:
@@ -194,6 +218,21 @@ class Catalogue:
         with self._env.begin() as txn:
             raw = txn.get(node_key(number), db=self._nodes)
         return unpack_record(number, raw) if raw else None
+
+    def file(self, number: int) -> tuple[ContentId, int] | None:
+        """Content id and size of a file, at a third of the cost of `node`; None for what is no file."""
+        with self._env.begin() as txn:
+            raw = txn.get(node_key(number), db=self._nodes)
+        if raw is None:
+            return None
+        kind, size, content = _FILE_HEAD.unpack_from(raw)
+        return (content, size) if kind == _FILE else None
+
+    def contents(self, numbers: Iterable[int]) -> list[ContentId]:
+        """Content ids of many nodes, `NO_CONTENT` for those that are not there; a third of the cost of `node`."""
+        with self._env.begin() as txn:
+            raws = (txn.get(node_key(number), db=self._nodes) for number in numbers)
+            return [ContentId(raw[_CONTENT_AT]) if raw else NO_CONTENT for raw in raws]
 
     def child(self, directory: NodeId, name: bytes) -> Node | None:
         """The visible node of that name, or None (see `is_settled` for what None means)."""

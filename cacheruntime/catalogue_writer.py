@@ -1,10 +1,12 @@
 """Writing a catalogue; `catalogue.py` describes the format."""
 
+import json
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from forebay.cacheruntime.catalogue import (
     node_key,
     pack_leaf,
     pack_record,
+    summary_path,
     unpack_record,
 )
 from forebay.cacheruntime.keys import ROOT_NODE, FileNames, NodeId, Roots, inode_number, node_id
@@ -126,6 +129,20 @@ class CatalogueWriter:
                 txn.put(b"complete", b"1", db=self._meta)
                 txn.delete(b"error", db=self._meta)  # of an earlier try to list this snapshot
         self._env.sync(True)
+        if not error:
+            self._write_summary()
+
+    def _write_summary(self) -> None:
+        path = summary_path(self.folder)
+        draft = path.with_suffix(".draft")
+        try:
+            with open(draft, "w") as out:
+                json.dump(asdict(self.reader().totals()), out)
+                out.flush()
+                os.fsync(out.fileno())
+            draft.replace(path)
+        except OSError:  # no room: it is shown all the same, and is no history
+            draft.unlink(missing_ok=True)
 
 
 class _NotFresh(Exception):

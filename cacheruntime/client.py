@@ -241,14 +241,7 @@ class WorkerClient:
         stored: bool = False,
     ) -> Any:
         """See `Attach` in proto/worker.proto."""
-        request = pb.AttachRequest(
-            source=spec.source, options=dict(spec.options), list=list_tree, relist=relist,
-            snapshot=spec.snapshot or snapshot, stored=stored, pinned=bool(spec.snapshot),
-        )  # fmt: skip
-        if spec.tree is not None:
-            request.stores.extend(store.to_proto() for store in spec.tree.stores)
-            request.cache_policy.CopyFrom(spec.tree.cache_policy())
-            request.retention.CopyFrom(spec.tree.retention())
+        request = spec.attach_request(list_tree=list_tree, relist=relist, snapshot=snapshot, stored=stored)
         return self.call("Attach", request)
 
     def sync(self, dataset_id: str, shown: int = 0) -> pb.SyncReply:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from forebay.cacheruntime.durable import write_durably
 from forebay.cacheruntime.errors import UsageError
+from forebay.cacheruntime.logs import LOG_FORMATS
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -53,6 +54,22 @@ def parse_size(text: str) -> int:
 
 HIGH, LOW = 0.98, 0.95
 """Watermarks of a tier without its own."""
+
+_TIME_UNITS = {"": 1.0, "S": 1.0, "M": 60.0, "H": 3600.0, "D": 86400.0}
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from '90', '90s', '30m', '2h', '1d'.
+
+    Raises:
+        UsageError: not a positive number with a known unit.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]?)\s*", text)
+    unit = _TIME_UNITS.get(match[2].upper()) if match else None
+    seconds = float(match[1]) * unit if match and unit else 0.0
+    if not 0 < seconds < _LARGEST:
+        raise UsageError(f"time {text!r} is not a positive number with a unit; write it like 90s, 30m or 2h")
+    return seconds
 
 
 @dataclass(frozen=True)
@@ -150,6 +167,8 @@ class CacheConfig:
     """Share of a tier's file system that is always left free for others."""
     idle_exit_s: float = 5.0
     """A worker without mounts or requests ends after this."""
+    log_format: str = "text"
+    """Of worker, supervisors and handlers: one of `logs.LOG_FORMATS`."""
     checkpoint_s: float = 20.0
     """What was filled is safe from a power loss after this long, and the time that syncing it takes."""
     move_bytes_s: int = 256 * MIB
@@ -164,6 +183,11 @@ class CacheConfig:
         """Locked by the running worker, which writes its process id there."""
         return self.cache_dir / "worker.lock"
 
+    @property
+    def metrics_path(self) -> Path:
+        """Holds HOST:PORT where workers of this cache folder serve /metrics; absent: nowhere."""
+        return self.cache_dir / "metrics"
+
     def remember_tiers(self) -> None:
         """Note the tiers in the cache folder, so that later commands need not be told."""
         write_durably(self.cache_dir / "tiers", "".join(f"{tier}\n" for tier in self.tiers))
@@ -175,6 +199,11 @@ class CacheConfig:
         except OSError:
             return ()
         return tuple(TierConfig.parse(line) for line in lines)
+
+    @property
+    def jobs_dir(self) -> Path:
+        """Of the records of warm-ups; see `jobs.py`."""
+        return self.cache_dir / "jobs"
 
     @property
     def index_dir(self) -> Path:
@@ -216,6 +245,30 @@ class CacheConfig:
                 "retry": RetryConfig(**raw["retry"]),
             }
         )
+
+
+def default_log_format(environ: Mapping[str, str]) -> str:
+    """`FOREBAY_LOG_FORMAT`, else text.
+
+    Raises:
+        UsageError: it is neither text nor json.
+    """
+    chosen = environ.get("FOREBAY_LOG_FORMAT") or LOG_FORMATS[0]
+    if chosen not in LOG_FORMATS:
+        raise UsageError(f"FOREBAY_LOG_FORMAT={chosen!r} is not one of {', '.join(LOG_FORMATS)}")
+    return chosen
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Where to listen, from 'PORT', ':PORT', 'HOST:PORT' or '[::1]:PORT'; on loopback unless a host is named.
+
+    Raises:
+        UsageError: not of that form.
+    """
+    host, _, port = text.rpartition(":")
+    if not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"address {text!r} is not HOST:PORT; write it like 9321 or 0.0.0.0:9321")
+    return host.strip("[]") or "127.0.0.1", int(port)
 
 
 def default_cache_dir(environ: Mapping[str, str]) -> Path:

@@ -105,6 +105,13 @@ class ContentReader:
         """Whether the last `find` of it saw the whole file cached."""
         return content == self._whole or content in self._complete
 
+    def release(self, content: ContentId) -> None:
+        """Close a file of its own that will not be read again soon: while it is open, evicting it gives no room."""
+        opened = self._opened.pop(content, None)
+        if opened is not None:
+            self._complete.pop(content, None)
+            os.close(opened.descriptor)
+
     def take_wrong(self, content: ContentId) -> bool:
         """Whether a file's bytes proved wrong since the last call: the worker is to be told when it is asked for
         them."""

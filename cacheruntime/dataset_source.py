@@ -136,6 +136,20 @@ class SourceSpec:
     shown: str = ""
     """As a user writes it; empty: `source`."""
 
+    def attach_request(
+        self, *, list_tree: bool = False, relist: bool = False, snapshot: int = 0, stored: bool = False
+    ) -> pb.AttachRequest:
+        """See `AttachRequest` in proto/worker.proto."""
+        request = pb.AttachRequest(
+            source=self.source, options=dict(self.options), list=list_tree, relist=relist,
+            snapshot=self.snapshot or snapshot, stored=stored, pinned=bool(self.snapshot),
+        )  # fmt: skip
+        if self.tree is not None:
+            request.stores.extend(store.to_proto() for store in self.tree.stores)
+            request.cache_policy.CopyFrom(self.tree.cache_policy())
+            request.retention.CopyFrom(self.tree.retention())
+        return request
+
     @property
     def shown_source(self) -> str:
         """Without credentials."""

@@ -7,14 +7,20 @@ Format: a request is ``length, number`` (two little-endian uint32) and a `FillRe
 for a length, and nothing behind it, the request of that number is taken back. A reply is ``length, number, kind`` (the
 last one byte) and a payload. A request that is to be done in the background has no reply. Numbers are the client's,
 and unique while a request lasts.
+
+Other calls may come this way too, for clients that fork: a process that has used gRPC must not fork, and data loaders
+do. Their length has the bit `CALL` set; the message is the method's name, a zero byte, and its request. The reply's
+kind is `ANSWER`, its payload the method's reply. What a client tells of a reader's order (`PostOrder`) lasts as long
+as the connection: when that ends, the reader is gone.
 """
 
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import IntEnum
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -31,6 +37,12 @@ REQUEST_BYTES = 1 << 16
 
 TAKE_BACK = 0xFFFFFFFF
 
+CALL = 0x80000000
+"""Bit of a request's length."""
+
+CALL_BYTES = 4 << 20
+"""Longest call: a piece of an order, 8 bytes for each file."""
+
 _RECEIVE_BYTES = 1 << 18
 
 
@@ -43,6 +55,8 @@ class ReplyKind(IntEnum):
     """No tier had room: the payload is the bytes."""
     ERROR = 2
     """The payload is ``ClassName: message``."""
+    ANSWER = 3
+    """The payload is the reply of a call."""
 
 
 def pack_request(number: int, request: pb.FillRequest) -> bytes:
@@ -50,15 +64,22 @@ def pack_request(number: int, request: pb.FillRequest) -> bytes:
     return REQUEST.pack(len(message), number) + message
 
 
+def pack_call(number: int, method: str, request: bytes) -> bytes:
+    message = method.encode() + b"\0" + request
+    if len(message) > CALL_BYTES:
+        raise ValueError(f"a call of {len(message)} bytes; {CALL_BYTES} is the most")
+    return REQUEST.pack(CALL | len(message), number) + message
+
+
 def outcome_of(kind: int, payload: bytes) -> bytes | None:
-    """What a reply stands for: None when the bytes are cached, else the bytes.
+    """What a reply stands for: None when the bytes are cached, else the bytes (of a call: of its reply).
 
     Raises:
         ForebayError: what the worker raised.
     """
     if kind == ReplyKind.CACHED:
         return None
-    if kind == ReplyKind.THROUGH:
+    if kind in (ReplyKind.THROUGH, ReplyKind.ANSWER):
         return payload
     name, _, message = payload.decode("utf-8", "surrogateescape").partition(": ")
     raise by_name(name)(message)
@@ -244,27 +265,84 @@ class BlockingFills:
         Raises:
             ForebayError: what the worker raised; WorkerUnavailable when it is gone or silent.
         """
+        if request.background:
+            self._exchange([pack_request(1, request)], 0)
+            return None
+        return outcome_of(*self._exchange([pack_request(1, request)], 1)[1])
+
+    def begin(self, requests: Sequence[pb.FillRequest]) -> "FillsUnderWay":
+        """Send requests that have replies, all at once.
+
+        Raises:
+            WorkerUnavailable: it is gone or silent.
+        """
+        connection = self._send([pack_request(number, request) for number, request in enumerate(requests, 1)])
+        return FillsUnderWay(partial(self._receive, connection, len(requests)), connection.close)
+
+    def call(self, method: str, request: bytes) -> bytes:
+        """Call a method of proto/worker.proto (see fill_server.py for which): its reply, both serialised.
+
+        Raises:
+            ForebayError: what the worker raised; WorkerUnavailable when it is gone or silent.
+        """
+        return outcome_of(*self._exchange([pack_call(1, method, request)], 1)[1]) or b""
+
+    def _exchange(self, frames: Sequence[bytes], replies: int) -> dict[int, tuple[int, bytes]]:
+        return self._receive(self._send(frames), replies)
+
+    def _send(self, frames: Sequence[bytes]) -> socket.socket:
+        """The connection on which frames were sent, to be given to `_receive`."""
         with self._lock:
             connection = self._idle.pop() if self._idle else None
         if connection is None:
             connection = _connect(self._path)
             connection.settimeout(self._timeout_s)
         try:
-            connection.sendall(pack_request(1, request))
-            kind, payload = (ReplyKind.CACHED, b"") if request.background else _receive_reply(connection)
+            connection.sendall(b"".join(frames))
         except BaseException as error:
-            connection.close()
-            if isinstance(error, OSError):
-                raise _gone(error.strerror or error) from error
-            raise
+            raise self._broken(connection, error) from error
+        return connection
+
+    def _receive(self, connection: socket.socket, replies: int) -> dict[int, tuple[int, bytes]]:
+        """Take so many replies: kind and payload by number."""
+        found = {}
+        try:
+            for _ in range(replies):
+                number, kind, payload = _receive_reply(connection)
+                found[number] = kind, payload
+        except BaseException as error:
+            raise self._broken(connection, error) from error
         with self._lock:
             self._idle.append(connection)
-        return outcome_of(kind, payload)
+        return found
+
+    @staticmethod
+    def _broken(connection: socket.socket, error: BaseException) -> BaseException:
+        connection.close()
+        return _gone(error.strerror or error) if isinstance(error, OSError) else error
 
 
-def _receive_reply(connection: socket.socket) -> tuple[int, bytes]:
-    length, _, kind = REPLY.unpack(_receive_exactly(connection, REPLY.size))
-    return kind, bytes(_receive_exactly(connection, length))
+class FillsUnderWay:
+    """Requests that were sent. `replies` or `close` must be called, once."""
+
+    def __init__(self, receive: Callable[[], dict[int, tuple[int, bytes]]], close: Callable[[], None]) -> None:
+        self._receive = receive
+        self.close = close
+        """Have them taken back."""
+
+    def replies(self) -> list[tuple[int, bytes]]:
+        """Wait for all replies; each for `outcome_of`, in the order of the requests.
+
+        Raises:
+            WorkerUnavailable: it is gone or silent; some may have been done.
+        """
+        found = self._receive()
+        return [found[number] for number in sorted(found)]
+
+
+def _receive_reply(connection: socket.socket) -> tuple[int, int, bytes]:
+    length, number, kind = REPLY.unpack(_receive_exactly(connection, REPLY.size))
+    return number, kind, bytes(_receive_exactly(connection, length))
 
 
 def _receive_exactly(connection: socket.socket, size: int) -> bytearray:
@@ -281,12 +359,16 @@ def _receive_exactly(connection: socket.socket, size: int) -> bytearray:
 class FillRequests:
     """Cuts a stream of bytes into requests."""
 
-    def __init__(self, take: Callable[[int, bytes | None], None]) -> None:
+    def __init__(
+        self, take: Callable[[int, bytes | None], None], take_call: Callable[[int, bytes], None] | None = None
+    ) -> None:
         """
         Args:
             take: gets number and message of each; None takes a request back.
+            take_call: gets number and message of each call; without it a call is none of ours.
         """
         self._take = take
+        self._take_call = take_call
         self._buffer = bytearray()
 
     def feed(self, received: bytes) -> None:
@@ -300,11 +382,16 @@ class FillRequests:
                 self._take(number, None)
                 start += REQUEST.size
                 continue
-            if length > REQUEST_BYTES:
+            is_call, length = length & CALL, length & ~CALL
+            if length > (CALL_BYTES if is_call else REQUEST_BYTES) or (is_call and self._take_call is None):
                 raise ForebayError(f"a request of {length} bytes is none of ours")
             end = start + REQUEST.size + length
             if len(buffer) < end:
                 break
-            self._take(number, bytes(buffer[start + REQUEST.size : end]))
+            message = bytes(buffer[start + REQUEST.size : end])
+            if is_call and self._take_call is not None:
+                self._take_call(number, message)
+            else:
+                self._take(number, message)
             start = end
         del buffer[:start]

@@ -7,23 +7,16 @@ source that `forebay mount` takes.
 
 import io
 import os
-import threading
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from fsspec import AbstractFileSystem
 
-from forebay.cacheruntime.client import WorkerClient
-from forebay.cacheruntime.config import CacheConfig, default_cache_dir, default_runtime_dir, default_tier
-from forebay.cacheruntime.content import ContentReader
-from forebay.cacheruntime.dataset_source import SourceSpec
-from forebay.cacheruntime.errors import NotAttached, SourceNotFound, SourceStale, UsageError
-from forebay.cacheruntime.index import Index
+from forebay.cacheruntime.config import CacheConfig
+from forebay.cacheruntime.errors import SourceNotFound, SourceStale, UsageError
 from forebay.cacheruntime.keys import ContentId, content_id
+from forebay.cacheruntime.node_cache import HashedSpec, NodeCache, node_cache, program_config
 from forebay.cacheruntime.readahead import Readahead
-from forebay.cacheruntime.touch import TouchMap
 from forebay.cacheruntime.understore.address import parse_address
 from forebay.cacheruntime.understore.credentials import resolve_options
 from forebay.proto import worker_pb2 as pb
@@ -31,108 +24,8 @@ from forebay.proto import worker_pb2 as pb
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-_T = TypeVar("_T")
-
 _BUFFER_BYTES = 256 << 10
 """Of the buffered reader around a file: for line-wise reading; larger reads go past it."""
-
-
-class _NodeCache:
-    """The cache of one folder as this process reads it: LMDB must be opened once in a process.
-
-    Concurrency: a lock guards the reader's bookkeeping; bytes are read outside it from a descriptor of the caller's.
-    """
-
-    def __init__(self, config: CacheConfig) -> None:
-        self.config = config
-        self.lock = threading.Lock()
-        self.client = WorkerClient(config)
-        self._attached: dict[SourceSpec, str] = {}
-        self._reader: ContentReader | None = None
-
-    @property
-    def reader(self) -> ContentReader:
-        """Raises CacheFormatError until a worker has made the index; `dataset` sees to that."""
-        if self._reader is None:
-            touch = TouchMap(self.config.cache_dir / "touch")
-            self._reader = ContentReader(Index(self.config.index_dir), touch)
-        return self._reader
-
-    def stat(self, spec: SourceSpec, request: pb.StatRequest) -> pb.StatReply:
-        """See `Stat` in proto/worker.proto; the dataset is filled in."""
-
-        def ask(dataset: str) -> pb.StatReply:
-            request.dataset_id = dataset
-            reply: pb.StatReply = self.client.call("Stat", request)
-            return reply
-
-        return self._attached_to(spec, ask)
-
-    def fill(self, spec: SourceSpec, request: pb.FillRequest) -> bytes | None:
-        """See `WorkerClient.fill`; the dataset is filled in."""
-
-        def ask(dataset: str) -> bytes | None:
-            request.dataset_id = dataset
-            return self.client.fill(request)
-
-        return self._attached_to(spec, ask)
-
-    def _attached_to(self, spec: SourceSpec, ask: Callable[[str], _T]) -> _T:
-        """Ask about an attached source; attaches when the worker is a new one."""
-        for attempt in (0, 1):
-            try:
-                return ask(self.dataset(spec))
-            except NotAttached:
-                with self.lock:
-                    self._attached.clear()
-                if attempt:
-                    raise
-        raise AssertionError("unreachable")
-
-    def abandon(self) -> None:
-        """In a forked child: unmap the parent's index (LMDB leaves the parent's part of it alone)."""
-        if self._reader is not None:
-            self._reader.abandon()
-
-    def dataset(self, spec: SourceSpec) -> str:
-        """Its id; attaches the source when this process has not done so."""
-        known = self._attached.get(spec)
-        if known is None:
-            known = str(self.client.attach(spec).dataset_id)
-            with self.lock:
-                self._attached[spec] = known
-        return known
-
-
-_caches: dict[Path, _NodeCache] = {}
-_caches_lock = threading.Lock()
-
-
-def _node_cache(config: CacheConfig) -> _NodeCache:
-    """This process's view of a cache folder. A forked child gets its own: neither LMDB nor gRPC survives a fork."""
-    with _caches_lock:
-        if config.cache_dir not in _caches:
-            _caches[config.cache_dir] = _NodeCache(config)
-        return _caches[config.cache_dir]
-
-
-def _drop_inherited() -> None:
-    """In a forked child: let go of what only the parent may use, so that the child can open its own."""
-    global _caches_lock
-    _caches_lock = threading.Lock()  # another thread of the parent may have held it
-    for cache in _caches.values():
-        cache.abandon()
-    _caches.clear()
-
-
-os.register_at_fork(after_in_child=_drop_inherited)
-
-
-class _Spec(SourceSpec):
-    """A source as dictionary key; sources with other options are other ones."""
-
-    def __hash__(self) -> int:
-        return hash((self.source, tuple(sorted(self.options.items()))))
 
 
 class ForebayFileSystem(AbstractFileSystem):  # type: ignore[misc]
@@ -148,9 +41,7 @@ class ForebayFileSystem(AbstractFileSystem):  # type: ignore[misc]
 
     def __init__(self, cache_dir: str | None = None, options: Mapping[str, str] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        folder = Path(os.path.abspath(cache_dir)) if cache_dir else default_cache_dir(os.environ)
-        config = CacheConfig(folder, (), default_runtime_dir(os.environ))
-        self._config = replace(config, tiers=config.remembered_tiers() or (default_tier(folder),))
+        self._config = program_config(cache_dir)
         self._options = dict(options or {})
 
     @classmethod
@@ -164,16 +55,16 @@ class ForebayFileSystem(AbstractFileSystem):  # type: ignore[misc]
         return name if name.startswith("forebay://") else f"forebay://{name}"
 
     @property
-    def _node(self) -> _NodeCache:
-        return _node_cache(self._config)
+    def _node(self) -> NodeCache:
+        return node_cache(self._config)
 
-    def _locate(self, path: str) -> tuple[_Spec, str]:
+    def _locate(self, path: str) -> tuple[HashedSpec, str]:
         """The source to attach (a bucket, a host, the root) and the path in it."""
         url = self._strip_protocol(path)
         if "://" not in url:
             raise UsageError(f"forebay://{url} names no source; write it like forebay://s3://bucket/key")
         root, inner = split_root(url)
-        return _Spec(root, resolve_options(root, self._options, os.environ)), inner
+        return HashedSpec(root, resolve_options(root, self._options, os.environ)), inner
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
         spec, inner = self._locate(path)
@@ -204,7 +95,7 @@ class ForebayFileSystem(AbstractFileSystem):  # type: ignore[misc]
             found = [_describe(root + os.fsdecode(child.path), child) for child in children]
         return found if detail else [entry["name"] for entry in found]
 
-    def _ask(self, spec: _Spec, inner: str, children: bool = False) -> pb.StatReply:
+    def _ask(self, spec: HashedSpec, inner: str, children: bool = False) -> pb.StatReply:
         raw = os.fsencode(inner)
         return self._node.stat(spec, pb.StatRequest(path=raw, children=children))
 
@@ -271,7 +162,7 @@ class CachedFile(io.RawIOBase):
     Safe to use from several threads as far as io.RawIOBase is: position-changing calls need the caller's order.
     """
 
-    def __init__(self, config: CacheConfig, spec: _Spec, path: str, entry: pb.StatEntry) -> None:
+    def __init__(self, config: CacheConfig, spec: HashedSpec, path: str, entry: pb.StatEntry) -> None:
         super().__init__()
         self._config, self._spec, self._path, self._entry = config, spec, path, entry
         self.size: int = entry.size
@@ -283,8 +174,8 @@ class CachedFile(io.RawIOBase):
         self._readahead = Readahead(fill.window_min_bytes, fill.window_max_bytes)
 
     @property
-    def _cache(self) -> _NodeCache:
-        return _node_cache(self._config)  # a file that was opened before a fork goes on in the child
+    def _cache(self) -> NodeCache:
+        return node_cache(self._config)  # a file that was opened before a fork goes on in the child
 
     def readable(self) -> bool:
         return True

@@ -24,7 +24,8 @@ was damaged at rest is no record.
     is named here before it can come to be so: the next start removes it, unless a record says that it lives there.
 ``tiers``: tier number (2 bytes) -> its uuid (16 bytes) and folder. The number is what records hold; the uuid is that of
     the folder's marker file, so an exchanged or emptied folder is noticed.
-``meta``: ``format``; ``boot``: boot id of the kernel it was written under; ``clean``: there after an orderly stop;
+``meta``: ``format``; ``boot``: boot id of the kernel it was written under; ``clean``: there after an orderly stop,
+    "synced" when all data was on the disks;
     ``session`` (4 bytes): counts the worker's starts; ``trusted`` (4 bytes): the first session whose records may be
     believed without a look at the data; ``last_pack`` (4 bytes), ``last_tier`` and ``last_share`` (2 bytes): the
     highest numbers ever minted; ``scrubbed``: the content id up to which the scrub has come.
@@ -309,6 +310,8 @@ class Index:
                 meta = self._env.open_db(b"meta", txn, create=False)
                 found = txn.get(b"format", db=meta)
             if found != FORMAT:
+                if env is None:
+                    self._env.close()
                 raise CacheFormatError(f"the cache index {folder} is of another format than this version reads")
             self._tables = {name: self._env.open_db(name.encode(), create=False) for name in TABLES}
         except lmdb.Error as error:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from forebay.cacheruntime.catalogue import Catalogue, Totals
+from forebay.cacheruntime.catalogue import Catalogue, Totals, read_summary
 from forebay.cacheruntime.config import KEPT_SNAPSHOTS
 from forebay.cacheruntime.errors import CacheFormatError
 
@@ -64,13 +64,16 @@ def stored_snapshots(folder: Path, opened: Mapping[int, Catalogue] | None = None
 
     Args:
         folder: of the dataset.
-        opened: those that this process has open, which it must not open again.
+        opened: for a worker, those that it has open: of the others it looks at the summary alone, for a catalogue that
+            was torn by a power loss could end it. None: open each for a look.
     """
     found = []
     for number in numbers_in(folder):
         path = folder / str(number)
-        known = (opened or {}).get(number)
-        totals = known.totals() if known is not None else _totals(path)
+        if opened is None:
+            totals = _totals(path)
+        else:
+            totals = opened[number].totals() if number in opened else read_summary(path)
         found.append(StoredSnapshot(number, path, totals, (path / UNCHANGED).exists()))
     return found
 

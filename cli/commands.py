@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from forebay.cacheruntime import mounts as register
-from forebay.cacheruntime.client import WorkerClient, worker_pid
+from forebay.cacheruntime.client import worker_pid
 from forebay.cacheruntime.config import (
     CacheConfig,
     TierConfig,
     default_cache_dir,
+    default_log_format,
     default_runtime_dir,
     default_tier,
+    parse_address,
 )
+from forebay.cacheruntime.counters import Counts, read_counts
 from forebay.cacheruntime.dataset_source import SourceSpec
 from forebay.cacheruntime.errors import SourceNotFound, UsageError
 from forebay.cacheruntime.keys import DatasetId
@@ -28,8 +31,6 @@ from forebay.cacheruntime.understore.credentials import resolve_options
 from forebay.cli import screens
 from forebay.cli.dataset_sources import named_source
 from forebay.fuse import lifecycle, mounting
-from forebay.fuse.counters import Counts, read_counts
-from forebay.proto import worker_pb2 as pb
 
 _NO_ID = 2**32 - 1
 """(uid_t) -1, which names nobody (chown(2))."""
@@ -42,7 +43,12 @@ def cache_config(cache_dir: Path | None, tiers: list[str]) -> CacheConfig:
     """The configuration of a cache folder; without tiers, those that it was used with last, else the default."""
     folder = Path(os.path.abspath(cache_dir)) if cache_dir else default_cache_dir(os.environ)
     runtime = default_runtime_dir(os.environ)
-    config = CacheConfig(folder, tuple(TierConfig.parse(text) for text in tiers), runtime)
+    config = CacheConfig(
+        folder,
+        tuple(TierConfig.parse(text) for text in tiers),
+        runtime,
+        log_format=default_log_format(os.environ),
+    )
     for number, tier in enumerate(config.tiers):
         for other in config.tiers[:number]:
             if tier.path == other.path or tier.path in other.path.parents or other.path in tier.path.parents:
@@ -91,6 +97,14 @@ def _umask(text: str) -> int:
     return value
 
 
+def _metrics(text: str | None) -> str | None:
+    """HOST:PORT; '' to serve no metrics any more; None for no wish."""
+    if text is None or text == "off":
+        return "" if text else None
+    host, port = parse_address(text)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 HANDLERS_MAX = 32
 DEFAULT_HANDLERS_MAX = 4
 """Also on fewer cores: a handler that waits for the disk keeps its readers waiting, unless there is another one.
@@ -129,6 +143,7 @@ def mount(
     open_mode: str,
     handlers: str | None,
     foreground: bool,
+    metrics: str | None = None,
 ) -> None:
     spec = source_spec(source, options)
     uid, gid = _owner(owner or (spec.tree.owner if spec.tree is not None else None) or None)
@@ -146,6 +161,7 @@ def mount(
         allow_other=allow_other,
         handlers_min=handlers_min,
         handlers_max=handlers_max,
+        metrics=_metrics(metrics),
     )
     state, supervisor = lifecycle.mount(request)
     screens.mounted(state)
@@ -213,45 +229,6 @@ def mounted_at(target: str, config: CacheConfig) -> register.MountState | None:
         if state.dir == real:
             return state
     return None
-
-
-def warmup(
-    target: str, paths: list[str], jobs: int, cache_dir: Path | None, tiers: list[str], options: list[str], json: bool
-) -> None:
-    config = cache_config(cache_dir, tiers)
-    state = mounted_at(target, config)
-    if state is not None:
-        # The mount's own cache and snapshot; its worker has the credentials already.
-        config = cache_config(Path(state.cache_dir), tiers)
-    client = WorkerClient(config)
-    try:
-        client.connect()
-        client.check_tiers(bool(tiers))
-        if state is not None:
-            name = state.dataset_id
-        else:
-            reply = client.attach(source_spec(target, options), list_tree=True)
-            name = reply.dataset_id
-        request = pb.WarmupRequest(dataset_id=name, paths=[_below(path, state) for path in paths], jobs=jobs)
-        last = screens.warmup(client.warmup(request), json)
-    finally:
-        lifecycle.retire(client)
-        client.close()
-    if last is None or last.files_failed or last.files_uncached:
-        sys.exit(1)
-
-
-def _below(path: str, state: register.MountState | None) -> bytes:
-    """A path below the dataset's root, from one relative to it or (with a mount) an absolute one inside the mount."""
-    if state is not None and path.startswith("/"):
-        real = mounting.real_directory(path)
-        if real != state.dir and not real.startswith(state.dir + "/"):
-            raise UsageError(f"{path} is not below {state.dir}")
-        path = real[len(state.dir) :]
-    parts = [part for part in path.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise UsageError(f"{path} leaves the dataset; name paths below it")
-    return os.fsencode("/".join(parts))
 
 
 def status(target: str | None, cache_dir: Path | None, options: list[str], json: bool) -> None:

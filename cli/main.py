@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from forebay.cli import dataset_app, simulate_app
+from forebay.cli import dataset_app, inspect_app, simulate_app, warm_app
 from forebay.cli.check_app import check
-from forebay.cli.options import SOURCE_HELP, TARGET_HELP, CacheDir, Json, Options, Tiers
+from forebay.cli.options import SOURCE_HELP, CacheDir, Json, Options, Tiers
 
 app = typer.Typer(
     name="forebay",
@@ -57,6 +57,13 @@ def mount(
             help="Processes that serve the mount; the load decides between the bounds. Default: 1:4.",
         ),
     ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[HOST:]PORT|off",
+            help="Serve /metrics for Prometheus there, on loopback without HOST; remembered with the cache folder.",
+        ),
+    ] = None,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay until Ctrl-C, then unmount.")] = False,
 ) -> None:
     """Mount SOURCE on DIR, read-only. Returns when the mount is usable.
@@ -78,6 +85,7 @@ def mount(
         open_mode,
         handlers,
         foreground,
+        metrics,
     )
 
 
@@ -100,27 +108,6 @@ def mounts(json: Json = False) -> None:
     from forebay.cli import commands
 
     commands.mounts(json)
-
-
-@app.command()
-def warmup(
-    target: Annotated[str, typer.Argument(metavar="SOURCE|DIR", help=TARGET_HELP)],
-    path: Annotated[list[str] | None, typer.Argument(metavar="PATH", help="Only these, below it.")] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", help="Files at once.", min=1, max=256)] = 8,
-    cache_dir: CacheDir = None,
-    tier: Tiers = None,
-    option: Options = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print progress as JSON, a line each, instead of a bar.")
-    ] = False,
-) -> None:
-    """Bring files into the cache ahead of their readers.
-
-    Exit status: 0 when all of it is cached, 1 when something failed or did not fit.
-    """
-    from forebay.cli import commands
-
-    commands.warmup(target, path or [], jobs, cache_dir, tier or [], option or [], json)
 
 
 @app.command()
@@ -210,6 +197,10 @@ def version() -> None:
     from forebay.cacheruntime.version import VERSION
 
     print(f"forebay {VERSION}")
+
+
+warm_app.register(app)
+inspect_app.register(app, debug)
 
 
 def run() -> Any:

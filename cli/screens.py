@@ -1,6 +1,5 @@
 """Tables, bars and sentences, with rich. Plain text when the output is not a terminal."""
 
-import json
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 from forebay.cacheruntime.mounts import MountState
-from forebay.proto import worker_pb2 as pb
 
 console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 errors = Console(stderr=True, highlight=False)
@@ -90,47 +88,6 @@ def _dataset(row: dict[str, Any]) -> None:
         print(f"    put ahead  {counts['pushes']} files, {counts['pushes_lost']} of them lost before they were read")
 
 
-def warmup(updates: Iterable[pb.WarmupProgress], as_json: bool) -> pb.WarmupProgress | None:
-    """Show progress to the end; returns the last state."""
-    return _warmup_json(updates) if as_json else _warmup_bar(updates)
-
-
-def _warmup_json(updates: Iterable[pb.WarmupProgress]) -> pb.WarmupProgress | None:
-    last = None
-    for last in updates:
-        fields = {field.name: getattr(last, field.name) for field in last.DESCRIPTOR.fields}
-        print(json.dumps(fields | {"failures": list(last.failures)}), flush=True)
-    return last
-
-
-def _warmup_bar(updates: Iterable[pb.WarmupProgress]) -> pb.WarmupProgress | None:
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[files]} files"), DownloadColumn(True),
-        TransferSpeedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    last = None
-    with Progress(*columns, console=errors, disable=not errors.is_terminal) as progress:
-        task = progress.add_task("listing", total=None, files="0")
-        for last in updates:
-            known = not last.listing
-            progress.update(
-                task, description="warming up" if known else "listing", completed=last.bytes_done,
-                total=max(last.bytes_total, 1) if known else None, files=f"{last.files_done}/{last.files_total}",
-            )  # fmt: skip
-        if last is not None and last.finished and not last.files_failed:
-            progress.update(task, completed=max(last.bytes_total, 1))
-    if last is None:
-        return None
-    for failure in last.failures:
-        print(f"failed: {failure}", file=sys.stderr)
-    print(f"{last.files_done} of {last.files_total} files, {size_text(last.bytes_done)} done", end="")
-    print(f"; {last.files_failed} failed" if last.files_failed else "", end="")
-    print(f"; {last.files_uncached} found no room in the tiers" if last.files_uncached else "")
-    return last
-
-
 @dataclass(frozen=True)
 class _Mark:
     text: str
@@ -141,11 +98,11 @@ _MARKS = {"good": _Mark("ok", "green"), "warns": _Mark("!!", "yellow"), "fails":
 
 
 def doctor(findings: Iterable[Any]) -> None:
-    table = make_table("", "WHAT", "FOUND", "WHAT IT COSTS, AND THE CURE")
+    shown = make_table("", "WHAT", "FOUND", "WHAT IT COSTS, AND THE CURE")
     for finding in findings:
         mark = _MARKS[finding.level]
-        table.add_row(f"[{mark.style}]{mark.text}[/]", finding.name, finding.found, finding.advice)
-    console.print(table)
+        shown.add_row(f"[{mark.style}]{mark.text}[/]", finding.name, finding.found, finding.advice)
+    console.print(shown)
 
 
 def upgraded(states: list[MountState]) -> None:

@@ -95,10 +95,11 @@ def mount_options(dataset: Dataset, mount: Mount, scheme: str) -> tuple[dict[str
 
 
 def secret_options(dataset: Dataset, mount: Mount, scheme: str) -> dict[str, EncryptOption]:
-    """Options of a mount whose values are secrets, by our names."""
+    """Options of a mount whose values are secrets, by our names; those for all mounts give way to its own options."""
     shared = {_our_name(scheme, option.name): option for option in dataset.spec.shared_encrypt_options}
     own = {_our_name(scheme, option.name): option for option in mount.encrypt_options}
-    return _fitting(scheme, shared) | own
+    plain, _ = our_options(scheme, mount.options)
+    return {name: option for name, option in _fitting(scheme, shared).items() if name not in plain} | own
 
 
 def _our_name(scheme: str, name: str) -> str:

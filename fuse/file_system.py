@@ -16,14 +16,15 @@ from typing import NoReturn
 from forebay.cacheruntime.catalogue import NAME_MAX_BYTES, SMALL_FILE_BYTES, UNKNOWN_MODE, Catalogue, Listed, Node
 from forebay.cacheruntime.client import AttachedClient
 from forebay.cacheruntime.content import ContentReader
-from forebay.cacheruntime.keys import NodeId, Roots
+from forebay.cacheruntime.counters import CounterRow
+from forebay.cacheruntime.keys import ROOT_NODE, NodeId, Roots
 from forebay.cacheruntime.understore.base import Kind
-from forebay.fuse.counters import CounterRow
 from forebay.fuse.directory_runs import DirectoryRuns
 from forebay.fuse.misses import Misses
 from forebay.fuse.open_mode import PASSTHROUGH_MIN_BYTES, OpenMode
 from forebay.fuse.open_table import Attempt, OpenTable
 from forebay.fuse.operations import Capacity, FileEntry, FileSlice, NotReady, Opened, Refused
+from forebay.fuse.order import Progress
 from forebay.fuse.passthrough import Backing, WholeFile
 from forebay.fuse.push import Pusher
 from forebay.fuse.sweeps import Sweeps
@@ -38,6 +39,9 @@ _LISTING_VALID_S = 1.0
 
 _LISTING_DEADLINE_S = 600.0
 """A directory of a million keys takes minutes to list; who waits for it may interrupt."""
+
+_ORDER_DEADLINE_S = 10.0
+"""What comes later says nothing of what is read next."""
 
 _DOT, _DOT_DOT = 1, 2
 """Cookies of the first two entries of a listing; those of the others are their node ids."""
@@ -235,12 +239,14 @@ class FileSystem:
         end = min(offset + size, found.size)
         raise NotReady(self.misses.wait_for(found, handle, offset, end - offset, True))
 
-    def expect(self, directory: int, names: list[bytes]) -> int:
+    def expect(self, directory: int, names: list[bytes], progress: Progress | None = None) -> int:
         if self.pusher is None or self._node(directory).kind is not Kind.DIRECTORY:
             raise Refused(errno.ENOTTY)
+        files = [self._catalogue.resolve(name, NodeId(directory)) for name in names]
+        if progress is not None:
+            self._pass_on(files, progress)
         nodes = []
-        for name in names:
-            found = self._catalogue.resolve(name, NodeId(directory))
+        for found in files:
             if found is None or found.kind is not Kind.FILE:
                 continue
             if found.size < SMALL_FILE_BYTES:
@@ -250,6 +256,19 @@ class FileSystem:
                 self.misses.begin(found)
         taken = self.pusher.post(nodes)
         return len(names) if taken == len(nodes) else taken
+
+    def _pass_on(self, files: list[Node | None], progress: Progress) -> None:
+        """Tell the worker of a reader's order; what a name stands for that is not known keeps its position."""
+        nodes = [found.node if found is not None else ROOT_NODE for found in files]
+        snapshot = self._client.snapshot
+
+        def request(dataset_id: str) -> pb.PostOrderRequest:
+            return pb.PostOrderRequest(
+                dataset_id=dataset_id, reader=f"mount-{progress.reader.hex()}", snapshot=snapshot, nodes=nodes,
+                first=progress.first, position=progress.position, done=progress.done,
+            )  # fmt: skip
+
+        self.misses.start_soon(lambda: self._client.call("PostOrder", request, _ORDER_DEADLINE_S))
 
     def _note_small(self, node: Node) -> None:
         """Somebody begins to read a small file, and nothing better is known of what comes next."""

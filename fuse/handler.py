@@ -23,10 +23,11 @@ from forebay.cacheruntime.catalogue import Catalogue
 from forebay.cacheruntime.client import AttachedClient, WorkerClient
 from forebay.cacheruntime.config import CacheConfig
 from forebay.cacheruntime.content import ContentReader
+from forebay.cacheruntime.counters import CounterRow
 from forebay.cacheruntime.errors import ForebayError
 from forebay.cacheruntime.index import Index
+from forebay.cacheruntime.logs import set_up_logs
 from forebay.cacheruntime.touch import TouchMap
-from forebay.fuse.counters import CounterRow
 from forebay.fuse.file_system import FileSystem, Presentation
 from forebay.fuse.misses import Misses
 from forebay.fuse.mount_spec import MountSpec
@@ -170,9 +171,8 @@ def _serve(handler: Handler, resend: bool) -> Callable[[], Coroutine[Any, Any, N
 
 
 def main(device: int, spec_descriptor: int, slot: int, incarnation: int, resend: bool) -> int:
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s handler %(process)d: %(message)s"
-    )
+    config = CacheConfig.from_json(MountSpec.from_memory(spec_descriptor).config)
+    set_up_logs("handler", config.log_format, logging.StreamHandler(sys.stderr))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the supervisor, which unmounts
     # Requests make many tuples and no cycles: looking for these every 700 tuples would cost a tenth of a listing.
     gc.freeze()

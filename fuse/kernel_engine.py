@@ -13,17 +13,18 @@ import os
 import select
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import trio
 
+from forebay.cacheruntime.counters import CounterRow, Source
 from forebay.cacheruntime.errors import CacheError, ForebayError
 from forebay.fuse import wire, wire_reply
 from forebay.fuse.channel import Channel
-from forebay.fuse.counters import CounterRow
 from forebay.fuse.interrupt import wants_to_stop
 from forebay.fuse.kernel_requests import Requests
-from forebay.fuse.operations import NotReady, Refused, errno_of
+from forebay.fuse.operations import TRIES, NotReady, Refused, errno_of
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +43,6 @@ _FORGET_S = 1.0
 
 _TICK_S = 0.1
 """Between calls of `Watch.tick`, at least."""
-
-_TRIES = 8
-"""An operation waits for one thing after another, but what was brought in may be gone again: not for ever."""
 
 _REQUEUE_S = 0.005
 """Before an INTERRUPT of a request that another handler has is put back into the queue for that one to find."""
@@ -95,6 +93,7 @@ class KernelEngine:
         self._waited_s = 0.0
         self._spin_luck = 0
         self._nursery: trio.Nursery | None = None
+        requests.answered = partial(counters.observe, Source.TIER)
 
     async def serve(self, ready: Callable[[], None], resend: bool) -> None:
         """Answer requests until the mount is gone or `Watch.stopping` is set.
@@ -264,7 +263,7 @@ class KernelEngine:
         with trio.CancelScope() as scope:
             self._waiting[unique] = (header.pid, scope)
             try:
-                for _ in range(_TRIES):
+                for _ in range(TRIES):
                     data = await not_ready.wait()
                     if data is not None:
                         self._channel.send(wire_reply.reply_data(header.unique, data))

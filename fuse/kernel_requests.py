@@ -3,9 +3,11 @@
 import errno
 import math
 import os
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from forebay.cacheruntime.counters import SAMPLED
 from forebay.fuse import wire, wire_reply
 from forebay.fuse.channel import Channel
 from forebay.fuse.negotiate import Agreement, CounterOffer, Wish, negotiate
@@ -44,6 +46,9 @@ class Requests:
             self.agreement = Agreement.from_json(agreement_path.read_text())
         self.agreed: Callable[[], None] = lambda: None
         """Set by the engine: INIT is answered."""
+        self.answered: Callable[[int, int], None] = lambda nanoseconds, size: None
+        """Set by the engine: told of one READ from the cache in `SAMPLED`."""
+        self._reads = 0
         self._methods: dict[type, Callable[[wire.Header, wire.Request, bool], None]] = {
             wire.Init: self._init, wire.Lookup: self._lookup, wire.Getattr: self._getattr,
             wire.Readlink: self._readlink, wire.Open: self._open, wire.Read: self._read, wire.Release: self._release,
@@ -119,11 +124,17 @@ class Requests:
         found = self._operations.read(header.node, request.handle, request.offset, request.size, again=again)
         if found is None:
             self._send(wire_reply.reply_empty(header.unique))
-        else:
-            try:
-                self._channel.send_slice(header.unique, found)
-            except Unreadable:
-                self._operations.unreadable(header.node, request.handle, request.offset, request.size)
+            return
+        self._reads += 1
+        timed = not (again or self._reads % SAMPLED)
+        began = time.monotonic_ns() if timed else 0
+        try:
+            self._channel.send_slice(header.unique, found)
+        except Unreadable:
+            self._operations.unreadable(header.node, request.handle, request.offset, request.size)
+            return
+        if timed:
+            self.answered(time.monotonic_ns() - began, found.length)
 
     def _opendir(self, header: wire.Header, request: wire.Request, again: bool) -> None:
         final = self._operations.opendir(header.node)
@@ -167,10 +178,10 @@ class Requests:
 
     def _ioctl(self, header: wire.Header, request: wire.Request, again: bool) -> None:
         assert isinstance(request, wire.Ioctl)
-        names = names_of_order(request.command, request.payload)
-        if names is None:
+        order = names_of_order(request.command, request.payload)
+        if order is None:
             raise Refused(errno.ENOTTY)
-        taken = self._operations.expect(header.node, names)
+        taken = self._operations.expect(header.node, *order)
         self._send(wire_reply.reply_ioctl(header.unique, taken))
 
     def _modify(self, header: wire.Header, request: wire.Request, again: bool) -> None:

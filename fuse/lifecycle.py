@@ -51,6 +51,8 @@ class MountRequest:
     handlers_min: int
     handlers_max: int
     """Bounds of how many handlers serve it."""
+    metrics: str | None = None
+    """HOST:PORT where the worker is to serve /metrics from now on; empty: no longer; None: as it does."""
 
 
 def mount(request: MountRequest) -> tuple[mounts.MountState, int]:
@@ -68,6 +70,8 @@ def mount(request: MountRequest) -> tuple[mounts.MountState, int]:
     try:
         client.connect()
         client.check_tiers(request.tiers_given)
+        if request.metrics is not None:
+            client.call("ServeMetrics", pb.ServeMetricsRequest(address=request.metrics))
         tree = request.source.tree
         relist = not request.source.snapshot and (tree is None or tree.on_mount)
         reply = client.attach(request.source, list_tree=True, relist=relist, stored=not relist)

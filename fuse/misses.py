@@ -3,6 +3,7 @@
 What is kept here is only a help: a handler that starts anew begins with small windows.
 """
 
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -13,11 +14,11 @@ from forebay.cacheruntime.catalogue import Catalogue, Node
 from forebay.cacheruntime.client import AttachedClient
 from forebay.cacheruntime.config import FillConfig
 from forebay.cacheruntime.content import ContentReader
+from forebay.cacheruntime.counters import CounterRow, Source
 from forebay.cacheruntime.errors import SourceStale
 from forebay.cacheruntime.fill_socket import FillCall
 from forebay.cacheruntime.readahead import Advice, Readahead
 from forebay.fuse.arrivals import Arrivals
-from forebay.fuse.counters import CounterRow
 from forebay.proto import worker_pb2 as pb
 
 _PATIENCE_S = 0.06
@@ -144,11 +145,16 @@ class Misses:
         return reader
 
     async def _wait_expected(self, node: Node, offset: int, length: int, window: int) -> bytes | None:
+        began = time.monotonic_ns()
         if await self._arrives_soon(node, offset, offset + length):
+            self._counters.observe(Source.AHEAD, time.monotonic_ns() - began, length)
             return None
-        return await self._wait_filled(node, self._request(node, offset, length, window))
+        return await self._wait_filled(node, self._request(node, offset, length, window), began=began)
 
-    async def _wait_filled(self, node: Node, request: pb.FillRequest, begun: FillCall | None = None) -> bytes | None:
+    async def _wait_filled(
+        self, node: Node, request: pb.FillRequest, begun: FillCall | None = None, began: int = 0
+    ) -> bytes | None:
+        began = began or time.monotonic_ns()
         self._asking[node.node] = self._asking.get(node.node, 0) + 1
         try:
             data = await self._client.fill(request, self._config.deadline_s, begun)
@@ -159,6 +165,8 @@ class Misses:
             self._asking[node.node] -= 1
             if not self._asking[node.node]:
                 del self._asking[node.node]
+        source = Source.STORE if data is None else Source.MEMORY
+        self._counters.observe(source, time.monotonic_ns() - began, request.length if data is None else len(data))
         if data is None:
             self._past_tiers.discard(node.node)
         elif len(self._past_tiers) < _READERS:

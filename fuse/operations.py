@@ -12,6 +12,7 @@ from typing import NamedTuple, NoReturn, Protocol
 
 from forebay.cacheruntime.errors import ForebayError, SourceDenied, SourceNotFound
 from forebay.fuse.open_table import Attempt
+from forebay.fuse.order import Progress
 from forebay.fuse.wire_reply import Attributes
 
 
@@ -61,6 +62,10 @@ class FileSlice(NamedTuple):
     descriptor: int
     position: int
     length: int
+
+
+TRIES = 8
+"""For one request that goes on being NotReady: after that, what was brought in has gone away over and over."""
 
 
 class Unreadable(Exception):
@@ -120,12 +125,13 @@ class Operations(Protocol):
     def listxattr(self, node: int) -> list[bytes]:
         """Names of the extended attributes."""
 
-    def expect(self, directory: int, names: list[bytes]) -> int:
+    def expect(self, directory: int, names: list[bytes], progress: Progress | None = None) -> int:
         """These files will be read next, in this order; how many of them were taken note of.
 
         Args:
             directory: node id.
             names: paths below it.
+            progress: who reads them and how far he is, where that is known.
         """
 
     def lseek(self, node: int, offset: int, whence: int) -> int:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from forebay.cacheruntime.catalogue import Node
 from forebay.cacheruntime.content import ContentReader
-from forebay.fuse.counters import CounterRow
+from forebay.cacheruntime.counters import CounterRow
 
 log = logging.getLogger(__name__)
 

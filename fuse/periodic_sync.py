@@ -28,6 +28,9 @@ _LONGEST_PAUSE_S = 3600.0
 _LONGEST_LOOK_S = 5.0
 """Between looks at who is the first handler and whether it is time."""
 
+_LATE_S = 10.0
+"""Beyond two pauses; who is later than that was not there before."""
+
 _JITTER = 0.1
 """Of the interval: machines that were started together do not list together for ever."""
 
@@ -59,10 +62,12 @@ class Turn:
             os.close(descriptor)
             return False
         self._descriptor = descriptor
-        next_at, _ = self._read()
-        if next_at is None:
+        next_at, failures = self._read()
+        pause = pause_s(interval_s, failures)
+        if next_at is None or next_at > now_s + pause * (1 + _JITTER) or now_s > next_at + 2 * pause + _LATE_S:
+            # The first mount of it, or the first for long or with a shorter interval: it has just been listed.
             self._write(now_s + interval_s, 0)
-        if next_at is not None and now_s >= next_at:
+        elif now_s >= next_at:
             return True
         self._close()
         return False

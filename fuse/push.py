@@ -16,7 +16,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from forebay.cacheruntime.catalogue import Node
-from forebay.fuse.counters import CounterRow
+from forebay.cacheruntime.counters import CounterRow
 from forebay.fuse.operations import FileSlice
 
 BUDGET_BYTES = 256 << 20

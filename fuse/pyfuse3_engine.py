@@ -17,11 +17,11 @@ import pyfuse3
 import trio
 
 from forebay.cacheruntime.catalogue_changes import ChangeKind, changes_path, read_changes
+from forebay.cacheruntime.counters import CounterRow
 from forebay.cacheruntime.errors import ForebayError
-from forebay.fuse.counters import CounterRow
 from forebay.fuse.file_system import FileSystem
 from forebay.fuse.open_table import Attempt
-from forebay.fuse.operations import FileEntry, FileSlice, NotReady, Refused, errno_of
+from forebay.fuse.operations import TRIES, FileEntry, FileSlice, NotReady, Refused, errno_of
 from forebay.fuse.switch import Follower, Switch
 from forebay.fuse.wire_reply import Attributes
 
@@ -95,7 +95,7 @@ class Handlers(pyfuse3.Operations):  # type: ignore[misc]
     async def read(self, fh: int, off: int, size: int) -> bytes:
         self._counters.add("requests")
         again = False
-        while True:
+        for _ in range(TRIES):
             try:
                 found = self._fs.read(self._nodes[fh], fh, off, size, again=again)
                 data = _bytes_of(found) if found else b""
@@ -109,6 +109,7 @@ class Handlers(pyfuse3.Operations):  # type: ignore[misc]
                 again = True
             except Refused as refused:
                 raise pyfuse3.FUSEError(refused.errno) from refused
+        raise pyfuse3.FUSEError(errno.EIO)  # what was brought in went away again, over and over
 
     async def opendir(self, inode: int, ctx: Any) -> int:
         await self._settle(self._fs.opendir, inode)

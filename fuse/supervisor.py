@@ -22,6 +22,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from forebay.cacheruntime import mounts
+from forebay.cacheruntime.config import CacheConfig
+from forebay.cacheruntime.logs import say
 from forebay.fuse import hand_over, mounting
 from forebay.fuse.handler_process import HandlerProcess
 from forebay.fuse.mount_spec import MountSpec
@@ -51,6 +53,7 @@ class Supervisor:
     def __init__(self, spec_descriptor: int) -> None:
         self._spec_descriptor = spec_descriptor
         self._spec = MountSpec.from_memory(spec_descriptor)
+        self._log_format = CacheConfig.from_json(self._spec.config).log_format
         self._folder = Path(self._spec.folder)
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._roster = Roster(self._folder / "roster")
@@ -150,7 +153,7 @@ class Supervisor:
             handler.forget()
             if not handler.leaving:
                 how = "is given up" if handler.given_up else handler.how_ended
-                _say(f"handler {handler.pid} {how}: starting another")
+                self._say(f"handler {handler.pid} {how}: starting another")
                 self._deaths = [*(at for at in self._deaths if now - at < 60), now]
                 self._next_start = now + _RESTART_PAUSES_S[min(len(self._deaths), len(_RESTART_PAUSES_S)) - 1]
         if died and not self._kernel:
@@ -160,7 +163,7 @@ class Supervisor:
         if len(self._handlers) < self._scaling.wanted and now >= self._next_start and not self._is_gone():
             trouble = self._start_handler(resend=True)
             if trouble:
-                _say(f"the new handler does not serve: {trouble}")
+                self._say(f"the new handler does not serve: {trouble}")
         elif died:
             self._write_state()
 
@@ -180,13 +183,13 @@ class Supervisor:
             state = handler.state() if silent_ms > _STOPPED_MS else ""
             # In state D it waits for a disk, and no signal would reach it.
             if self._kernel and state and (state in "tT" if silent_ms <= _STUCK_MS else state not in "DZ"):
-                _say(f"handler {handler.pid} has shown no life for {silent_ms / 1000:.0f} s: killing it")
+                self._say(f"handler {handler.pid} has shown no life for {silent_ms / 1000:.0f} s: killing it")
                 handler.kill()
                 handler.given_up = True
                 self._roster.clear(handler.slot)
         change = self._scaling.observe(busy, now / 1000)
         if change > 0:
-            _say("the handlers are busy: starting one more")
+            self._say("the handlers are busy: starting one more")
             self._start_handler(resend=False)
         elif change < 0:
             max(self._handlers, key=lambda handler: handler.slot).stop()
@@ -211,7 +214,7 @@ class Supervisor:
         """Answer a successor; True when it has taken over."""
         if not control.give([self._spec_descriptor, self._device]):
             return False
-        _say("handed over to another supervisor")
+        self._say("handed over to another supervisor")
         return True
 
     def _write_state(self) -> None:
@@ -230,6 +233,9 @@ class Supervisor:
         )  # fmt: skip
         mounts.write_state(self._folder, state)
 
+    def _say(self, words: str) -> None:
+        say("supervisor", self._log_format, words)
+
     def _unmount(self) -> None:
         with suppress(mounting.MountFailed):
             try:
@@ -237,10 +243,6 @@ class Supervisor:
             except mounting.MountFailed as error:
                 if error.errno == errno.EBUSY:
                     mounting.unmount(self._spec.directory, lazy=True)
-
-
-def _say(words: str) -> None:
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} INFO supervisor {os.getpid()}: {words}", flush=True)
 
 
 def _detach_output(log: str) -> None:

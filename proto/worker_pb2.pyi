@@ -112,17 +112,37 @@ class ListDirectoryReply(_message.Message):
     def __init__(self) -> None: ...
 
 class WarmupRequest(_message.Message):
-    __slots__ = ("dataset_id", "paths", "jobs")
+    __slots__ = ("dataset_id", "paths", "jobs", "snapshot", "globs", "rate_bytes_s", "medium", "pin", "verify", "metadata_only", "skip_existing", "deadline_s", "job")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     PATHS_FIELD_NUMBER: _ClassVar[int]
     JOBS_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    GLOBS_FIELD_NUMBER: _ClassVar[int]
+    RATE_BYTES_S_FIELD_NUMBER: _ClassVar[int]
+    MEDIUM_FIELD_NUMBER: _ClassVar[int]
+    PIN_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_FIELD_NUMBER: _ClassVar[int]
+    METADATA_ONLY_FIELD_NUMBER: _ClassVar[int]
+    SKIP_EXISTING_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
     dataset_id: str
     paths: _containers.RepeatedScalarFieldContainer[bytes]
     jobs: int
-    def __init__(self, dataset_id: _Optional[str] = ..., paths: _Optional[_Iterable[bytes]] = ..., jobs: _Optional[int] = ...) -> None: ...
+    snapshot: int
+    globs: _containers.RepeatedScalarFieldContainer[bytes]
+    rate_bytes_s: int
+    medium: str
+    pin: bool
+    verify: bool
+    metadata_only: bool
+    skip_existing: bool
+    deadline_s: float
+    job: int
+    def __init__(self, dataset_id: _Optional[str] = ..., paths: _Optional[_Iterable[bytes]] = ..., jobs: _Optional[int] = ..., snapshot: _Optional[int] = ..., globs: _Optional[_Iterable[bytes]] = ..., rate_bytes_s: _Optional[int] = ..., medium: _Optional[str] = ..., pin: _Optional[bool] = ..., verify: _Optional[bool] = ..., metadata_only: _Optional[bool] = ..., skip_existing: _Optional[bool] = ..., deadline_s: _Optional[float] = ..., job: _Optional[int] = ...) -> None: ...
 
 class WarmupProgress(_message.Message):
-    __slots__ = ("files_total", "files_done", "files_failed", "bytes_total", "bytes_done", "files_uncached", "failures", "finished", "listing")
+    __slots__ = ("files_total", "files_done", "files_failed", "bytes_total", "bytes_done", "files_uncached", "failures", "finished", "listing", "job", "state", "error", "elapsed_s", "bytes_fetched", "files_verified", "files_damaged")
     FILES_TOTAL_FIELD_NUMBER: _ClassVar[int]
     FILES_DONE_FIELD_NUMBER: _ClassVar[int]
     FILES_FAILED_FIELD_NUMBER: _ClassVar[int]
@@ -132,6 +152,13 @@ class WarmupProgress(_message.Message):
     FAILURES_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     LISTING_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    ELAPSED_S_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FETCHED_FIELD_NUMBER: _ClassVar[int]
+    FILES_VERIFIED_FIELD_NUMBER: _ClassVar[int]
+    FILES_DAMAGED_FIELD_NUMBER: _ClassVar[int]
     files_total: int
     files_done: int
     files_failed: int
@@ -141,7 +168,14 @@ class WarmupProgress(_message.Message):
     failures: _containers.RepeatedScalarFieldContainer[str]
     finished: bool
     listing: bool
-    def __init__(self, files_total: _Optional[int] = ..., files_done: _Optional[int] = ..., files_failed: _Optional[int] = ..., bytes_total: _Optional[int] = ..., bytes_done: _Optional[int] = ..., files_uncached: _Optional[int] = ..., failures: _Optional[_Iterable[str]] = ..., finished: _Optional[bool] = ..., listing: _Optional[bool] = ...) -> None: ...
+    job: int
+    state: str
+    error: str
+    elapsed_s: float
+    bytes_fetched: int
+    files_verified: int
+    files_damaged: int
+    def __init__(self, files_total: _Optional[int] = ..., files_done: _Optional[int] = ..., files_failed: _Optional[int] = ..., bytes_total: _Optional[int] = ..., bytes_done: _Optional[int] = ..., files_uncached: _Optional[int] = ..., failures: _Optional[_Iterable[str]] = ..., finished: _Optional[bool] = ..., listing: _Optional[bool] = ..., job: _Optional[int] = ..., state: _Optional[str] = ..., error: _Optional[str] = ..., elapsed_s: _Optional[float] = ..., bytes_fetched: _Optional[int] = ..., files_verified: _Optional[int] = ..., files_damaged: _Optional[int] = ...) -> None: ...
 
 class SyncRequest(_message.Message):
     __slots__ = ("dataset_id", "shown")
@@ -275,6 +309,32 @@ class RetireReply(_message.Message):
     leaving: bool
     def __init__(self, leaving: _Optional[bool] = ...) -> None: ...
 
+class PostOrderRequest(_message.Message):
+    __slots__ = ("dataset_id", "reader", "snapshot", "nodes", "first", "position", "asked", "done")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    READER_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    ASKED_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    reader: str
+    snapshot: int
+    nodes: _containers.RepeatedScalarFieldContainer[int]
+    first: int
+    position: int
+    asked: int
+    done: bool
+    def __init__(self, dataset_id: _Optional[str] = ..., reader: _Optional[str] = ..., snapshot: _Optional[int] = ..., nodes: _Optional[_Iterable[int]] = ..., first: _Optional[int] = ..., position: _Optional[int] = ..., asked: _Optional[int] = ..., done: _Optional[bool] = ...) -> None: ...
+
+class PostOrderReply(_message.Message):
+    __slots__ = ("known",)
+    KNOWN_FIELD_NUMBER: _ClassVar[int]
+    known: int
+    def __init__(self, known: _Optional[int] = ...) -> None: ...
+
 class StoreMount(_message.Message):
     __slots__ = ("path", "source", "options", "owner", "of_dataset", "of_snapshot", "of_path", "stores", "owner_path")
     class OptionsEntry(_message.Message):
@@ -344,6 +404,68 @@ class ForgetReply(_message.Message):
     bytes: int
     def __init__(self, snapshots: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
 
+class StartJobReply(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: int
+    def __init__(self, job: _Optional[int] = ...) -> None: ...
+
+class CancelJobRequest(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: int
+    def __init__(self, job: _Optional[int] = ...) -> None: ...
+
+class CancelJobReply(_message.Message):
+    __slots__ = ("state",)
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    state: str
+    def __init__(self, state: _Optional[str] = ...) -> None: ...
+
+class TrafficRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class TrafficReply(_message.Message):
+    __slots__ = ("sources", "uptime_s")
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_S_FIELD_NUMBER: _ClassVar[int]
+    sources: _containers.RepeatedCompositeFieldContainer[SourceTraffic]
+    uptime_s: float
+    def __init__(self, sources: _Optional[_Iterable[_Union[SourceTraffic, _Mapping]]] = ..., uptime_s: _Optional[float] = ...) -> None: ...
+
+class SourceTraffic(_message.Message):
+    __slots__ = ("dataset_id", "gets", "bytes", "errors", "get_counts", "get_sum_s", "queue_counts", "queue_sum_s")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    GETS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    GET_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    GET_SUM_S_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_SUM_S_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    gets: int
+    bytes: int
+    errors: int
+    get_counts: _containers.RepeatedScalarFieldContainer[int]
+    get_sum_s: float
+    queue_counts: _containers.RepeatedScalarFieldContainer[int]
+    queue_sum_s: float
+    def __init__(self, dataset_id: _Optional[str] = ..., gets: _Optional[int] = ..., bytes: _Optional[int] = ..., errors: _Optional[int] = ..., get_counts: _Optional[_Iterable[int]] = ..., get_sum_s: _Optional[float] = ..., queue_counts: _Optional[_Iterable[int]] = ..., queue_sum_s: _Optional[float] = ...) -> None: ...
+
+class ServeMetricsRequest(_message.Message):
+    __slots__ = ("address",)
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    def __init__(self, address: _Optional[str] = ...) -> None: ...
+
+class ServeMetricsReply(_message.Message):
+    __slots__ = ("address",)
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    def __init__(self, address: _Optional[str] = ...) -> None: ...
+
 class CheckRequest(_message.Message):
     __slots__ = ("deep", "repair", "bytes_s")
     DEEP_FIELD_NUMBER: _ClassVar[int]
@@ -375,3 +497,47 @@ class CheckFinding(_message.Message):
     what: str
     repaired: bool
     def __init__(self, kind: _Optional[str] = ..., what: _Optional[str] = ..., repaired: _Optional[bool] = ...) -> None: ...
+
+class EvictRequest(_message.Message):
+    __slots__ = ("dataset_id", "paths", "globs", "snapshot", "pinned")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    PATHS_FIELD_NUMBER: _ClassVar[int]
+    GLOBS_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    paths: _containers.RepeatedScalarFieldContainer[bytes]
+    globs: _containers.RepeatedScalarFieldContainer[bytes]
+    snapshot: int
+    pinned: bool
+    def __init__(self, dataset_id: _Optional[str] = ..., paths: _Optional[_Iterable[bytes]] = ..., globs: _Optional[_Iterable[bytes]] = ..., snapshot: _Optional[int] = ..., pinned: _Optional[bool] = ...) -> None: ...
+
+class EvictReply(_message.Message):
+    __slots__ = ("files", "bytes", "pinned")
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    files: int
+    bytes: int
+    pinned: int
+    def __init__(self, files: _Optional[int] = ..., bytes: _Optional[int] = ..., pinned: _Optional[int] = ...) -> None: ...
+
+class PinRequest(_message.Message):
+    __slots__ = ("dataset_id", "paths", "unpin", "snapshot")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    PATHS_FIELD_NUMBER: _ClassVar[int]
+    UNPIN_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    paths: _containers.RepeatedScalarFieldContainer[bytes]
+    unpin: bool
+    snapshot: int
+    def __init__(self, dataset_id: _Optional[str] = ..., paths: _Optional[_Iterable[bytes]] = ..., unpin: _Optional[bool] = ..., snapshot: _Optional[int] = ...) -> None: ...
+
+class PinReply(_message.Message):
+    __slots__ = ("pins", "unknown")
+    PINS_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
+    pins: _containers.RepeatedScalarFieldContainer[bytes]
+    unknown: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, pins: _Optional[_Iterable[bytes]] = ..., unknown: _Optional[_Iterable[bytes]] = ...) -> None: ...

@@ -69,6 +69,11 @@ class WorkerStub:
                 request_serializer=forebay_dot_proto_dot_worker__pb2.RetireRequest.SerializeToString,
                 response_deserializer=forebay_dot_proto_dot_worker__pb2.RetireReply.FromString,
                 _registered_method=True)
+        self.PostOrder = channel.unary_unary(
+                '/forebay.cache.v1.Worker/PostOrder',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.PostOrderRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.PostOrderReply.FromString,
+                _registered_method=True)
         self.CollectSnapshots = channel.unary_unary(
                 '/forebay.cache.v1.Worker/CollectSnapshots',
                 request_serializer=forebay_dot_proto_dot_worker__pb2.CollectSnapshotsRequest.SerializeToString,
@@ -83,6 +88,36 @@ class WorkerStub:
                 '/forebay.cache.v1.Worker/Check',
                 request_serializer=forebay_dot_proto_dot_worker__pb2.CheckRequest.SerializeToString,
                 response_deserializer=forebay_dot_proto_dot_worker__pb2.CheckProgress.FromString,
+                _registered_method=True)
+        self.StartJob = channel.unary_unary(
+                '/forebay.cache.v1.Worker/StartJob',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.WarmupRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.StartJobReply.FromString,
+                _registered_method=True)
+        self.CancelJob = channel.unary_unary(
+                '/forebay.cache.v1.Worker/CancelJob',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.CancelJobRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.CancelJobReply.FromString,
+                _registered_method=True)
+        self.Traffic = channel.unary_unary(
+                '/forebay.cache.v1.Worker/Traffic',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.TrafficRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.TrafficReply.FromString,
+                _registered_method=True)
+        self.Evict = channel.unary_unary(
+                '/forebay.cache.v1.Worker/Evict',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.EvictRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.EvictReply.FromString,
+                _registered_method=True)
+        self.Pin = channel.unary_unary(
+                '/forebay.cache.v1.Worker/Pin',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.PinRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.PinReply.FromString,
+                _registered_method=True)
+        self.ServeMetrics = channel.unary_unary(
+                '/forebay.cache.v1.Worker/ServeMetrics',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.ServeMetricsRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.ServeMetricsReply.FromString,
                 _registered_method=True)
 
 
@@ -137,6 +172,13 @@ class WorkerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PostOrder(self, request, context):
+        """Tell which files a reader will read next, in which order, and how far it has come.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CollectSnapshots(self, request, context):
         """Remove snapshots of a dataset that are in nobody's use. The dataset need not be attached.
         """
@@ -153,6 +195,48 @@ class WorkerServicer:
 
     def Check(self, request, context):
         """Hold the cache against the description of its storage formats, with progress.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StartJob(self, request, context):
+        """Begin a warm-up that goes on without its client.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelJob(self, request, context):
+        """End a warm-up, and do not take it up again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Traffic(self, request, context):
+        """What was fetched, how long it took, and how long it waited for its turn.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Evict(self, request, context):
+        """Drop what is cached of some files.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Pin(self, request, context):
+        """Keep what is below some paths, now and in future; or no longer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ServeMetrics(self, request, context):
+        """Serve /metrics for Prometheus from now on, elsewhere, or no longer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -196,6 +280,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     request_deserializer=forebay_dot_proto_dot_worker__pb2.RetireRequest.FromString,
                     response_serializer=forebay_dot_proto_dot_worker__pb2.RetireReply.SerializeToString,
             ),
+            'PostOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.PostOrder,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.PostOrderRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.PostOrderReply.SerializeToString,
+            ),
             'CollectSnapshots': grpc.unary_unary_rpc_method_handler(
                     servicer.CollectSnapshots,
                     request_deserializer=forebay_dot_proto_dot_worker__pb2.CollectSnapshotsRequest.FromString,
@@ -210,6 +299,36 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.Check,
                     request_deserializer=forebay_dot_proto_dot_worker__pb2.CheckRequest.FromString,
                     response_serializer=forebay_dot_proto_dot_worker__pb2.CheckProgress.SerializeToString,
+            ),
+            'StartJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartJob,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.WarmupRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.StartJobReply.SerializeToString,
+            ),
+            'CancelJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelJob,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.CancelJobRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.CancelJobReply.SerializeToString,
+            ),
+            'Traffic': grpc.unary_unary_rpc_method_handler(
+                    servicer.Traffic,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.TrafficRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.TrafficReply.SerializeToString,
+            ),
+            'Evict': grpc.unary_unary_rpc_method_handler(
+                    servicer.Evict,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.EvictRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.EvictReply.SerializeToString,
+            ),
+            'Pin': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pin,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.PinRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.PinReply.SerializeToString,
+            ),
+            'ServeMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.ServeMetrics,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.ServeMetricsRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.ServeMetricsReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -412,6 +531,33 @@ class Worker:
             _registered_method=True)
 
     @staticmethod
+    def PostOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/PostOrder',
+            forebay_dot_proto_dot_worker__pb2.PostOrderRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.PostOrderReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def CollectSnapshots(request,
             target,
             options=(),
@@ -482,6 +628,168 @@ class Worker:
             '/forebay.cache.v1.Worker/Check',
             forebay_dot_proto_dot_worker__pb2.CheckRequest.SerializeToString,
             forebay_dot_proto_dot_worker__pb2.CheckProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/StartJob',
+            forebay_dot_proto_dot_worker__pb2.WarmupRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.StartJobReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/CancelJob',
+            forebay_dot_proto_dot_worker__pb2.CancelJobRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.CancelJobReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Traffic(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/Traffic',
+            forebay_dot_proto_dot_worker__pb2.TrafficRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.TrafficReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Evict(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/Evict',
+            forebay_dot_proto_dot_worker__pb2.EvictRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.EvictReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pin(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/Pin',
+            forebay_dot_proto_dot_worker__pb2.PinRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.PinReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ServeMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/ServeMetrics',
+            forebay_dot_proto_dot_worker__pb2.ServeMetricsRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.ServeMetricsReply.FromString,
             options,
             channel_credentials,
             insecure,

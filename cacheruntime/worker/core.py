@@ -11,19 +11,26 @@ import trio
 from forebay.cacheruntime import mounts
 from forebay.cacheruntime.config import KEPT_SNAPSHOTS, CacheConfig
 from forebay.cacheruntime.dataset_source import StoreMount
-from forebay.cacheruntime.errors import ForebayError, SourceStale, SourceUnavailable
+from forebay.cacheruntime.errors import NotAttached, SourceStale, SourceUnavailable
 from forebay.cacheruntime.keys import DatasetId
+from forebay.cacheruntime.policies.next_use import NextUse
+from forebay.cacheruntime.selection import Selection
 from forebay.cacheruntime.snapshot_history import Keep
 from forebay.cacheruntime.understore.base import Entry
+from forebay.cacheruntime.worker import pins
 from forebay.cacheruntime.worker.check import Check
 from forebay.cacheruntime.worker.datasets import Datasets
 from forebay.cacheruntime.worker.fill import Filler
+from forebay.cacheruntime.worker.jobs import Job, Jobs
 from forebay.cacheruntime.worker.keeper import Keeper
 from forebay.cacheruntime.worker.memory import Lease
+from forebay.cacheruntime.worker.metrics_server import Metrics
+from forebay.cacheruntime.worker.orders import Orders, OrderSink
+from forebay.cacheruntime.worker.prefetch import Prefetcher
+from forebay.cacheruntime.worker.small_files import SmallFiles
 from forebay.cacheruntime.worker.storage import Storage
 from forebay.cacheruntime.worker.sync import Syncs
 from forebay.cacheruntime.worker.verify import Pace
-from forebay.cacheruntime.worker.warmup import Warmup, jobs_or_default
 from forebay.proto import worker_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -53,6 +60,14 @@ class Core:
         storage.idle = self._idle
         self.filler = Filler(storage, config.fill, nursery)
         self.keeper = Keeper(storage, self.filler.verifier)
+        self.small_files = SmallFiles(self.filler, nursery)
+        self.jobs = Jobs(config, self.datasets, self.filler, self.small_files, storage, nursery, self._busy)
+        self._began = time.monotonic()
+        self.metrics = Metrics(config, self.status, self.traffic, self.jobs.store)
+        self.orders = Orders()
+        self.orders.sink = self._sink
+        self.prefetcher = Prefetcher(self.orders, self.filler, storage)
+        self.orders.moved = self.prefetcher.wake
 
     async def attach(self, request: pb.AttachRequest) -> pb.AttachReply:
         with self._busy():
@@ -74,6 +89,7 @@ class Core:
                     raise SourceUnavailable(f"{dataset.store.url} cannot be listed: {totals.error}")
                 reply.snapshot = snapshot.number
                 reply.catalogue = str(snapshot.writer.folder)
+                self.jobs.attached(dataset)
             return reply
 
     async def fill(self, request: pb.FillRequest, lease: Lease | None = None) -> bytes | None:
@@ -121,22 +137,55 @@ class Core:
             entries = await trio.to_thread.run_sync(store.list_directory, path)
             return pb.StatReply(children=[_entry(entry) for entry in entries])
 
-    async def start_warmup(self, request: pb.WarmupRequest) -> Warmup:
+    async def start_warmup(self, request: pb.WarmupRequest, background: bool = False) -> Job:
         """Start a warm-up; it ends by itself or with its scope's cancellation (the client went away)."""
-        dataset = self.datasets.get(request.dataset_id)
-        if dataset.newest is None:
-            raise ForebayError("the dataset has no snapshot: attach it with list set first")
-        jobs = jobs_or_default(request.jobs)
-        job = Warmup(dataset, dataset.newest, list(request.paths), jobs, self.filler, self._storage)
-        self._nursery.start_soon(self._run_warmup, job)
-        return job
+        with self._busy():
+            return self.jobs.start(request, background=background)
 
-    async def _run_warmup(self, job: Warmup) -> None:
-        with self._busy(), job.scope, job.snapshot.held():
-            try:
-                await job.run()
-            except ForebayError as error:
-                job.failed = error
+    async def start_job(self, request: pb.WarmupRequest) -> pb.StartJobReply:
+        """A warm-up that goes on without its client."""
+        job = await self.start_warmup(request, True)
+        return pb.StartJobReply(job=job.record.id)
+
+    async def cancel_job(self, request: pb.CancelJobRequest) -> pb.CancelJobReply:
+        with self._busy():
+            return pb.CancelJobReply(state=await self.jobs.cancel(request.job))
+
+    async def evict(self, request: pb.EvictRequest) -> pb.EvictReply:
+        with self._busy():
+            dataset = self.datasets.get(request.dataset_id)
+            snapshot = self.datasets.chosen(dataset, request.snapshot)
+            selection = Selection(list(request.paths), list(request.globs))
+            with snapshot.held():
+                files, size, kept = await pins.evict(self._storage, dataset, snapshot, selection, pinned=request.pinned)
+            return pb.EvictReply(files=files, bytes=size, pinned=kept)
+
+    async def pin(self, request: pb.PinRequest) -> pb.PinReply:
+        with self._busy():
+            dataset = self.datasets.get(request.dataset_id)
+            snapshot = self.datasets.chosen(dataset, request.snapshot)
+            unknown: list[bytes] = []
+            with snapshot.held():
+                if request.unpin:
+                    unknown = await pins.unpin(self._storage, dataset, snapshot, list(request.paths))
+                elif request.paths:
+                    await pins.pin(self._storage, dataset, snapshot, list(request.paths))
+            return pb.PinReply(pins=self._storage.pins(dataset.id), unknown=unknown)
+
+    async def traffic(self, request: pb.TrafficRequest) -> pb.TrafficReply:
+        """What came from under-stores; asking keeps no worker alive."""
+        reply = pb.TrafficReply(uptime_s=time.monotonic() - self._began)
+        for dataset, traffic in self.filler.traffic.items():
+            reply.sources.add(
+                dataset_id=dataset, gets=traffic.gets, bytes=traffic.bytes, errors=traffic.errors,
+                get_counts=traffic.get_times.counts, get_sum_s=traffic.get_times.sum_s,
+                queue_counts=traffic.queue_times.counts, queue_sum_s=traffic.queue_times.sum_s,
+            )  # fmt: skip
+        return reply
+
+    async def serve_metrics(self, request: pb.ServeMetricsRequest) -> pb.ServeMetricsReply:
+        with self._busy():
+            return pb.ServeMetricsReply(address=await self.metrics.serve(request.address))
 
     async def start_check(self, request: pb.CheckRequest) -> Check:
         """Start a check; it ends by itself or with its scope's cancellation (the client went away)."""
@@ -176,6 +225,35 @@ class Core:
                     shown.holdings.add(tier=position[held.tier], bytes=held.bytes, files=held.files)
         return reply
 
+    async def post_order(self, request: pb.PostOrderRequest, holder: object | None = None) -> pb.PostOrderReply:
+        """See `Orders.post`.
+
+        Args:
+            request: see proto/worker.proto.
+            holder: the connection that it came by, with whose end the reader is gone; None: gRPC.
+        """
+        with self._busy():
+            dataset = self.datasets.get(request.dataset_id)
+            snapshot = self.datasets.opened(dataset, request.snapshot)
+            if snapshot is None:
+                raise NotAttached(f"{dataset.store.url} has no snapshot {request.snapshot} any more")
+            if request.done:
+                self.orders.finish(request.reader, request.position)
+                return pb.PostOrderReply()
+            known = await self.orders.post(
+                dataset, snapshot, request.reader, request.nodes, request.first,
+                request.position, request.asked, holder,
+            )  # fmt: skip
+            return pb.PostOrderReply(known=known)
+
+    def _sink(self, dataset: DatasetId) -> OrderSink | None:
+        policy = self._storage.space(dataset).policy
+        return policy if isinstance(policy, NextUse) else None
+
+    def reader_left(self, holder: object) -> None:
+        """A connection of the fill socket ended."""
+        self.orders.connection_ended(holder)
+
     async def collect_snapshots(self, request: pb.CollectSnapshotsRequest) -> pb.CollectSnapshotsReply:
         with self._busy():
             removed = self.datasets.history.collect_by_id(DatasetId(request.dataset_id), _keep(request.retention))
@@ -190,8 +268,8 @@ class Core:
             return reply
 
     async def retire(self, request: pb.RetireRequest) -> pb.RetireReply:
-        """Leave as soon as no mount and no call is left, without the grace period."""
-        leaving = self._calls == 0 and not self._has_mounts()
+        """Leave as soon as no mount, no reader with an order and no call is left, without the grace period."""
+        leaving = self._calls == 0 and not self.orders.active and not self._has_mounts()
         self._retiring = leaving
         return pb.RetireReply(leaving=leaving)
 
@@ -199,11 +277,14 @@ class Core:
         """Return once there was no mount and no call for the configured time."""
         while True:
             await trio.sleep(_WATCH_INTERVAL_S)
-            if self._calls or self._has_mounts():
+            self.orders.expire()
+            if self._calls or self.orders.active or self._has_mounts():
                 self._idle_since = time.monotonic()
                 self._retiring = False
             elif self._retiring or time.monotonic() - self._idle_since > self._config.idle_exit_s:
-                return
+                await self.keeper.checkpoint()
+                if not self._calls and not self._has_mounts():
+                    return
 
     def _has_mounts(self) -> bool:
         return any(True for _ in self._mounts())
@@ -219,6 +300,10 @@ class Core:
     def _idle(self, dataset: DatasetId) -> float | None:
         used = self.datasets.last_used(dataset)
         if used and time.monotonic() - used < IN_USE_S:
+            return None
+        if any(job.record.request.dataset_id == dataset for job in self.jobs.running.values()):
+            return None  # what a warm-up loaded a minute ago would count as idle
+        if self.orders.reads(dataset):
             return None
         if any(state.uses(dataset) for state in self._mounts()):
             return None

@@ -17,7 +17,7 @@ from forebay.cacheruntime.catalogue_writer import CatalogueWriter
 from forebay.cacheruntime.config import CacheConfig
 from forebay.cacheruntime.dataset_source import StoreMount, tree_id
 from forebay.cacheruntime.durable import write_durably
-from forebay.cacheruntime.errors import ForebayError, NotAttached, SourceNotFound, SourceTimeout
+from forebay.cacheruntime.errors import ForebayError, NotAttached, SourceNotFound, SourceTimeout, UsageError
 from forebay.cacheruntime.keys import DatasetId, Roots, dataset_id, node_id
 from forebay.cacheruntime.listing_order import ListingOrder
 from forebay.cacheruntime.mounts import MountState
@@ -196,6 +196,20 @@ class Datasets:
             known = self._open(dataset, number)
             known.asked_for = time.monotonic()
         return known
+
+    def chosen(self, dataset: Dataset, number: int) -> Snapshot:
+        """A snapshot by its number, the newest for 0.
+
+        Raises:
+            UsageError: there is none of that number.
+            ForebayError: the dataset was never listed.
+        """
+        found = self.opened(dataset, number) if number else dataset.newest
+        if found is None and number:
+            raise UsageError(f"{dataset.store.url} has no snapshot {number} here")
+        if found is None:
+            raise ForebayError("the dataset has no snapshot: attach it with list set first")
+        return found
 
     def drop(self, dataset: Dataset, snapshot: Snapshot) -> None:
         """Remove a snapshot that no client was told of, though tasks of this worker may be writing to it."""

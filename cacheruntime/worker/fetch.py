@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import xxhash
@@ -27,7 +28,7 @@ class SourceFile:
     dataset_path: str = ""
     """Where it is in `dataset`, which may be made of several stores; '' stands for `path`."""
 
-    @property
+    @cached_property
     def content(self) -> ContentId:
         return content_id(self.store.url, self.path, self.size, self.version)
 
@@ -46,11 +47,17 @@ def fetch_whole(file: SourceFile) -> bytes:
     Raises:
         SourceError: from the store; SourceStale also when it is shorter than listed.
     """
-    pieces = [bytes(piece) for piece in file.store.read_range(file.path, 0, file.size, file.version)]
-    data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    if len(data) != file.size:
-        raise SourceStale(f"{file.store.url}: {file.path!r} has {len(data)} bytes, listed were {file.size}")
-    return data
+    pieces = fetch_pieces(file)
+    return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+
+
+def fetch_pieces(file: SourceFile) -> list[memoryview]:
+    """A small file's bytes as the store gave them, which spares a copy; errors as `fetch_whole`."""
+    pieces = [memoryview(piece) for piece in file.store.read_range(file.path, 0, file.size, file.version)]
+    size = sum(map(len, pieces))
+    if size != file.size:
+        raise SourceStale(f"{file.store.url}: {file.path!r} has {size} bytes, listed were {file.size}")
+    return pieces
 
 
 def fetch_blocks(file: SourceFile, run: list[int], write: Write | None) -> Iterator[Fetched]:

@@ -1,5 +1,6 @@
 """Which fetch goes next: readers who wait come before read-ahead. Pure bookkeeping."""
 
+import time
 from dataclasses import dataclass, field
 
 from forebay.cacheruntime.config import Medium
@@ -25,6 +26,8 @@ class Part:
     """Blocks that have not come yet."""
     memory_ahead_bytes: int = field(init=False)
     """Memory that nobody had asked for when it was started."""
+    queued_ns: int = field(default_factory=time.monotonic_ns)
+    """When it was made (monotonic)."""
 
     def __post_init__(self) -> None:
         self.left = set(self.run)

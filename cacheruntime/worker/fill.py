@@ -8,6 +8,7 @@ tier, past it, failed, evicted under it) changes the same few maps.
 
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ import trio
 
 from forebay.cacheruntime.config import FillConfig, Medium
 from forebay.cacheruntime.errors import ForebayError, SourceTimeout, SourceUnavailable
+from forebay.cacheruntime.histogram import Histogram
 from forebay.cacheruntime.index import BLOCK_BYTES, Cached, block_bytes
 from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.worker.fetch import Fetched, SourceFile, fetch_blocks, fetch_whole
@@ -100,12 +102,28 @@ class _Landed(NamedTuple):
     descriptor: int | None
 
 
+class Whole(NamedTuple):
+    """A small file that `SmallFiles` has fetched, or could not."""
+
+    file: SourceFile
+    pieces: list[memoryview]
+    """All its bytes; none with an error."""
+    checksum: int
+    error: ForebayError | None
+    took_ns: int
+
+
 @dataclass
 class Traffic:
     """What came from under-stores for one dataset since the worker started."""
 
     gets: int = 0
     bytes: int = 0
+    errors: int = 0
+    get_times: Histogram = field(default_factory=Histogram)
+    """From the start of a GET to its last byte; with tries again."""
+    queue_times: Histogram = field(default_factory=Histogram)
+    """That fetches waited for a slot."""
 
 
 class Filler:
@@ -127,6 +145,8 @@ class Filler:
         self.verifier = Verifier(storage, nursery)
         self._flights: dict[ContentId, dict[int, _Block]] = {}
         share = shares(config.memory_bytes or machine_budget(), config)
+        self.bulk_bytes = share.bulk_bytes
+        """Of small files that `SmallFiles` may have under way."""
         self._kept = KeptBlocks(share.through_bytes)
         self._replies = MemoryBudget(share.reply_bytes)
         self._queue = FetchQueue(share.gets, _DEMAND_SLOTS)
@@ -138,6 +158,10 @@ class Filler:
     def window_bytes(self) -> int:
         """The widest window, in bytes."""
         return self._config.window_max_bytes
+
+    def is_small(self, size: int) -> bool:
+        """Whether files of that size, in bytes, are fetched whole and live in packs."""
+        return size < self._config.small_file_bytes
 
     def lease(self) -> Lease:
         """For one `fill` whose reply outlives it; the caller releases it when the reply is sent."""
@@ -259,7 +283,7 @@ class Filler:
         return _has_block(self._storage.index.reader.find(want.content), want.file.size, number)
 
     def _is_small(self, file: SourceFile) -> bool:
-        return file.size < self._config.small_file_bytes
+        return self.is_small(file.size)
 
     async def _mixed(self, want: _Want, pieces: list[bytes], lease: Lease) -> bytes | None:
         """Some blocks of the range are cached and some had no room: put them together."""
@@ -301,6 +325,8 @@ class Filler:
                 self._launch(want, [0], None, demand)
         elif missing:
             self._start_blocks(want, cached, missing, into_memory, demand)
+        elif cached is None and not demand and not into_memory and not flights:
+            self._place_kept(want)
         self._pump()
         return dict(self._flights.get(content, {}))
 
@@ -326,6 +352,12 @@ class Filler:
         if want.content not in self._flights:
             self._storage.settle(want.content)  # there was no room for any of it
 
+    def _place_kept(self, want: _Want) -> None:
+        """A small file that found no room when it was read may find it now that it is fetched ahead."""
+        data = self._kept.get(want.content, 0) if self._is_small(want.file) else None
+        if data is not None and self._storage.keep_small(want.target, data, checksum_of(data)):
+            self._kept.drop(want.content, 0)
+
     def _part_blocks(self, blocks: int) -> int:
         """Blocks to a GET: few while there are free slots, as round trips are what costs then; many when all are
         taken, as requests cost too."""
@@ -342,12 +374,14 @@ class Filler:
 
     def _pump(self) -> None:
         while (part := self._queue.start_next()) is not None:
+            self._traffic_of(part.file).queue_times.add(time.monotonic_ns() - part.queued_ns)
             self._nursery.start_soon(self._fetch_small if self._is_small(part.file) else self._fetch_part, part)
 
     async def _fetch_part(self, part: Part) -> None:
         """Fetch one run of blocks into its tier file, or into memory."""
         error: ForebayError | None = None
         disk: OSError | None = None
+        began = time.monotonic_ns()
         try:
             await self._in_thread(partial(self._fetch, part, trio.lowlevel.current_trio_token()))
         except OSError as failure:
@@ -359,7 +393,8 @@ class Filler:
             self._kept.ended(part)
         self._collect()  # what the thread reported last
         size = part.file.size
-        self._count(part.file, sum(block_bytes(size, number) for number in part.run if number not in part.left))
+        got = sum(block_bytes(size, number) for number in part.run if number not in part.left)
+        self._count(part.file, got, time.monotonic_ns() - began, failed=error is not None)
         if part.target is not None:
             self._storage.give_back(part.target, sum(block_bytes(size, number) for number in part.left))
         if part.left and error is None and part.target is not None:
@@ -453,16 +488,17 @@ class Filler:
         file, content = part.file, part.content
         error: ForebayError | None = None
         data = b""
+        began = time.monotonic_ns()
         try:
             data = await self._in_thread(partial(fetch_whole, file))
         except ForebayError as failure:
             error = failure
         finally:
             self._queue.ended(part)
+        self._count(file, len(data), time.monotonic_ns() - began, failed=error is not None)
         if error is not None:
             self._give_up(content, {0}, error)
         else:
-            self._count(file, len(data))
             kept = self._storage.keep_small(self._small_target(part), data, checksum_of(data))
             self._finish_block(content, 0, None if kept else data)
         self._pump()
@@ -475,10 +511,53 @@ class Filler:
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=True)
 
-    def _count(self, file: SourceFile, size: int) -> None:
-        traffic = self.traffic.setdefault(file.dataset, Traffic())
+    # For `SmallFiles`
+
+    def begin_whole(self, file: SourceFile, medium: Medium | None) -> bool:
+        """Take note that a small file is on its way by other hands, until `end_wholes`.
+
+        False: it is cached or on its way already, or there is no room for it.
+        """
+        part = Part(file, file.content, [0], None, False, medium)
+        if part.content in self._flights or self._storage.find(part.content) is not None:
+            return False
+        if not self._storage.has_room(self._small_target(part)):
+            return False
+        self._flights[part.content] = {0: _Block(part)}
+        return True
+
+    def end_wholes(self, wholes: list[Whole]) -> list[bool]:
+        """Put small files into packs, many with one write and one transaction; who waits is told. No checkpoint.
+
+        Returns:
+            For each whether it is in the cache now.
+        """
+        good = []
+        for whole in wholes:
+            failed = whole.error is not None
+            self._count(whole.file, 0 if failed else whole.file.size, whole.took_ns, failed=failed)
+            if whole.error is not None:
+                self._give_up(whole.file.content, {0}, whole.error)
+            else:
+                good.append(whole)
+        parts = [self._flights[whole.file.content][0].part for whole in good]
+        kept = self._storage.keep_small_files(
+            [(self._small_target(part), whole.pieces, whole.checksum) for part, whole in zip(parts, good, strict=True)]
+        )
+        for whole, is_kept in zip(good, kept, strict=True):
+            self._finish_block(whole.file.content, 0, None if is_kept else b"".join(whole.pieces))
+        cached = {id(whole) for whole, is_kept in zip(good, kept, strict=True) if is_kept}
+        return [id(whole) in cached for whole in wholes]
+
+    def _count(self, file: SourceFile, size: int, took_ns: int, *, failed: bool) -> None:
+        traffic = self._traffic_of(file)
         traffic.gets += 1
         traffic.bytes += size
+        traffic.errors += failed
+        traffic.get_times.add(took_ns)
+
+    def _traffic_of(self, file: SourceFile) -> Traffic:
+        return self.traffic.setdefault(file.dataset, Traffic())
 
 
 def _has_block(cached: Cached | None, size: int, number: int) -> bool:

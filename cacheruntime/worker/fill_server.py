@@ -2,6 +2,7 @@
 
 import logging
 import socket
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -63,20 +64,41 @@ class _Client:
 
     async def serve(self) -> None:
         """Raises nothing: a client that breaks off, or sends what is none of ours, loses its connection."""
-        requests: list[tuple[int, bytes | None]] = []
-        frames = FillRequests(lambda number, message: requests.append((number, message)))
+        requests: list[tuple[int, bytes | None, bool]] = []
+        frames = FillRequests(
+            lambda number, message: requests.append((number, message, False)),
+            lambda number, message: requests.append((number, message, True)),
+        )
         async with self._stream, trio.open_nursery() as nursery:
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 while received := await self._stream.receive_some(_RECEIVE_BYTES):
                     try:
                         frames.feed(received)
-                        for number, message in requests:
-                            await self._take(nursery, number, message)
+                        for number, message, is_call in requests:
+                            if is_call and message is not None:
+                                nursery.start_soon(self._answer_call, number, message)
+                            else:
+                                await self._take(nursery, number, message)
                     except (ForebayError, DecodeError) as error:
                         log.warning("a client of the fill socket is cut off: %s", error)
                         break
                     requests.clear()
             nursery.cancel_scope.cancel()
+        self._core.reader_left(self)
+
+    async def _answer_call(self, number: int, message: bytes) -> None:
+        name, _, request = message.partition(b"\0")
+
+        async def call() -> tuple[ReplyKind, bytes]:
+            if name == b"Attach":
+                reply = await self._core.attach(pb.AttachRequest.FromString(request))
+                return ReplyKind.ANSWER, reply.SerializeToString()
+            if name == b"PostOrder":
+                posted = await self._core.post_order(pb.PostOrderRequest.FromString(request), self)
+                return ReplyKind.ANSWER, posted.SerializeToString()
+            raise ForebayError(f"there is no call {name!r} on this socket")
+
+        await self._send(number, *await _outcome_of(call))
 
     async def _take(self, nursery: trio.Nursery, number: int, message: bytes | None) -> None:
         if message is None:
@@ -106,14 +128,11 @@ class _Client:
             lease.release()
 
     async def _outcome(self, request: pb.FillRequest, lease: Lease | None) -> tuple[ReplyKind, bytes]:
-        try:
+        async def fill() -> tuple[ReplyKind, bytes]:
             data = await self._core.fill(request, lease)
-        except ForebayError as error:
-            return ReplyKind.ERROR, f"{type(error).__name__}: {error}".encode("utf-8", "surrogateescape")
-        except Exception as error:
-            log.exception("a fill failed")
-            return ReplyKind.ERROR, f"{ForebayError.__name__}: the cache worker failed: {error!r}".encode()
-        return (ReplyKind.CACHED, b"") if data is None else (ReplyKind.THROUGH, data)
+            return (ReplyKind.CACHED, b"") if data is None else (ReplyKind.THROUGH, data)
+
+        return await _outcome_of(fill)
 
     async def _send(self, number: int, kind: ReplyKind, payload: bytes) -> None:
         frame = REPLY.pack(len(payload), number, kind)
@@ -124,3 +143,14 @@ class _Client:
             if patience.cancelled_caught:
                 # Part of the reply may be on its way: nothing that follows could be understood.
                 await trio.aclose_forcefully(self._stream)
+
+
+async def _outcome_of(work: Callable[[], Awaitable[tuple[ReplyKind, bytes]]]) -> tuple[ReplyKind, bytes]:
+    """What a piece of work gives, or its error as a reply."""
+    try:
+        return await work()
+    except ForebayError as error:
+        return ReplyKind.ERROR, f"{type(error).__name__}: {error}".encode("utf-8", "surrogateescape")
+    except Exception as error:
+        log.exception("a request on the fill socket failed")
+        return ReplyKind.ERROR, f"{ForebayError.__name__}: the cache worker failed: {error!r}".encode()

@@ -63,7 +63,7 @@ class History:
         if known is not None:
             return self.collect(known, keep)
         shown = {state.snapshot for state in self._mounts() if state.dataset_id == name}
-        removed = expired(stored_snapshots(self.folder(name)), keep, shown, time.time_ns())
+        removed = expired(stored_snapshots(self.folder(name), {}), keep, shown, time.time_ns())
         for number in removed:
             shutil.rmtree(self.folder(name) / str(number), ignore_errors=True)
         return removed

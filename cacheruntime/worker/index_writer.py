@@ -42,6 +42,9 @@ Changed = dict[str, set[bytes]]
 
 _LOG_PREFIX = "changed."
 
+SYNCED = b"synced"
+"""Value of ``clean`` in ``meta`` when the tiers' data was on the disks too."""
+
 
 _NUMBERS = {name: bytes((number,)) for number, name in enumerate(TABLES)}
 
@@ -110,11 +113,17 @@ class IndexWriter:
         self._env.sync(True)
         self.reader = Index(folder, self._env)
 
+    @property
+    def is_checkpointed(self) -> bool:
+        """Whether the last checkpoint has everything, so that all data that is spoken of is on the disks."""
+        return not self._log_lost and not any(self._changed.values()) and len(self._logs) == 1
+
     def close(self) -> None:
         """Mark an orderly stop, durably, and close."""
+        synced = self.is_checkpointed
         self._env.sync(True)  # everything before the mark that vouches for it
         with self._env.begin(write=True) as txn:
-            txn.put(b"clean", b"1", db=self._tables["meta"])
+            txn.put(b"clean", SYNCED if synced else b"unsynced", db=self._tables["meta"])
         self._env.sync(True)
         self._env.close()
         os.close(self._log)

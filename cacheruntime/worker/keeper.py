@@ -85,7 +85,9 @@ class Keeper:
         folders = [t.config.path for t in self._storage.tiers if t.config.medium is not Medium.MEM and not t.is_down]
         try:
             # Not abandoned when the worker ends: it reads the index, which is closed then.
-            await trio.to_thread.run_sync(ledger.take, checkpoint, folders)
+            unsynced = checkpoint.unsynced
+            paths = self._storage.changed_paths(unsynced) if unsynced is not None else None
+            await trio.to_thread.run_sync(ledger.take, checkpoint, folders, paths)
             self.checkpoints += 1
         except (OSError, lmdb.Error) as error:
             log.warning("no checkpoint could be taken: %s", error)

@@ -22,12 +22,18 @@ from pathlib import Path
 import lmdb
 
 from forebay.cacheruntime.config import CacheConfig
-from forebay.cacheruntime.durable import write_durably
+from forebay.cacheruntime.durable import sync_folder, write_durably
 from forebay.cacheruntime.errors import CacheFormatError
 from forebay.cacheruntime.index import FORMAT, MAP_BYTES, TABLES, Index
-from forebay.cacheruntime.worker.index_writer import Changed, IndexWriter
+from forebay.cacheruntime.worker.index_writer import SYNCED, Changed, IndexWriter
 
 log = logging.getLogger(__name__)
+
+_UNSYNCED = "it was closed before all data was on the disks, and the machine was started anew"
+"""The index itself is whole then."""
+
+_SYNCED_ONE_BY_ONE = 64
+"""Files; for more, syncing their file system costs less."""
 
 _TAKEN_OVER = b"whole"
 """Key of ``meta`` in the ledger: it has been filled once."""
@@ -40,7 +46,7 @@ def open_index(config: CacheConfig, boot_id: str) -> IndexWriter:
         CacheFormatError: it is of another format.
     """
     trouble = _trouble(config, boot_id)
-    if trouble is not None:
+    if trouble is not None and trouble != _UNSYNCED:
         _restore(config, trouble)
     _seal_path(config).unlink(missing_ok=True)
     return IndexWriter(config.index_dir, boot_id, distrust=trouble is not None)
@@ -68,9 +74,11 @@ def _trouble(config: CacheConfig, boot_id: str) -> str | None:
     try:
         index = Index(config.index_dir)
     except CacheFormatError as error:
-        if not isinstance(error.__cause__, lmdb.Error):
-            raise
-        return f"it cannot be read: {error.__cause__}"
+        if isinstance(error.__cause__, lmdb.Error):
+            return f"it cannot be read: {error.__cause__}"
+        if b"0" <= _format(config.index_dir) < FORMAT:
+            return "an earlier version wrote it"  # all that is cached can be fetched again
+        raise
     try:
         with index.raw() as txn:
             meta = index.table("meta")
@@ -87,7 +95,9 @@ def _trouble(config: CacheConfig, boot_id: str) -> str | None:
     except OSError:
         # The worker was killed between its mark and the seal, which is as good as a kill before both.
         return None if boot == boot_id.encode() else "the machine went down before the stop was sealed"
-    return None if seal == _stat_text(config) else "it was changed while no worker ran"
+    if seal != _stat_text(config):
+        return "it was changed while no worker ran"
+    return None if clean == SYNCED or boot == boot_id.encode() else _UNSYNCED
 
 
 def _restore(config: CacheConfig, trouble: str) -> None:
@@ -107,15 +117,25 @@ def _restore(config: CacheConfig, trouble: str) -> None:
 
 
 def _is_whole(folder: Path) -> bool:
+    return _meta(folder, _TAKEN_OVER) is not None and _format(folder) == FORMAT
+
+
+def _format(folder: Path) -> bytes:
+    """Empty when there is none."""
+    return _meta(folder, b"format") or b""
+
+
+def _meta(folder: Path, key: bytes) -> bytes | None:
     if not (folder / "data.mdb").exists():
-        return False
+        return None
     try:
         with lmdb.open(str(folder), readonly=True, max_dbs=len(TABLES), map_size=MAP_BYTES, lock=False) as env:
             meta = env.open_db(b"meta", create=False)
             with env.begin() as txn:
-                return bool(txn.get(_TAKEN_OVER, db=meta)) and bool(txn.get(b"format", db=meta) == FORMAT)
+                found: bytes | None = txn.get(key, db=meta)
+                return found
     except lmdb.Error:
-        return False
+        return None
 
 
 class Ledger:
@@ -139,21 +159,26 @@ class Ledger:
     def begin(self) -> "Checkpoint":
         """What has changed up to now, and the index as it is now."""
         changed, logs = self._index.take_changed()
-        return Checkpoint(self._index.reader, changed if self._whole else None, logs)
+        complete = self._whole or self._index.session == 1  # then all that there is has changed
+        return Checkpoint(self._index.reader, changed if self._whole else None, logs, changed if complete else None)
 
-    def take(self, checkpoint: "Checkpoint", folders: Iterable[Path]) -> None:
+    def take(self, checkpoint: "Checkpoint", folders: Iterable[Path], paths: list[Path] | None = None) -> None:
         """Sync the tiers' data, then take the changes over. In a thread.
 
         Args:
             checkpoint: of `begin`.
             folders: of tiers.
+            paths: the files that have changed in them, if that is known.
 
         Raises:
             OSError, lmdb.Error: nothing was taken over; `give_up` hands the changes to the next one.
         """
         try:
-            for folder in folders:
-                sync_file_system(folder)
+            if paths is not None and len(paths) <= _SYNCED_ONE_BY_ONE:
+                _sync_files(paths)
+            else:
+                for folder in folders:
+                    sync_file_system(folder)
             with self._env.begin(write=True) as txn:
                 if checkpoint.changed is None:
                     for table in self._tables.values():
@@ -178,14 +203,18 @@ class Ledger:
 class Checkpoint:
     """One state of the index, and what of it the ledger lacks."""
 
-    def __init__(self, index: Index, changed: Changed | None, logs: list[Path]) -> None:
+    def __init__(
+        self, index: Index, changed: Changed | None, logs: list[Path], unsynced: Changed | None = None
+    ) -> None:
         """
         Args:
             index: to read from, now.
             changed: keys; None when everything is to be taken.
             logs: to be removed afterwards.
+            unsynced: keys of whose files it is not known that they were synced; None when all may be.
         """
         self.changed = changed
+        self.unsynced = unsynced
         self.logs = logs
         self._index = index
         self._transaction = index.raw()
@@ -209,6 +238,21 @@ class Checkpoint:
 
     def close(self) -> None:
         self._transaction.__exit__(None, None, None)
+
+
+def _sync_files(paths: list[Path]) -> None:
+    """Raises: OSError, from the disk. A file that is gone meanwhile needs no sync."""
+    for path in paths:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    for folder in {path.parent for path in paths if path.parent.exists()}:
+        sync_folder(folder)
 
 
 def sync_file_system(folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 The budget is one number (`FillConfig.memory_bytes`) with three shares:
 
-* half for GETs under way: each holds a piece of the store's, a block, and what the HTTP client has read ahead;
+* half for GETs under way: each holds a piece of the store's, a block, and what the HTTP client has read ahead; what the
+  most of them leave of it is for small files of warm-ups (`small_files.py`);
 * a quarter for bytes that no tier had room for and that the next request may want;
 * a quarter for replies that carry such bytes, with their copies on the way into the socket.
 """
@@ -33,6 +34,7 @@ class Shares:
     """GETs under way at once."""
     through_bytes: int
     reply_bytes: int
+    bulk_bytes: int
 
 
 def shares(budget_bytes: int, fill: FillConfig) -> Shares:
@@ -43,7 +45,9 @@ def shares(budget_bytes: int, fill: FillConfig) -> Shares:
         fill: with the bounds that hold however large the budget is.
     """
     gets = max(1, min(fill.parallel_gets, budget_bytes // 2 // GET_BYTES))
-    return Shares(gets, min(fill.window_max_bytes, budget_bytes // 4), budget_bytes // 4)
+    # A small file on its way is in memory twice: as obstore has it, and as bytes.
+    bulk = max(MIB, (budget_bytes // 2 - gets * GET_BYTES) // 2)
+    return Shares(gets, min(fill.window_max_bytes, budget_bytes // 4), budget_bytes // 4, bulk)
 
 
 def default_budget(ram_bytes: int, limit_bytes: int | None) -> int:

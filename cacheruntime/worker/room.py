@@ -7,6 +7,7 @@ written, stays. Nothing waits here: dropping is an unlink.
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from forebay.cacheruntime.config import MIB
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 AHEAD_BYTES = 64 * MIB
 """Room is made for so much of a large file when it is placed, and for the rest of it as it comes."""
 
+_LOADED_AT_ONCE = 40_000
+"""Files that a policy is told of in one go, some 5 us each: all others wait meanwhile."""
+
+_DEPARTED_S = 0.02
+"""Files that were evicted while they were open are looked at this often at most, a system call each."""
+
 _LOOK_S = 1.0
 """Touch bits are looked at this often at most."""
 
@@ -33,6 +40,7 @@ class Rooms:
         self._storage = storage
         self._clock = clock
         self._looked_at = -_LOOK_S
+        self._departed_at = -_DEPARTED_S
 
     # What policies are told
 
@@ -57,10 +65,25 @@ class Rooms:
         for pack in reader.packs():
             if pack.dataset == space.dataset and pack.length:
                 self.inserted(space, pack.number, pack.length)
-        for _, content in reader.members(space.dataset, PackNumber(0)):
+        space.to_load = reader.members(space.dataset, PackNumber(0))
+        self._load_more(space, _LOADED_AT_ONCE)
+
+    def load_more(self) -> None:
+        """To be called now and then: goes on with datasets of very many files, a piece at a time."""
+        for space in self._storage.spaces:
+            if space.to_load is not None:
+                self._load_more(space, _LOADED_AT_ONCE // 4)
+
+    def _load_more(self, space: Space, count: int) -> None:
+        assert space.to_load is not None
+        reader, left = self._storage.index.reader, count
+        for _, content in islice(space.to_load, count):
+            left -= 1
             cached = reader.find(content)
             if cached is not None:
                 self.inserted(space, content, cached.cached_bytes())
+        if left:
+            space.to_load = None
 
     def note_touches(self, space: Space) -> None:
         """Tell policies what was read since the last look."""
@@ -108,7 +131,10 @@ class Rooms:
     def make(self, need: int, space: Space, share: int, coming: ContentId, tiers: list[Tier]) -> None:
         """Drop what may go until a dataset's quota, and one of the tiers, has room for `need` bytes."""
         storage = self._storage
-        storage.departed.look()
+        now = self._clock()
+        if now - self._departed_at >= _DEPARTED_S:
+            self._departed_at = now
+            storage.departed.look()
         quota = space.room_bytes(share)
         if quota is not None and quota < need:
             if not self._gives(space, coming, need - quota):

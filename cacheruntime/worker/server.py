@@ -31,8 +31,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         try:
             more = True
             while more and context.is_active():
-                more = rpc.enter(self._token, job.updates, context)
-                yield pb.WarmupProgress(**vars(job.progress))
+                more = rpc.enter(self._token, job.wait_update, context)
+                yield job.message()
             if job.failed is not None:
                 context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{type(job.failed).__name__}: {job.failed}")
         finally:
@@ -69,7 +69,23 @@ def _unary(name: str) -> Callable[[WorkerService, Any, grpc.ServicerContext], An
     return method
 
 
-for _name in ("Attach", "ListDirectory", "Sync", "Stat", "Status", "Retire", "CollectSnapshots", "Forget"):
+for _name in (
+    "Attach",
+    "ListDirectory",
+    "Sync",
+    "Stat",
+    "Status",
+    "Retire",
+    "StartJob",
+    "CancelJob",
+    "Traffic",
+    "ServeMetrics",
+    "Evict",
+    "Pin",
+    "CollectSnapshots",
+    "Forget",
+    "PostOrder",
+):
     setattr(WorkerService, _name, _unary(_name))
 
 

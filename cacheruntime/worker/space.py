@@ -1,5 +1,6 @@
 """What one dataset may take of the tiers, and by which policy it gives room."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from forebay.cacheruntime.index import PackNumber
@@ -22,6 +23,8 @@ class Space:
     """The policy knows what is cached."""
     items: dict[int, Item] = field(default_factory=dict)
     """What the policy knows, by touch slot; of two that share one, the later."""
+    to_load: Iterator[tuple[PackNumber, ContentId]] | None = None
+    """What the policy has not been told of yet."""
     touched: set[Item] = field(default_factory=set)
     """Read since they were looked at for promotion."""
     quota_bytes: int = 0

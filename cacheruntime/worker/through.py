@@ -26,6 +26,10 @@ class KeptBlocks:
     def get(self, content: ContentId, number: int) -> bytes | None:
         return self._blocks.get((content, number))
 
+    def drop(self, content: ContentId, number: int) -> None:
+        """It is in a tier now."""
+        self.kept_bytes -= len(self._blocks.pop((content, number), b""))
+
     def room_ahead_blocks(self) -> int:
         """How many more blocks may be read ahead into memory."""
         return max(0, self._most // 2 - self.coming_bytes) // BLOCK_BYTES

@@ -1,6 +1,6 @@
 """Emulators of Google Cloud Storage and Azure's Blob service that come as packages, run as processes.
 
-fake-gcs-server comes in a wheel (extra `dev`), Azurite by npm into the virtual environment (`make test` installs it;
+fake-gcs-server comes in a wheel (extra `dev`), Azurite by npm into the virtual environment (`make soak` installs it;
 where there is no npm, the tests of az:// are skipped and say so). What they do otherwise than the services:
 fake-gcs-server knows no If-Match and gives every listing as one page; Azurite sorts names by UTF-16.
 """

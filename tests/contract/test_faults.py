@@ -43,6 +43,7 @@ def filled(network_place: Place) -> Place:
 
 
 @pytest.mark.parametrize("fault", ["503", "500", "reset", "short"])
+@pytest.mark.semantics("C11")
 def test_passing_faults_are_tried_again(filled: Place, fault: str) -> None:
     assert filled.proxy is not None
     store = filled.keep(filled.source, filled.options, PATIENT)

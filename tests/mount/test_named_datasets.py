@@ -72,6 +72,7 @@ SHOWN = {
 }
 
 
+@pytest.mark.semantics("S1")
 def test_two_stores_under_one_tree(forebay: Forebay, both: dict[str, Any], folder: Folder, bucket: Bucket) -> None:
     assert apply(forebay, both).out == "dataset/both created\n"
     assert apply(forebay, both).out == "dataset/both unchanged\n"
@@ -128,6 +129,7 @@ def test_a_secret_that_is_missing_is_named(forebay: Forebay, both: dict[str, Any
     forebay.umount(at)
 
 
+@pytest.mark.semantics("S2")
 def test_snapshots_by_number(forebay: Forebay, both: dict[str, Any], folder: Folder, bucket: Bucket) -> None:
     apply(forebay, both)
     at = forebay.mount("both")
@@ -208,6 +210,8 @@ def test_export(forebay: Forebay, both: dict[str, Any], bucket: Bucket) -> None:
     assert not [path for path in forebay.root.iterdir() if path.name.startswith(".listing")]
 
 
+@pytest.mark.semantics("S5")
+@pytest.mark.semantics("S7")
 def test_views(forebay: Forebay, both: dict[str, Any], folder: Folder, bucket: Bucket) -> None:
     view = manifest(
         "view",
@@ -255,6 +259,7 @@ def test_views(forebay: Forebay, both: dict[str, Any], folder: Folder, bucket: B
     assert list((forebay.cache_dir / "datasets").iterdir()) == []
 
 
+@pytest.mark.semantics("S4")
 def test_syncs_on_an_interval(forebay: Forebay, both: dict[str, Any], folder: Folder) -> None:
     forebay.expect_log("the sync on the interval failed|broke off")
     apply(forebay, both | {"spec": both["spec"] | {"syncPolicy": {"interval": "1s", "onMount": False}}})
@@ -328,3 +333,23 @@ def test_a_path_of_that_name_goes_first(forebay: Forebay, folder: Folder, tmp_pa
     assert "nobody" in done.err
     assert "there is no dataset nobody; there are: plain" in forebay.run("get", "nobody", code=2).err
     assert "--option is for URLs" in forebay.run("mount", "plain", forebay.mount_point(), "-o", "a=b", code=2).err
+
+
+def test_warming_and_pinning_by_name(forebay: Forebay, both: dict[str, Any], folder: Folder, bucket: Bucket) -> None:
+    view = manifest("view", [{"mountPoint": "dataset://both/images", "path": "/"}])
+    apply(forebay, both, view)
+    assert "4 of 4 files" in forebay.run("warmup", "both", "--verify").out
+    (job,) = forebay.run("jobs", "--json").json()
+    assert (job["source"], job["state"], job["files_verified"]) == ("dataset://default/both", "done", 4)
+    shown = forebay.run("info", "both", "images/n01/1.jpg", "--json").json()
+    assert (shown["cached_bytes"], shown["pinned"]) == (5, False)
+    # What a view shows belongs to the dataset that it views: so do its pins.
+    forebay.run("pin", "view", "n01")
+    assert forebay.run("evict", "both", "--json").json() == {"files": 2, "bytes": 8, "pinned": 2}
+    assert forebay.run("pin", "both", "--list", "--json").json() == {"pins": ["images/n01"]}
+    at = forebay.mount("both")
+    assert tree(at) == SHOWN
+    assert forebay.run("unpin", at / "images" / "n01").out == "nothing is pinned\n"
+    assert forebay.run("jobs", "resume", "1").out.startswith("4 of 4 files")
+    assert forebay.run("evict", at, "--json").json()["pinned"] == 0
+    forebay.umount(at)

@@ -132,3 +132,15 @@ def test_an_order_for_what_is_not_there(forebay: Forebay, folder: Any) -> None:
     assert int(done.stdout) == 7, "the empty one is none"
     assert (mount / "a/b").read_bytes() == b"content"
     forebay.umount(mount)
+
+
+def test_an_order_reaches_the_worker(forebay: Forebay, folder: Any) -> None:
+    """With who reads and how far he has come, for the policy that evicts by it."""
+    wanted = _put(folder)
+    mount = forebay.mount(folder.source)
+    for _ in range(2):
+        assert _result(_load(mount, "posted")) == wanted
+    log = forebay.cache_dir / "worker.log"
+    wait_until(lambda: log.read_text().count(f"left at position {COUNT}") == 2, "both readers say that they are done")
+    assert log.read_text().count("has an order") == 2
+    forebay.umount(mount)

@@ -26,8 +26,6 @@ RUN_S = 30.0
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 """Where the model tests put their folders: thousands of commits and syncs need no disk."""
 
-_MEDIA = (Medium.MEM, Medium.SSD, Medium.HDD)
-
 settings.register_profile(
     "quick",
     deadline=None,
@@ -47,10 +45,17 @@ def bytes_of(size: int, seed: int = 0) -> bytes:
 class Box:
     """One cache folder with its worker's storage."""
 
-    def __init__(self, root: Path, *quotas: int, fill: FillConfig | None = None, boot: str = BOOT) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *quotas: int,
+        fill: FillConfig | None = None,
+        boot: str = BOOT,
+        media: tuple[Medium, ...] = (Medium.MEM, Medium.SSD, Medium.HDD),
+    ) -> None:
         """Tiers tier0, tier1... in `root` with these quotas in bytes (one of 1 GiB when none is given)."""
         tiers = tuple(
-            TierConfig(_MEDIA[number % 3], root / f"tier{number}", quota)
+            TierConfig(media[number % len(media)], root / f"tier{number}", quota)
             for number, quota in enumerate(quotas or (1 << 30,))
         )
         fill = fill or FillConfig(deadline_s=RUN_S)

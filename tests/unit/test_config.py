@@ -20,6 +20,8 @@ from forebay.cacheruntime.config import (
     default_cache_dir,
     default_runtime_dir,
     default_tier,
+    parse_address,
+    parse_duration,
     parse_size,
 )
 from forebay.cacheruntime.errors import UsageError
@@ -152,3 +154,35 @@ def test_default_tier(tmp_path: Path) -> None:
     assert (tier.medium, tier.path) == (Medium.SSD, tmp_path / "not" / "there" / "tier")
     assert tier.quota_bytes >= GIB
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200), ("1D", 86400), (" 3 s ", 3)]
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1s", "s", "5w", "1e3", "999999999999999999999d"])
+def test_wrong_durations(text: str) -> None:
+    with pytest.raises(UsageError, match="positive number with a unit"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("9321", ("127.0.0.1", 9321)),
+        (":9321", ("127.0.0.1", 9321)),
+        ("0.0.0.0:1", ("0.0.0.0", 1)),
+        ("[::1]:0", ("::1", 0)),
+    ],
+)
+def test_addresses(text: str, found: tuple[str, int]) -> None:
+    assert parse_address(text) == found
+
+
+@pytest.mark.parametrize("text", ["", "host", "host:", "host:x", "1:65536"])
+def test_wrong_addresses(text: str) -> None:
+    with pytest.raises(UsageError, match="not HOST:PORT"):
+        parse_address(text)

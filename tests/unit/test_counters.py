@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from forebay.fuse.counters import CounterRow, Counts, read_counts
+from forebay.cacheruntime.counters import CounterRow, Counts, Source, read_counts, read_sources
 
 
 def test_rows_are_summed(tmp_path: Path) -> None:
@@ -53,3 +53,21 @@ def test_unknown_counter(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         row.add("nonsense")
     row.close()
+
+
+def test_times_of_reads_by_source(tmp_path: Path) -> None:
+    rows = [CounterRow(tmp_path, number) for number in (0, 5)]
+    rows[0].observe(Source.STORE, 3_000_000, 1000)
+    rows[1].observe(Source.STORE, 5_000_000, 500)
+    rows[1].observe(Source.MEMORY, 70 * 10**9, 1)
+    rows[0].add("hits", 3)
+    found = read_sources(tmp_path)
+    store = found[Source.STORE]
+    assert (store.bytes, store.times.count, store.times.sum_ns) == (1500, 2, 8_000_000)
+    assert store.times.quantile_s(1.0) == pytest.approx(0.008192)
+    assert found[Source.MEMORY].times.counts[-1] == 1
+    assert found[Source.TIER].times.count == 0
+    assert read_counts(tmp_path).hits == 3, "the numbers do not lie in each other"
+    assert read_sources(tmp_path / "none")[Source.STORE].bytes == 0
+    for row in rows:
+        row.close()

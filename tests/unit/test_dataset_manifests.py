@@ -120,6 +120,24 @@ def test_what_is_wrong_is_named_with_what_is_allowed(path: str, value: Any, word
     assert words in message
 
 
+def test_a_mounts_own_options_win_and_secrets_win_among_them() -> None:
+    def secret(name: str, key: str) -> dict[str, Any]:
+        return {"name": name, "valueFrom": {"secretKeyRef": {"name": "s", "key": key}}}
+
+    document = changed("spec.sharedOptions", {"region": "shared", "endpoint": "http://shared"})
+    document["spec"]["sharedEncryptOptions"] = [secret("region", "x"), secret("aws.accessKeyId", "shared")]
+    document["spec"]["mounts"][0] |= {
+        "options": {"region": "own", "access_key_id": "plain", "profile": "p"},
+        "encryptOptions": [secret("access_key_id", "own")],
+    }
+    dataset = parse_document(document, "f")
+    (mount,) = dataset.spec.mounts
+    options, _ = mount_options(dataset, mount, "s3")
+    assert options == {"endpoint": "http://shared", "region": "own", "access_key_id": "plain", "profile": "p"}
+    secrets = secret_options(dataset, mount, "s3")
+    assert {name: option.value_from.secret_key_ref.key for name, option in secrets.items()} == {"access_key_id": "own"}
+
+
 def test_a_missing_field_is_named() -> None:
     document = copy.deepcopy(PLAIN)
     del document["metadata"]["name"]

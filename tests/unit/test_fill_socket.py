@@ -27,6 +27,7 @@ from forebay.cacheruntime.fill_socket import (
     FillConnection,
     FillRequests,
     ReplyKind,
+    pack_call,
     pack_request,
 )
 from forebay.cacheruntime.worker import fill_server
@@ -53,10 +54,22 @@ class _Core:
         self.filler = self
         self.leases = 0
         self.offsets: list[int] = []
+        self.holders: dict[str, object] = {}
+        self.left: list[object] = []
         self.began, self.ended = trio.Event(), trio.Event()
 
     def lease(self) -> _Lease:
         return _Lease(self)
+
+    async def attach(self, request: pb.AttachRequest) -> pb.AttachReply:
+        return pb.AttachReply(dataset_id=request.source)
+
+    async def post_order(self, request: pb.PostOrderRequest, holder: object) -> pb.PostOrderReply:
+        self.holders[request.reader] = holder
+        return pb.PostOrderReply(known=request.first + len(request.nodes))
+
+    def reader_left(self, holder: object) -> None:
+        self.left.append(holder)
 
     async def fill(self, request: pb.FillRequest, lease: _Lease | None = None) -> bytes | None:
         self.offsets.append(request.offset)
@@ -386,3 +399,53 @@ def test_requests_are_found_however_they_are_cut(requests: list[tuple[int, bytes
         frames.feed(stream[:size])
         stream = stream[size:]
     assert taken == requests
+
+
+# Calls by the same way
+
+
+def test_calls_go_by_the_same_socket(tmp_path: Path) -> None:
+    async def test(core: _Core, _: FillConnection, path: Path) -> None:
+        def client() -> None:
+            fills = BlockingFills(path, RUN_S)
+            attached = fills.call("Attach", pb.AttachRequest(source="s3://b").SerializeToString())
+            assert pb.AttachReply.FromString(attached).dataset_id == "s3://b"
+            order = pb.PostOrderRequest(reader="r", nodes=range(1, 100_000), first=7)
+            assert pb.PostOrderReply.FromString(fills.call("PostOrder", order.SerializeToString())).known == 100_006
+            with pytest.raises(ForebayError, match="no call b'Retire'"):
+                fills.call("Retire", b"")
+            with pytest.raises(ForebayError, match="the cache worker failed"):
+                fills.call("Attach", b"\xff\xff")
+            with pytest.raises(ValueError, match="4194304 is the most"):
+                fills.call("Attach", bytes(4 << 20))
+            fills.close()
+
+        await trio.to_thread.run_sync(client)
+        while core.holders["r"] not in core.left:
+            await trio.sleep(0.001)  # its connection ended: so did its reader
+
+    _run(tmp_path, test)
+
+
+def test_many_fills_are_under_way_at_once(tmp_path: Path) -> None:
+    async def test(core: _Core, _: FillConnection, path: Path) -> None:
+        def client() -> list[tuple[int, bytes]]:
+            fills = BlockingFills(path, RUN_S)
+            try:
+                return fills.begin([pb.FillRequest(offset=offset) for offset in (0, 1, 2, 0)]).replies()
+            finally:
+                fills.close()
+
+        kinds = await trio.to_thread.run_sync(client)
+        assert [kind for kind, _ in kinds] == [
+            ReplyKind.CACHED, ReplyKind.THROUGH, ReplyKind.ERROR, ReplyKind.CACHED,
+        ]  # fmt: skip
+        assert kinds[1][1] == LARGE
+
+    _run(tmp_path, test)
+
+
+def test_a_call_is_none_of_a_requests_only_stream() -> None:
+    frames = FillRequests(lambda *_: None)
+    with pytest.raises(ForebayError, match="none of ours"):
+        frames.feed(pack_call(1, "Attach", b""))

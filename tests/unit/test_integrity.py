@@ -17,6 +17,8 @@ from forebay.cacheruntime.tiers import pack_path
 from forebay.cacheruntime.worker.check import Check, Finding
 from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
+from forebay.cacheruntime.worker.keeper import Keeper
+from forebay.cacheruntime.worker.writes import seal_of
 
 
 def fill(box: Box, *files: SourceFile, end: int | None = None) -> None:
@@ -258,6 +260,40 @@ def test_a_checksum_that_was_changed(box: Box) -> None:
     assert index.reader.find(file.content) is None
 
 
+@pytest.mark.semantics("I3")
+@pytest.mark.parametrize("kind", ["own", "packed"])
+def test_the_scrub_finds_what_nobody_wrote(box: Box, kind: str) -> None:
+    """A disk turns a bit: nothing tells of it but the checksum."""
+    file = box.source("a", bytes_of(2 * MIB if kind == "own" else 50_000))
+    fill(box, file)
+    cached = box.storage.index.reader.find(file.content)
+    assert cached is not None
+    path = box.storage.path_of(file.content, cached)
+    assert path is not None
+    flip(path, 1000)
+    seal = seal_of(path.stat())
+    if kind == "own":
+        box.storage.reseal(file.content)
+    else:
+        box.storage.close_pack(cached.pack)
+        box.storage.index.seal_pack(cached.pack, seal)
+    assert check(box, deep=False) == []
+    assert [finding.kind for finding in check(box, deep=True)] == ["data"]
+
+    async def scrub() -> None:
+        async with trio.open_nursery() as nursery:
+            keeper = Keeper(box.storage, Filler(box.storage, box.config.fill, nursery).verifier)
+            nursery.start_soon(keeper._scrub)
+            with trio.fail_after(20):
+                while not box.storage.damage.blocks:
+                    await trio.sleep(0.05)
+            nursery.cancel_scope.cancel()
+
+    trio.run(scrub)
+    assert not box.has(file)
+
+
+@pytest.mark.semantics("I4")
 def test_repair_removes_orphans_and_counts_anew(box: Box) -> None:
     file = box.source("a", bytes_of(2 * MIB))
     fill(box, file)
@@ -299,6 +335,7 @@ def test_bytes_changed_while_the_worker_writes(box: Box) -> None:
     assert box.storage.damage.files >= 1
 
 
+@pytest.mark.semantics("I2")
 def test_index_changed_while_no_worker_ran(box: Box) -> None:
     """The last checkpoint takes its place, and every byte is looked at before it is believed."""
     files = [box.source("a", bytes_of(2 * MIB)), box.source("s", bytes_of(1000))]

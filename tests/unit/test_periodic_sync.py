@@ -34,8 +34,19 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     assert not two.take(1000, 60)
     one.end(1000, 60, failed=False)
     assert not two.take(1001, 60)
-    assert two.take(2000, 60)
-    assert Turn(tmp_path, "other").take(2000, 60) is False, "another dataset begins its own interval"
+    assert two.take(1070, 60)
+    assert Turn(tmp_path, "other").take(1070, 60) is False, "another dataset begins its own interval"
+
+
+def test_a_new_mount_waits_for_an_interval_of_its_own(tmp_path: Path) -> None:
+    """It has just been listed, whatever was to be done for the mounts before it."""
+    turn = Turn(tmp_path, "id")
+    turn.take(0, 60)
+    assert not turn.take(1000, 60), "nobody was there for long"
+    assert turn.take(1060, 60)
+    turn.end(1060, 86400, failed=False)
+    assert not turn.take(1070, 60), "the last one had a longer interval"
+    assert turn.take(1130, 60)
 
 
 def test_failures_are_remembered_by_the_next(tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from forebay.cacheruntime.catalogue import Node
+from forebay.cacheruntime.counters import CounterRow, read_counts
 from forebay.cacheruntime.keys import ROOT_NODE, ContentId, InodeNumber, NodeId
 from forebay.cacheruntime.memory_limit import available_bytes
 from forebay.cacheruntime.understore.base import Kind
-from forebay.fuse.counters import CounterRow, read_counts
 from forebay.fuse.operations import FileSlice
 from forebay.fuse.push import BUDGET_BYTES, Pusher
 

@@ -141,6 +141,7 @@ def test_a_dataset_in_use_is_not_robbed_by_an_epoch_one(make_box: MakeBox) -> No
 # Pins and quotas
 
 
+@pytest.mark.semantics("D6")
 def test_pins_outlast_everything(make_box: MakeBox) -> None:
     box = make_box(4 * MIB)
     use(box, "lru", paths=[pb.PathRule(path=b"keep", pinned=True)])
@@ -266,6 +267,7 @@ def _watermarks(box: Box, high: float, low: float) -> None:
     box.restart(tiers=(tier, *rest))
 
 
+@pytest.mark.semantics("D12")
 def test_what_nobody_uses_moves_down(make_box: MakeBox) -> None:
     box = make_box(10 * MIB, 20 * MIB)
     _watermarks(box, 0.8, 0.5)
@@ -376,6 +378,7 @@ def test_evicted_files_count_until_they_are_closed(make_box: MakeBox) -> None:
         fill(box, files[3])
         assert cached(box, files) == ".xx..", "again: its room comes when it is closed"
         assert opened.read() == box.store.files["f0"][0]
+    box.storage.tidy()
     fill(box, files[3])
     assert cached(box, files) == ".xxx."
 

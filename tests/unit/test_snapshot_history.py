@@ -8,6 +8,7 @@ import pytest
 from forebay.cacheruntime.catalogue import Totals
 from forebay.cacheruntime.catalogue_writer import CatalogueWriter
 from forebay.cacheruntime.snapshot_history import UNCHANGED, Keep, StoredSnapshot, expired, stored_snapshots
+from forebay.cacheruntime.understore.base import Entry, Kind
 
 DAY_NS = 86400 * 10**9
 NOW_NS = 1000 * DAY_NS
@@ -72,3 +73,21 @@ def test_what_is_on_disk(tmp_path: Path) -> None:
     assert before <= found[0].listed_ns <= time.time_ns()
     assert found[0].disk_bytes() > 0
     assert stored_snapshots(tmp_path / "none") == []
+    assert [(s.number, s.complete) for s in stored_snapshots(tmp_path, {})] == [
+        (1, True), (2, False), (3, False), (10, True),
+    ]  # fmt: skip
+
+
+def test_a_worker_looks_at_summaries_alone(tmp_path: Path) -> None:
+    """What a power loss has torn may end the process that opens it."""
+    writer = CatalogueWriter(tmp_path / "1", "fake://x")
+    writer.add([Entry("a", Kind.FILE, 5, version="v")])
+    writer.finish("broke off")
+    assert stored_snapshots(tmp_path, {})[0].totals is None
+    writer.finish()
+    totals = writer.reader().totals()
+    assert (totals.files, totals.bytes, totals.complete) == (1, 5, True)
+    writer.close()
+    (tmp_path / "1" / "data.mdb").write_bytes(b"torn")
+    assert stored_snapshots(tmp_path, {})[0].totals == totals
+    assert stored_snapshots(tmp_path)[0].totals is None

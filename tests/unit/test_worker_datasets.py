@@ -1,5 +1,6 @@
 """Datasets, warm-ups and the core's idea of what is in use."""
 
+import os
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ from fake_store import HELD_S, FakeStore, Gate
 from forebay.cacheruntime.catalogue import Catalogue
 from forebay.cacheruntime.config import KIB, MIB, FillConfig
 from forebay.cacheruntime.errors import ForebayError, NotAttached, SourceNotFound, SourceUnavailable
+from forebay.cacheruntime.jobs import JobRequest
 from forebay.cacheruntime.snapshot_history import Keep, numbers_in
 from forebay.cacheruntime.understore.base import Entry
 from forebay.cacheruntime.worker import core as core_module
@@ -50,6 +52,7 @@ class Node:
                             for snapshot in dataset.snapshots.values():
                                 await snapshot.ended.wait()
                                 snapshot.writer.close()
+                        nursery.cancel_scope.cancel()
 
         result = trio.run(main)
         check_storage(self.box.storage)
@@ -474,7 +477,8 @@ def test_stale_file_is_shown_as_it_is_now(node: Node) -> None:
 
 
 def _warmup(core: Core, node: Node, dataset: Dataset, snapshot: Snapshot, *paths: bytes) -> Warmup:
-    return Warmup(dataset, snapshot, list(paths), 4, core.filler, node.box.storage)
+    request = JobRequest(dataset.id, tuple(map(os.fsdecode, paths)), jobs=4)
+    return Warmup(dataset, snapshot, request, core.filler, core.small_files, node.box.storage)
 
 
 def test_warmup_brings_all(node: Node) -> None:
@@ -563,10 +567,9 @@ def test_regression_relist_during_a_warmup(node: Node) -> None:
         await trio.to_thread.run_sync(gate.reached.wait, HELD_S)
         await core.attach(pb.AttachRequest(source=SOURCE, list=True, relist=True))
         gate.let_go()
-        while not job.progress.finished and job.failed is None:
-            await trio.testing.wait_all_tasks_blocked()
+        await job.ended.wait()
         assert job.failed is None
-        assert job.progress.files_done == 8
+        assert job.warmup.progress.files_done == 8
 
     node.run(test)
 
@@ -590,8 +593,7 @@ def test_regression_a_long_warmup_does_not_evict_itself(
         await trio.to_thread.run_sync(gate.reached.wait, HELD_S)
         dataset.last_used = time.monotonic() - core_module.IN_USE_S - 1  # it has been running for a minute
         gate.let_go()
-        while not job.progress.finished:
-            await trio.testing.wait_all_tasks_blocked()
+        await job.ended.wait()
 
     node.run(test)
     assert len(box.store.reads) == 3, "three fit; the others are not fetched, and push nothing out"

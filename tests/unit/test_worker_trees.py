@@ -160,6 +160,23 @@ def test_what_one_dataset_cached_is_a_hit_for_another(node: Node) -> None:
     node.run(test)
 
 
+def test_path_rules_are_of_paths_in_the_dataset(node: Node) -> None:
+    """Also for what a view reads, whose paths are others, and whatever the store calls them."""
+    policy = pb.CachePolicy(paths=[pb.PathRule(path=b"deep/b/sub", quota_bytes=1)])
+
+    async def test(core: Core) -> None:
+        whole = await node.attach(core, cache_policy=policy)
+        store = StoreMount("v", TWO, owner=whole.dataset_id, owner_path="deep/b")
+        view = await node.attach(core, store, name="dataset://default/view")
+        for path in ("v/sub/w", "v/z"):
+            await node.read(core, view, path)
+        found = {path: catalogue(core, view).resolve(path) for path in (b"v/sub/w", b"v/z")}
+        cached = {path for path, each in found.items() if each and node.box.storage.find(each.content) is not None}
+        assert cached == {b"v/z"}
+
+    node.run(test)
+
+
 def test_a_mounted_view_keeps_the_whole_in_use(node: Node) -> None:
     async def test(core: Core) -> None:
         whole = await node.attach(core)
@@ -279,6 +296,7 @@ def test_a_listing_that_shows_nothing_new_is_no_history(node: Node) -> None:
     node.run(test)
 
 
+@pytest.mark.semantics("S3")
 def test_old_snapshots_go_by_the_datasets_own_rule(node: Node) -> None:
     async def test(core: Core) -> None:
         for number in range(1, 7):
