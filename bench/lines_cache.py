@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from forebay.bench.crew import Total, run_readers
+from forebay.bench.crew import Total
 from forebay.bench.dataset import Sample, make_images, make_large, shuffled
 from forebay.bench.groups import MIB, SEED, Group, Place, Sizes, measured, per_gib, read_all
 from forebay.bench.lines_small import list_first
@@ -232,7 +232,7 @@ def _at_once(side: Side, dataset: Dataset) -> Reading:
             side.listed()
         jobs = read_all(side, dataset.keys, len(dataset.keys))
         with peak(side.pids) as most:
-            total = run_readers(jobs)
+            total, used = measured(side, jobs)
     finally:
         side.close()
         shutil.rmtree(side.cache_folders[0], ignore_errors=True)
@@ -244,7 +244,7 @@ def _at_once(side: Side, dataset: Dataset) -> Reading:
         "looks": float(most.looks),
         "s": round(total.seconds, 1),
     }
-    return Reading(most.pss / MIB, None, facts)
+    return Reading(most.pss / MIB, per_gib(used, total.size), facts)
 
 
 BOUNDED: tuple[Group, ...] = (Epochs(), Pieces(), AtOnce())
