@@ -32,8 +32,8 @@ _FILE_BYTES = MIB
 class Epochs:
     """Epochs in random order, another one each time, over files of which a share fits into the cache.
 
-    The first one fills the cache and is not counted. Each is on a fresh mount, and what is on the disk is dropped from
-    the page cache: what the kernel has would be no hit of the cache.
+    The first one fills the cache and is not counted. Each is on a fresh mount, with all daemons started anew and with
+    what is on the disk dropped from the page cache: what memory holds would be no hit of the cache.
     """
 
     name = "cache"
@@ -94,6 +94,8 @@ def quota_of(dataset: Dataset, fraction: float) -> int:
 
 def _epoch(side: Side, dataset: Dataset, seed: int) -> tuple[Total, float, int]:
     """One on a fresh mount; what the readers did, CPU seconds, and bytes that the store sent."""
+    if isinstance(side, Forebay):
+        side.ended()
     shed(side)
     side.mount()
     list_first(side, dataset.keys)

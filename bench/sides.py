@@ -20,6 +20,7 @@ from forebay.cacheruntime.version import VERSION
 
 _LISTED_S = 60.0
 _SETTLED_S = 60.0
+_ENDED_S = 60.0
 _SETTLING_S = 0.3
 _IDLE_SHARE = 0.1
 """Of one core: watching for the next thing to do takes some."""
@@ -185,6 +186,14 @@ class Forebay:
             if time.monotonic() > deadline:
                 raise SideFailed(f"{self.name} has not listed the source in {_LISTED_S:g} s")
             time.sleep(0.2)
+
+    def ended(self) -> None:
+        """Wait until the worker has ended too, some seconds after the last mount: what it had in memory is gone."""
+        deadline = time.monotonic() + _ENDED_S
+        while self.node.living():
+            if time.monotonic() > deadline:
+                raise SideFailed(f"the worker of {self.name} has not ended in {_ENDED_S:g} s")
+            time.sleep(0.1)
 
     def counts(self) -> Counts:
         """What the handlers of the mount have counted.
