@@ -22,6 +22,7 @@ from rich.console import Console
 
 from forebay.bench import sheet
 from forebay.bench.groups import FULL, QUICK, Group, Place, run_group
+from forebay.bench.lines_cache import BOUNDED
 from forebay.bench.lines_cold import Cold, ColdSmall
 from forebay.bench.lines_large import Large, Mapped
 from forebay.bench.lines_metadata import Metadata
@@ -45,6 +46,7 @@ _ALL: tuple[Group, ...] = (
     WarmLarge(),
     InProcess(),
     Posted(),
+    *BOUNDED,
 )
 GROUPS = {group.name: group for group in _ALL}
 

@@ -42,14 +42,22 @@ class Sizes:
     cold_bytes: int
     cold_files: int
     """Small files of a cold epoch."""
+    epoch_files: int
+    """Small files of which a share fits into the cache."""
+    piece_files: int
+    """Of 1 MiB, of which pieces are read."""
+    at_once: int
+    """Large files that are read at the same time."""
+    at_once_bytes: int
+    """Of each of them."""
     random_s: float
     """Of 4 KiB reads at random."""
     limit_s: float
     """A turn of many small operations stops after this; its rate is that of what was done."""
 
 
-FULL = Sizes(5, 4, 256 * MIB, 2 * GIB, 10_000, 100_000, 256 * MIB, 400, 1.5, 3.0)
-QUICK = Sizes(3, 4, 32 * MIB, 128 * MIB, 500, 5_000, 64 * MIB, 40, 1.0, 2.0)
+FULL = Sizes(5, 4, 256 * MIB, 2 * GIB, 10_000, 100_000, 256 * MIB, 400, 4_000, 128, 64, 64 * MIB, 1.5, 3.0)
+QUICK = Sizes(3, 4, 32 * MIB, 128 * MIB, 500, 5_000, 64 * MIB, 40, 800, 16, 64, 8 * MIB, 1.0, 2.0)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Self
 
 from forebay.bench import sheet
 from forebay.bench.crew import family
@@ -22,6 +23,7 @@ _MOUNT_S = 30.0
 _END_S = 30.0
 _COMMAND_S = 60.0
 _COPIES = 4  # at once, into JuiceFS
+_MIB = 1 << 20
 
 
 class Peer:
@@ -42,7 +44,28 @@ class Peer:
         self.directory.mkdir()
         self.cache_folders: Sequence[Path] = (folder / "cache",)
         self._dataset = dataset
+        self._limit: tuple[str, ...] = ()
+        """Flags for the size of the cache."""
         self._process: subprocess.Popen[bytes] | None = None
+        self._others: list[Self] = []
+
+    def anew(self, label: str, quota_bytes: int | None = None) -> Self:
+        other = self._twin(self.folder.with_name(f"{self.folder.name}-{label}"))
+        other._limit = () if quota_bytes is None else self._limits(quota_bytes)
+        self._others.append(other)
+        return other
+
+    def _twin(self, folder: Path) -> Self:
+        """The same in another folder."""
+        raise NotImplementedError
+
+    def _limits(self, quota_bytes: int) -> tuple[str, ...]:
+        """Flags for a cache of this size.
+
+        Raises:
+            SideFailed: it cannot be told.
+        """
+        raise SideFailed(f"{self.name} has no option for the size of its cache")
 
     def command(self) -> list[str]:
         """How it is mounted."""
@@ -92,9 +115,13 @@ class Peer:
         entry = mounting.mounted(self._real)
         if entry is not None:
             mounting.abort(entry.device)
+        for other in self._others:
+            other.break_mounts()
 
     def close(self) -> None:
         self.umount()
+        for other in self._others:
+            other.close()
 
     @property
     def _real(self) -> str:
@@ -129,12 +156,18 @@ class Rclone(Peer):
         self._program = program
         self.notes = f"{_first_line([program, 'version'])}, mount {' '.join(self._FLAGS)}"
 
+    def _twin(self, folder: Path) -> Self:
+        return type(self)(self._program, folder, self._dataset)
+
+    def _limits(self, quota_bytes: int) -> tuple[str, ...]:
+        return (f"--vfs-cache-max-size={quota_bytes // _MIB}M", "--vfs-cache-poll-interval=1s")
+
     def command(self) -> list[str]:
         endpoint = self._dataset.endpoint
         remote = f":s3,provider=Other,env_auth=true,region={endpoint.region},endpoint='{endpoint.url}':"
         return [
             self._program, "mount", f"{remote}{self._dataset.name}", str(self.directory), "--config=",
-            f"--cache-dir={self.folder}/cache", *self._FLAGS,
+            f"--cache-dir={self.folder}/cache", *self._FLAGS, *self._limit,
         ]  # fmt: skip
 
 
@@ -151,6 +184,9 @@ class S3fs(Peer):
         super().__init__(folder, dataset)
         self._program = program
         self.notes = f"{_first_line([program, '--version'])}, -o use_cache,{self._OPTIONS}"
+
+    def _twin(self, folder: Path) -> Self:
+        return type(self)(self._program, folder, self._dataset)
 
     def command(self) -> list[str]:
         endpoint = self._dataset.endpoint
@@ -232,17 +268,24 @@ class JuiceFS(Peer):
         super().__init__(folder, volume.dataset)
         self.name, self._volume, self._write = name, volume, write
         self._flags = (*(self._TUNED if name == sheet.TUNED else ()), *(() if write else ("--read-only",)))
-        self._bucket = (f"--bucket={bucket}",) if bucket else ()
+        self._bucket_url = bucket
         self.cache_folders = (folder / "cache", volume.folder / "objects")
         self.notes = f"{_first_line([volume.program, 'version'])}, sqlite, mount {' '.join(self._flags)}"
 
     def prepare(self) -> None:
         self._volume.fill()
 
+    def _twin(self, folder: Path) -> Self:
+        return type(self)(self._volume, folder, self.name, self._write, self._bucket_url)
+
+    def _limits(self, quota_bytes: int) -> tuple[str, ...]:
+        return (f"--cache-size={quota_bytes // _MIB}",)
+
     def command(self) -> list[str]:
+        bucket = (f"--bucket={self._bucket_url}",) if self._bucket_url else ()
         return [
             self._volume.program, "mount", self._volume.meta, str(self.directory),
-            f"--cache-dir={self.folder}/cache", *self._ALWAYS, *self._bucket, *self._flags,
+            f"--cache-dir={self.folder}/cache", *self._ALWAYS, *bucket, *self._flags, *self._limit,
         ]  # fmt: skip
 
 

@@ -78,6 +78,24 @@ def _read(job: Job, names: Iterable[str]) -> Done:
     return Done(count, size)
 
 
+def read_pieces(job: Job) -> Done:
+    """One piece of each file; names are written as by `piece`. A file is opened anew for each."""
+    size = 0
+    for name in job.names:
+        path, offset, length = name.rsplit(":", 2)
+        descriptor = os.open(f"{job.folder}/{path}", os.O_RDONLY)
+        try:
+            size += len(os.pread(descriptor, int(length), int(offset)))
+        finally:
+            os.close(descriptor)
+    return Done(len(job.names), size)
+
+
+def piece(name: str, offset: int, length: int) -> str:
+    """A piece of a file, in bytes, for `read_pieces`."""
+    return f"{name}:{offset}:{length}"
+
+
 def load_files(job: Job) -> Done:
     """Read whole files as a dataset of a folder does: each comes as bytes of its own."""
     end, count, size = time.monotonic() + job.limit_s, 0, 0
@@ -194,6 +212,7 @@ JOBS: dict[str, Callable[[Job], Done]] = {
     for work in (
         read_files,
         read_posted,
+        read_pieces,
         load_files,
         digest_files,
         stat_names,

@@ -18,6 +18,8 @@ METHOD = (
     " 1,000 names; kernel threads and readers are not in it.",
     "The S3 endpoint is one nginx process that sends files by sendfile, with a listing in Python behind it; the same"
     " for all sides, on the same cores.",
+    "Bytes fetched from the store are the bodies of replies to GETs of objects, counted by the endpoint for all sides;"
+    " of a reply that its reader broke off, what was sent.",
     "Where the kernel shall know no names it is told to drop them (drop_caches, which only root may). Without root the"
     " walk of a mount that is listed is left out, and stats are on a fresh mount.",
 )

@@ -3,11 +3,13 @@
 Folders are buckets. nginx sends, takes and deletes objects by itself; listings come from `forebay.bench.listing`
 behind it. The same files are served on two ports: at once, and after a wait that Debian's echo module (package
 libnginx-mod-http-echo) adds to each request. A waiting request is a timer in nginx: it costs no CPU time and holds up
-no other request.
+no other request. What leaves for objects is counted in nginx's access log: bytes of replies, those of aborted ones
+included as far as they were sent; listings and uploads are not counted.
 """
 
 import shutil
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +24,11 @@ _ECHO_MODULES = ("/usr/lib/nginx/modules/ngx_http_echo_module.so", "/usr/lib64/n
 LATENCY_S = 0.020
 """Added to each request of the cold lines: an object store in the same region."""
 
+_FLUSH_S = 0.2
+"""nginx writes its log this often, as a write for each request would cost what is measured elsewhere."""
+
+_QUIET_S = 3 * _FLUSH_S
+
 
 @dataclass(frozen=True)
 class FolderEndpoint(Endpoint):
@@ -30,10 +37,21 @@ class FolderEndpoint(Endpoint):
     folder: Path = Path()
     distant_url: str | None = None
     """The same with LATENCY_S added; None without the echo module."""
+    log: Path = Path()
+    """A number for each request of an object: the bytes sent."""
 
     def distant(self) -> "FolderEndpoint | None":
         """The same objects behind the latency; None where it cannot be had."""
         return replace(self, url=self.distant_url) if self.distant_url else None
+
+    def sent_bytes(self) -> int:
+        """What objects were read with so far, over all datasets and both ports; waits until no more comes."""
+        sizes = (-1, self.log.stat().st_size)
+        while sizes[0] != sizes[1]:
+            time.sleep(_QUIET_S)
+            sizes = (sizes[1], self.log.stat().st_size)
+        with self.log.open() as lines:
+            return sum(map(int, lines))
 
     def source(self, dataset: str) -> str:
         return f"s3://{dataset}"
@@ -95,6 +113,7 @@ def sendfile_endpoint(folder: Path) -> Iterator[FolderEndpoint]:
             KEYS,
             folder=root,
             distant_url=f"http://127.0.0.1:{distant}" if echo else None,
+            log=state / "sent.log",
         )
 
 
@@ -105,6 +124,7 @@ def _nginx_configuration(root: Path, state: Path, ports: tuple[int, int, int], e
     objects = (
         f"root {root}; default_type application/octet-stream; if (-d $request_filename) {{ return 404; }}"
         " dav_methods PUT DELETE; create_full_put_path on;"
+        f" access_log {state}/sent.log sent buffer=64k flush={_FLUSH_S * 1000:.0f}ms;"
     )
     # 1.1 with an empty Connection: the listing's connections are kept.
     lists = 'proxy_pass http://listing; proxy_http_version 1.1; proxy_set_header Connection "";'
@@ -126,6 +146,7 @@ master_process off;
 pid {state}/nginx.pid;
 events {{ worker_connections 1024; }}
 http {{
+    log_format sent $body_bytes_sent;
     access_log off;
     sendfile on;
     tcp_nodelay on;

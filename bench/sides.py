@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from forebay.bench import sheet
 from forebay.bench.crew import cpu_seconds, family, spent
@@ -20,6 +20,7 @@ from forebay.cacheruntime.version import VERSION
 
 _LISTED_S = 60.0
 _SETTLED_S = 60.0
+_ENDED_S = 60.0
 _SETTLING_S = 0.3
 _IDLE_SHARE = 0.1
 """Of one core: watching for the next thing to do takes some."""
@@ -71,6 +72,16 @@ class Side(Protocol):
     def umount(self) -> None:
         """Take the mount away, so that the kernel holds nothing of it."""
 
+    def anew(self, label: str, quota_bytes: int | None = None) -> Self:
+        """The same side with an empty cache of its own, not mounted.
+
+        Args:
+            label: another one for each.
+            quota_bytes: of the cache, whole MiB; None: what it is without being told.
+
+        *Resources*: it is closed with this side, or before. Its files stay until the folder of the group goes.
+        """
+
     def pids(self) -> list[int]:
         """Its daemons."""
 
@@ -99,6 +110,9 @@ class Local:
 
     def umount(self) -> None:
         """Nothing: `shed` drops what the kernel holds."""
+
+    def anew(self, label: str, quota_bytes: int | None = None) -> Self:
+        return self  # there is no cache
 
     def pids(self) -> list[int]:
         return []
@@ -131,7 +145,15 @@ class Forebay:
         self.directory = folder / "mount"
         self.open_mode = ""
         """What `auto` has picked; empty before the first mount."""
-        self._dataset, self._flags = dataset, flags
+        self._dataset, self._environ, self._flags = dataset, environ, flags
+        self._others: list[Self] = []
+
+    def anew(self, label: str, quota_bytes: int | None = None) -> Self:
+        folder = self.node.folder.with_name(f"{self.node.folder.name}-{label}")
+        limit = () if quota_bytes is None else ("--tier", f"SSD:{folder}/cache:{quota_bytes}")
+        other = type(self)(self._dataset, folder, self._environ, self.name, *self._flags, *limit)
+        self._others.append(other)
+        return other
 
     def prepare(self) -> None:
         """Nothing: it mounts the bucket."""
@@ -165,6 +187,14 @@ class Forebay:
                 raise SideFailed(f"{self.name} has not listed the source in {_LISTED_S:g} s")
             time.sleep(0.2)
 
+    def ended(self) -> None:
+        """Wait until the worker has ended too, some seconds after the last mount: what it had in memory is gone."""
+        deadline = time.monotonic() + _ENDED_S
+        while self.node.living():
+            if time.monotonic() > deadline:
+                raise SideFailed(f"the worker of {self.name} has not ended in {_ENDED_S:g} s")
+            time.sleep(0.1)
+
     def counts(self) -> Counts:
         """What the handlers of the mount have counted.
 
@@ -175,9 +205,13 @@ class Forebay:
 
     def break_mounts(self) -> None:
         self.node.break_mounts()
+        for other in self._others:
+            other.break_mounts()
 
     def close(self) -> None:
         self.node.__exit__(None, None, None)
+        for other in self._others:
+            other.close()
 
 
 def shed(side: Side) -> None:

@@ -249,6 +249,7 @@ def hdfs_place(tmp_path: Path) -> Iterator[Place]:
     """fsspec's HDFS file system with its driver replaced: Arrow's local one stands in for libhdfs, which needs Java."""
     import fsspec
     from fsspec.implementations.arrow import ArrowFSWrapper, HadoopFileSystem
+    from fsspec.registry import _registry
     from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
     class StandIn(HadoopFileSystem):  # type: ignore[misc]
@@ -260,6 +261,7 @@ def hdfs_place(tmp_path: Path) -> Iterator[Place]:
     place = Place("hdfs", "hdfs://namenode:8020/root", {}, put, remove)
     yield place
     _close(place)
+    _registry.pop("hdfs", None)  # a name registered as a string would not take the place of a class
     fsspec.register_implementation("hdfs", "fsspec.implementations.arrow.HadoopFileSystem", clobber=True)
 
 

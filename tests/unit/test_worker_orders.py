@@ -523,6 +523,7 @@ def test_a_reader_with_next_use_finds_what_it_will_read(make_box: Callable[..., 
                 desk.clock.now += 0.01
                 await desk.post("r", [], 0, position, position + 1)
                 await trio.testing.wait_all_tasks_blocked()
+                await until(lambda: not prefetcher._under_way)  # a store that can follow
                 file = box.source(path, box.store.files[path][0])
                 here += box.has(file)
                 await prefetcher._filler.fill(file, 0, 1, 1)
