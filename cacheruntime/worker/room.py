@@ -219,6 +219,10 @@ class Rooms:
         """
         self.note_touches(space)
         reader, writes = self._storage.index.reader, self._storage.writes
+        if tier is not None and not any(
+            held.dataset == space.dataset and held.tier == tier.number for held in reader.holdings()
+        ):
+            return  # rather than look at all of a million files, some seconds, for each fill
         for item in space.policy.victims(coming):
             if isinstance(item, bytes):
                 cached = reader.find(item)

@@ -359,3 +359,17 @@ def test_sums_are_not_built_anew_while_blocks_of_a_dropped_file_are_on_their_way
     assert not storage._pending.recount
     assert storage.tiers[0].used_bytes == 0
     assert sum(storage.space(file.dataset).used.values()) == 0
+
+
+def test_a_dataset_that_has_nothing_in_a_tier_is_not_searched_for_victims_there(make_box: MakeBox) -> None:
+    box = make_box(16 * MIB, 16 * MIB)
+    space = box.storage.space(box.dataset)
+    space.use_policy("sieve")
+    fill(box, *[box.source(f"{n}", bytes_of(1_000, n)) for n in range(5)])
+    first, second = box.storage.tiers
+    assert len(list(box.storage.rooms.victims(space, first))) == 5
+    looked = []
+    find_victims = space.policy.victims
+    space.policy.victims = lambda coming=None: looked.append(1) or find_victims(coming)  # type: ignore[method-assign]
+    assert list(box.storage.rooms.victims(space, second)) == []
+    assert not looked
