@@ -49,13 +49,23 @@ def open_index(config: CacheConfig, boot_id: str) -> IndexWriter:
     if trouble is not None and trouble != _UNSYNCED:
         _restore(config, trouble)
     _seal_path(config).unlink(missing_ok=True)
-    return IndexWriter(config.index_dir, boot_id, distrust=trouble is not None)
+    try:
+        return IndexWriter(config.index_dir, boot_id, distrust=trouble is not None)
+    except OSError as error:
+        raise _no_room(config.index_dir, error) from error
 
 
 def close_index(config: CacheConfig, index: IndexWriter) -> None:
-    """Close it in order, so that the next start believes it."""
-    index.close()
-    write_durably(_seal_path(config), _stat_text(config))
+    """Close it in order, so that the next start believes it; where that cannot be written, as a kill would leave it."""
+    try:
+        index.close()
+        write_durably(_seal_path(config), _stat_text(config))
+    except (OSError, lmdb.Error) as error:
+        log.warning("the cache index was not closed in order: %s", error)
+
+
+def _no_room(folder: Path, error: Exception) -> CacheFormatError:
+    return CacheFormatError(f"{folder} cannot be written ({error}); make room there or name another --cache-dir")
 
 
 def _seal_path(config: CacheConfig) -> Path:
@@ -148,8 +158,11 @@ class Ledger:
         if not _is_whole(folder):
             shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(exist_ok=True, mode=0o700)
-        self._env = lmdb.open(str(folder), max_dbs=len(TABLES), map_size=MAP_BYTES)
-        self._tables = {name: self._env.open_db(name.encode()) for name in TABLES}
+        try:
+            self._env = lmdb.open(str(folder), max_dbs=len(TABLES), map_size=MAP_BYTES)
+            self._tables = {name: self._env.open_db(name.encode()) for name in TABLES}
+        except lmdb.Error as error:
+            raise _no_room(folder, error) from error
         with self._env.begin() as txn:
             self._whole = bool(txn.get(_TAKEN_OVER, db=self._tables["meta"]))
 

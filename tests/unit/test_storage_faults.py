@@ -14,6 +14,7 @@ from test_integrity import check, data_of, fill, flip
 
 from forebay.cacheruntime.config import MIB
 from forebay.cacheruntime.content import ContentReader
+from forebay.cacheruntime.errors import CacheFormatError
 from forebay.cacheruntime.index import Index
 from forebay.cacheruntime.touch import TouchMap
 from forebay.cacheruntime.worker import departed
@@ -373,3 +374,19 @@ def test_a_dataset_that_has_nothing_in_a_tier_is_not_searched_for_victims_there(
     space.policy.victims = lambda coming=None: looked.append(1) or find_victims(coming)  # type: ignore[method-assign]
     assert list(box.storage.rooms.victims(space, second)) == []
     assert not looked
+
+
+def test_a_stop_and_a_start_without_room_for_the_index_end_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = Box(tmp_path)
+    box.storage.index._env = FullDisk(box.storage.index._env, 0)
+    box.storage.close()
+    assert "not closed in order" in caplog.text
+    caplog.clear()
+    real = lmdb.open
+    monkeypatch.setattr(
+        lmdb, "open", lambda *a, **k: real(*a, **k) if k.get("readonly") else FullDisk(real(*a, **k), 0)
+    )
+    with pytest.raises(CacheFormatError, match="make room there"):
+        Storage(box.config, "boot")
