@@ -19,6 +19,7 @@ from forebay.cacheruntime.snapshot_history import Keep
 from forebay.cacheruntime.understore.base import Entry
 from forebay.cacheruntime.worker import pins
 from forebay.cacheruntime.worker.check import Check
+from forebay.cacheruntime.worker.dataset import Dataset
 from forebay.cacheruntime.worker.datasets import Datasets
 from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.jobs import Job, Jobs
@@ -28,6 +29,7 @@ from forebay.cacheruntime.worker.metrics_server import Metrics
 from forebay.cacheruntime.worker.orders import Orders, OrderSink
 from forebay.cacheruntime.worker.prefetch import Prefetcher
 from forebay.cacheruntime.worker.small_files import SmallFiles
+from forebay.cacheruntime.worker.snapshot import Snapshot
 from forebay.cacheruntime.worker.storage import Storage
 from forebay.cacheruntime.worker.sync import Syncs
 from forebay.cacheruntime.worker.verify import Pace
@@ -75,8 +77,8 @@ class Core:
             dataset = await self.datasets.attach(request.source, dict(request.options), stores)
             if request.HasField("retention"):
                 dataset.keep = _keep(request.retention)
-            if request.HasField("cache_policy"):
-                self._storage.set_policy(dataset.id, request.cache_policy)
+            policy = request.cache_policy if request.HasField("cache_policy") else None
+            pinned = self._storage.set_policy(dataset.id, policy) if policy is not None else []
             reply = pb.AttachReply(dataset_id=dataset.id)
             if request.list:
                 snapshot = self.datasets.snapshot_of(
@@ -90,7 +92,15 @@ class Core:
                 reply.snapshot = snapshot.number
                 reply.catalogue = str(snapshot.writer.folder)
                 self.jobs.attached(dataset)
+                if pinned:
+                    self._nursery.start_soon(self._pin_cached, dataset, snapshot, pinned)
             return reply
+
+    async def _pin_cached(self, dataset: Dataset, snapshot: Snapshot, paths: list[bytes]) -> None:
+        """A manifest pins paths of which something may be cached already."""
+        with snapshot.held():
+            await snapshot.ended.wait()
+            await pins.pin(self._storage, dataset, snapshot, paths)
 
     async def fill(self, request: pb.FillRequest, lease: Lease | None = None) -> bytes | None:
         """See `Filler.fill`."""

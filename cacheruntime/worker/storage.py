@@ -234,8 +234,11 @@ class Storage:
     def spaces(self) -> list[Space]:
         return list(self._spaces.values())
 
-    def set_policy(self, dataset: DatasetId, wanted: pb.CachePolicy) -> None:
+    def set_policy(self, dataset: DatasetId, wanted: pb.CachePolicy) -> list[bytes]:
         """How a dataset shares the tiers from now on; what is cached stays, and counts where it was counted.
+
+        Returns:
+            Paths that are pinned from now on: what is cached below them is to be marked.
 
         Raises:
             UsageError: there is no such policy.
@@ -244,9 +247,10 @@ class Storage:
         space.use_policy(wanted.policy)
         space.quota_bytes = wanted.quota_bytes
         space.quotas = {self._share(space, rule.path): rule.quota_bytes for rule in wanted.paths if rule.quota_bytes}
-        for rule in wanted.paths:
-            if rule.pinned and rule.path not in space.pins:
-                self.pin(dataset, rule.path, ())
+        fresh = [rule.path for rule in wanted.paths if rule.pinned and rule.path not in space.pins]
+        for path in fresh:
+            self.pin(dataset, path, ())
+        return fresh
 
     def _share(self, space: Space, path: bytes) -> int:
         if path not in space.shares:

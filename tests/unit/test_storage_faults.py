@@ -75,6 +75,7 @@ def all_rooms_reopened(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("good", range(12))
+@pytest.mark.semantics("D13")
 def test_an_index_that_takes_no_change_means_reading_through(make_box: MakeBox, good: int) -> None:
     box = make_box(16 * MIB)
     storage = box.storage

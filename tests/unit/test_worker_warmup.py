@@ -16,6 +16,7 @@ from fake_store import HELD_S, Gate
 from forebay.cacheruntime.config import MIB, FillConfig
 from forebay.cacheruntime.errors import SourceNotFound, SourceStale, SourceUnavailable, UsageError
 from forebay.cacheruntime.jobs import JobState
+from forebay.cacheruntime.keys import DatasetId
 from forebay.cacheruntime.worker import datasets as datasets_module
 from forebay.cacheruntime.worker import jobs as jobs_module
 from forebay.cacheruntime.worker.core import Core
@@ -497,3 +498,22 @@ def test_where_the_policy_replaces_files_small_ones_have_files_of_their_own(work
     worker.run(test)
     assert all(_is_whole(worker, f"f{n}") for n in range(5))
     assert list((worker.box.config.tiers[0].path / "packs").iterdir()) == []
+
+
+def test_a_manifest_pins_what_is_cached_already(worker: Worker) -> None:
+    for name in ("keep/a", "keep/b", "other/c"):
+        worker.box.store.put(name, bytes_of(2 << 20, len(name)))
+    _warm(worker)
+
+    async def test(core: Core) -> None:
+        policy = pb.CachePolicy(paths=[pb.PathRule(path=b"keep", pinned=True)])
+        name = (await core.attach(pb.AttachRequest(source=SOURCE, list=True, cache_policy=policy))).dataset_id
+        storage = worker.box.storage
+        assert storage.pins(DatasetId(name)) == [b"keep"]
+        sources = [worker.box.source(path, data, v) for path, (data, v) in worker.box.store.files.items()]
+        with trio.fail_after(10):
+            while sum(bool(found := storage.find(file.content)) and found.pinned for file in sources) < 2:
+                await trio.sleep(0.01)
+        assert storage.evict(file.content for file in sources)[0] == 1
+
+    worker.run(test)
