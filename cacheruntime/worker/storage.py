@@ -15,7 +15,7 @@ from pathlib import Path
 
 import xxhash
 
-from forebay.cacheruntime.config import MIB, CacheConfig, Medium
+from forebay.cacheruntime.config import CacheConfig, Medium
 from forebay.cacheruntime.index import Cached, Pack, PackNumber, Seal, TierNumber, block_bytes
 from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.tiers import cached_path, file_path, is_folder, open_folder, pack_path
@@ -23,19 +23,14 @@ from forebay.cacheruntime.touch import TouchMap
 from forebay.cacheruntime.worker.departed import Departed
 from forebay.cacheruntime.worker.index_writer import Appended, Changed, IndexUnwritable
 from forebay.cacheruntime.worker.ledger import Ledger, close_index, open_index
+from forebay.cacheruntime.worker.packs import PACK_BYTES, OpenPack, PackKey, Packs
 from forebay.cacheruntime.worker.room import Rooms
 from forebay.cacheruntime.worker.space import Item, Space
 from forebay.cacheruntime.worker.tier import Tier
-from forebay.cacheruntime.worker.writes import ChangedOutside, Writes, seal_of, write_all
+from forebay.cacheruntime.worker.writes import ChangedOutside, Writes, seal_of
 from forebay.proto import worker_pb2 as pb
 
 log = logging.getLogger(__name__)
-
-PACK_BYTES = 256 * MIB
-"""A pack is closed at about this size: large enough to be one long sequential read, small enough to evict whole."""
-
-PACK_FILES = 1 << 15
-"""Also then: a pack is dropped at once, 4 us for each file, and nobody is served meanwhile."""
 
 _DROPPED_AT_ONCE = 64
 """Files of their own, some 100 us each."""
@@ -45,28 +40,6 @@ DOUBTFUL = Seal(1, 0)
 
 QUIET_S = 1.0
 """A pack or a partial file that was not written to for this long gets its seal."""
-
-
-@dataclass
-class _OpenPack:
-    """A pack that still takes files."""
-
-    number: PackNumber
-    tier: Tier
-    descriptor: int
-    end: int
-    """Next free offset."""
-    files: int
-    """That were put there since it was opened, and those that lived there then."""
-    seal: Seal
-    """As our last write left it."""
-    sealed: bool
-    """The index says so too."""
-    written_at: float = 0.0
-
-    def is_full(self, size: int) -> bool:
-        """Whether a file of that size does not go in any more."""
-        return self.end + size > PACK_BYTES or self.files >= PACK_FILES
 
 
 @dataclass
@@ -94,14 +67,11 @@ class Target:
     """Only there; None for the fastest with room."""
 
 
-PackKey = tuple[DatasetId, int, bool, TierNumber]
-
-
 @dataclass
 class _Run:
     """Small files that go into one pack together."""
 
-    pack: "_OpenPack | None" = None
+    pack: OpenPack | None = None
     key: PackKey | None = None
     end: int = 0
     """Where the next one goes."""
@@ -146,7 +116,7 @@ class Storage:
         self._pending = _Pending()
         self._reserved = 0
         """Bytes of blocks on their way, of dropped files too."""
-        self._packs: dict[PackKey, _OpenPack] = {}
+        self._packs = Packs(self.index, self._pack_vanished)
         self._spaces: dict[DatasetId, Space] = {}
         self.tiers = self._adopt(uuids)
         self._by_number = {tier.number: tier for tier in self.tiers}
@@ -199,9 +169,7 @@ class Storage:
     def close(self) -> None:
         with contextlib.suppress(OSError):  # what could not be sealed is verified after the next start
             self.tidy(time.monotonic() + QUIET_S)
-        for pack in self._packs.values():
-            os.close(pack.descriptor)
-        self._packs.clear()
+        self._packs.close_all()
         self.departed.close()
         self.touch.close()
         self.ledger.close()
@@ -299,7 +267,7 @@ class Storage:
 
     def pack_in_doubt(self, pack: Pack) -> bool:
         """As `is_doubtful`, of a pack."""
-        opened = next((opened for opened in self._packs.values() if opened.number == pack.number), None)
+        opened = self._packs.opened(pack.number)
         if pack.session < self.index.reader.trusted_since:
             return True
         seal = opened.seal if opened is not None else pack.seal
@@ -450,34 +418,7 @@ class Storage:
 
         Where the dataset's policy replaces files, each has one of its own: a pack leaves whole.
         """
-        space = self.space(target.dataset)
-        # There may be one of its own, begun under another policy or by a worker that was killed.
-        if not self.drop_file(target.content):
-            return False
-        if space.policy.replaces:
-            return self._keep_alone(target, data, checksum)
-        share = space.share_of(target.path)
-        tier = self.rooms.tier_for(target, share, whole=True)
-        if tier is None:
-            return False
-        try:
-            # Into the page cache, without a thread: a copy of less than 1 MiB is shorter than the way there and back.
-            pack = self._pack_for(tier, space, share, target)
-            offset = pack.end
-            write_all(pack.descriptor, [memoryview(data)], offset)
-            pack.seal = seal_of(os.fstat(pack.descriptor))
-            pack.written_at = time.monotonic()
-            added = self.index.add_packed(pack.number, [Appended(target.content, len(data), offset, checksum)])
-        except OSError as error:
-            self.write_failed(tier, error)
-            return False
-        pack.end, pack.files = offset + len(data), pack.files + 1
-        self._take(tier, space, share, len(data))
-        if not added:
-            space.give_back(share, len(data))  # the record was damaged; the bytes go with the pack
-            return False
-        self.rooms.inserted(space, pack.number, pack.end)
-        return True
+        return self.keep_small_files([(target, [memoryview(data)], checksum)])[0]
 
     def keep_small_files(self, files: Sequence[tuple[Target, Sequence[memoryview], int]]) -> list[bool]:
         """As `keep_small` for many, each with its pieces and checksum: one write and one transaction for those that
@@ -500,7 +441,7 @@ class Storage:
                 run = _Run()
             if run.pack is None:
                 try:
-                    run.pack = self._pack_for(tier, space, share, target)
+                    run.pack = self._packs.ready(key, tier, target.size)
                 except OSError as error:
                     self.write_failed(tier, error)
                     kept.append(False)
@@ -523,17 +464,12 @@ class Storage:
         dataset, share, _, number = run.key
         size = run.end - run.entries[0].offset
         try:
-            if self._packs.get(run.key) is not pack:
-                raise ChangedOutside  # it was dropped for those who came behind: its descriptor is closed
-            write_all(pack.descriptor, run.pieces, pack.end)
-            pack.seal, pack.written_at = seal_of(os.fstat(pack.descriptor)), time.monotonic()
-            added = self.index.add_packed(pack.number, run.entries)
+            added = self._packs.append(run.key, pack, run.pieces, run.entries, run.end)
         except OSError as error:
             self.tier(number).give_back(size)
             self.space(dataset).give_back(share, size)
             self.write_failed(self.tier(number), error)
         else:
-            pack.end, pack.files = run.end, pack.files + len(run.entries)
             if added:
                 self.rooms.inserted(self.space(dataset), pack.number, pack.end)
                 return
@@ -568,79 +504,13 @@ class Storage:
             return False
         return True
 
-    def _pack_for(self, tier: Tier, space: Space, share: int, target: Target) -> _OpenPack:
-        """The pack that takes a file next, ready to be written to.
-
-        Raises:
-            OSError: it cannot be made.
-        """
-        key = (space.dataset, share, space.is_pinned(target.path), tier.number)
-        pack = self._packs.get(key)
-        if pack is not None and (pack.is_full(target.size) or seal_of(os.fstat(pack.descriptor)) != pack.seal):
-            self._close_pack(key)  # full, or changed by somebody else: then its files are in doubt from here on
-            pack = None
-        if pack is None:
-            pack = self._reopen_pack(key, tier, target.size) or self._new_pack(key, tier)
-        if pack.sealed:
-            self.index.seal_pack(pack.number, Seal(0, 0))
-            pack.sealed = False
-        return pack
-
-    def _reopen_pack(self, key: PackKey, tier: Tier, size: int) -> _OpenPack | None:
-        """The dataset's last pack if it takes more, after a restart."""
-        dataset, share, pinned, number = key
-        kin = [
-            p
-            for p in self.index.reader.packs()
-            if (p.dataset, p.share, p.pinned, p.tier) == (dataset, share, pinned, number)
-        ]
-        last = max(kin, key=lambda pack: pack.number, default=None)
-        full = last is not None and (last.length + size > PACK_BYTES or last.live_files >= PACK_FILES)
-        if last is None or full or last.session < self.index.reader.trusted_since:
-            return None
-        try:
-            descriptor = os.open(pack_path(tier.config.path, last.number), os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            self.damage.files += 1
-            self.drop_pack(last)
-            return None
-        if seal_of(os.fstat(descriptor)) != last.seal:
-            os.close(descriptor)  # the worker was killed while it wrote, or somebody changed it
-            return None
-        pack = self._packs[key] = _OpenPack(
-            last.number, tier, descriptor, last.length, last.live_files, last.seal, True
-        )
-        return pack
-
-    def _new_pack(self, key: PackKey, tier: Tier) -> _OpenPack:
-        dataset, share, pinned, _ = key
-        number = self.index.new_pack(tier.number, dataset, share, pinned)
-        path = pack_path(tier.config.path, number)
-        try:
-            path.unlink(missing_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except OSError:
-            empty = self.index.reader.pack(number)
-            if empty is not None:
-                self.index.drop_pack(empty, doom=False)
-            raise
-        pack = self._packs[key] = _OpenPack(number, tier, descriptor, 0, 0, seal_of(os.fstat(descriptor)), False)
-        return pack
+    def _pack_vanished(self, pack: Pack) -> None:
+        self.damage.files += 1
+        self.drop_pack(pack)
 
     def close_pack(self, number: PackNumber) -> None:
         """A pack takes no more files."""
-        for key in [key for key, pack in self._packs.items() if pack.number == number]:
-            self._close_pack(key)
-
-    def _close_pack(self, key: PackKey) -> None:
-        pack = self._packs.pop(key)
-        self._seal(pack)
-        os.close(pack.descriptor)
-
-    def _seal(self, pack: _OpenPack) -> None:
-        if not pack.sealed:
-            self.index.seal_pack(pack.number, pack.seal)
-            pack.sealed = True
+        self._packs.close(number)
 
     def write_failed(self, tier: Tier, error: OSError) -> None:
         """A tier did not take a write: readers are served without it."""
@@ -696,9 +566,7 @@ class Storage:
         except IndexUnwritable as error:
             self.index_failed(error)
             return False
-        for key, opened in list(self._packs.items()):
-            if opened.number == pack.number:
-                os.close(self._packs.pop(key).descriptor)
+        self._packs.forget(pack.number)
         space = self.space(pack.dataset)
         if hasattr(self, "rooms"):
             self.rooms.removed(space, pack.number)
@@ -763,7 +631,7 @@ class Storage:
 
     def is_open_pack(self, number: PackNumber) -> bool:
         """Whether a pack still takes files."""
-        return any(pack.number == number for pack in self._packs.values())
+        return self._packs.opened(number) is not None
 
     def forget_damaged(self, content: ContentId) -> None:
         """Remove a record that is not sound."""
@@ -803,7 +671,7 @@ class Storage:
             space.pins.append(path)
         self.index.pin(dataset, path, True)
         self.index.mark_pinned(contents, True)
-        self._reopen_packs(dataset)
+        self._packs.close_of(dataset)
 
     def unpin(self, dataset: DatasetId, path: bytes, contents: Iterable[ContentId]) -> bool:
         """The opposite; False when it was not pinned. What other pins cover is to be marked again by the caller."""
@@ -813,13 +681,8 @@ class Storage:
         space.pins.remove(path)
         self.index.pin(dataset, path, False)
         self.index.mark_pinned(contents, False)
-        self._reopen_packs(dataset)
+        self._packs.close_of(dataset)
         return True
-
-    def _reopen_packs(self, dataset: DatasetId) -> None:
-        """Their marks may have changed."""
-        for key in [key for key in self._packs if key[0] == dataset]:
-            self._close_pack(key)
 
     def evict(self, contents: Iterable[ContentId], *, pinned: bool = False) -> tuple[int, int]:
         """Drop files by command.
@@ -870,12 +733,7 @@ class Storage:
         now = time.monotonic() if now is None else now
         self.departed.look()
         self.rooms.load_more()
-        for key, pack in list(self._packs.items()):
-            if not pack.sealed and now - pack.written_at >= QUIET_S:
-                if seal_of(os.fstat(pack.descriptor)) == pack.seal:
-                    self._seal(pack)
-                else:
-                    self._close_pack(key)
+        self._packs.seal_quiet(now - QUIET_S)
         if self._pending.unlinked:
             self.index.removed(self._pending.unlinked)
             self._pending.unlinked = []

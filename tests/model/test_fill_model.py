@@ -61,11 +61,12 @@ def test_every_cached_byte_is_the_source_s(
         patch("forebay.cacheruntime.index.BLOCK_BYTES", _BLOCK),
         patch("forebay.cacheruntime.worker.fill.BLOCK_BYTES", _BLOCK),
         patch("forebay.cacheruntime.worker.fetch.BLOCK_BYTES", _BLOCK),
+        patch("forebay.cacheruntime.worker.packs.PACK_BYTES", 5000),
         patch("forebay.cacheruntime.worker.storage.PACK_BYTES", 5000),
         patch("forebay.cacheruntime.worker.verify.BLOCK_BYTES", _BLOCK),
         patch("forebay.cacheruntime.worker.room.BLOCK_BYTES", _BLOCK),
         patch("forebay.cacheruntime.worker.writes.write_all", _disk(disk, seed)),
-        patch("forebay.cacheruntime.worker.storage.write_all", _disk(disk, seed + 1)),
+        patch("forebay.cacheruntime.worker.packs.write_all", _disk(disk, seed + 1)),
     ):
         _Trial(Path(folder), sizes, quota, pins, operations).run()
 

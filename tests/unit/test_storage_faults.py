@@ -18,7 +18,7 @@ from forebay.cacheruntime.errors import CacheFormatError
 from forebay.cacheruntime.index import Index
 from forebay.cacheruntime.touch import TouchMap
 from forebay.cacheruntime.worker import departed
-from forebay.cacheruntime.worker import storage as storage_module
+from forebay.cacheruntime.worker import packs as packs_module
 from forebay.cacheruntime.worker.check import Check
 from forebay.cacheruntime.worker.departed import Departed
 from forebay.cacheruntime.worker.fetch import SourceFile
@@ -324,7 +324,7 @@ def test_a_pack_that_is_dropped_before_it_is_written_to_takes_nothing(make_box: 
 def test_packs_hold_no_more_files_than_can_be_dropped_at_once(
     make_box: MakeBox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(storage_module, "PACK_FILES", 4)
+    monkeypatch.setattr(packs_module, "PACK_FILES", 4)
     box = make_box()
     files = [box.source(f"{n}", bytes_of(1_000, n)) for n in range(6)]
     fill(box, *files)

@@ -17,7 +17,7 @@ from fake_store import HELD_S, FakeStore, Gate, Read
 from forebay.cacheruntime.config import KIB, MIB, FillConfig
 from forebay.cacheruntime.errors import ForebayError, SourceStale, SourceTimeout, SourceUnavailable
 from forebay.cacheruntime.tiers import file_path
-from forebay.cacheruntime.worker import storage as storage_module
+from forebay.cacheruntime.worker import packs as packs_module
 from forebay.cacheruntime.worker import writes as writes_module
 from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
@@ -344,7 +344,7 @@ def test_full_disk_and_a_small_file(
     box: Box, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = bytes_of(4000)
-    monkeypatch.setattr(storage_module, "write_all", _full_disk(0))
+    monkeypatch.setattr(packs_module, "write_all", _full_disk(0))
     file = box.source("a", data)
     assert box.run(lambda filler: filler.fill(file, 1, 4, 0)) == data[1:5]
     assert box.storage.tiers[0].used_bytes == 0

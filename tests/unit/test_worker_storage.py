@@ -15,7 +15,7 @@ from forebay.cacheruntime.config import MIB, FillConfig, Medium, TierConfig
 from forebay.cacheruntime.errors import CacheFormatError, TierUnusable
 from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.tiers import file_path, pack_path
-from forebay.cacheruntime.worker import storage as storage_module
+from forebay.cacheruntime.worker import packs as packs_module
 from forebay.cacheruntime.worker import writes as writes_module
 from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
@@ -70,7 +70,7 @@ def test_one_dataset_to_a_pack(make_box: MakeBox) -> None:
 
 
 def test_packs_rotate(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "PACK_BYTES", 1000)
+    monkeypatch.setattr(packs_module, "PACK_BYTES", 1000)
     files = _small(box, 20, 250)
     _fill(box, *files)
     assert [p.length for p in box.storage.index.reader.packs()] == [1000] * 5
@@ -78,7 +78,7 @@ def test_packs_rotate(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_regression_packs_rotate_before_they_are_too_large(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage_module, "PACK_BYTES", 1000)
+    monkeypatch.setattr(packs_module, "PACK_BYTES", 1000)
     _fill(box, *_small(box, 9, 300))
     assert [p.length for p in box.storage.index.reader.packs()] == [900] * 3
 
