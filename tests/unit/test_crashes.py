@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,17 @@ import trio
 from cache_box import Box, bytes_of
 from check import check_storage
 
+from forebay.cacheruntime import mounts
+from forebay.cacheruntime.catalogue import Catalogue
+from forebay.cacheruntime.catalogue_changes import changes_path, read_changes
 from forebay.cacheruntime.config import MIB
 from forebay.cacheruntime.content import ContentReader
 from forebay.cacheruntime.index import PackNumber
+from forebay.cacheruntime.keys import ROOT_NODE
+from forebay.cacheruntime.mounts import MountState
+from forebay.cacheruntime.worker import datasets as datasets_module
 from forebay.cacheruntime.worker.check import Check
+from forebay.cacheruntime.worker.core import Core
 from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.mover import Mover
@@ -107,10 +114,11 @@ OPERATIONS = [
 
 
 class _Killer:
-    """Counts lines of storage code in all threads, and kills the process at one of them."""
+    """Counts lines of some modules of the worker in all threads, and kills the process at one of them."""
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, at: int, traced: tuple[str, ...] = _TRACED) -> None:
         self._left = at
+        self._traced = traced
         self.seen = 0
 
     def arm(self) -> None:
@@ -123,7 +131,7 @@ class _Killer:
 
     def _trace(self, frame: Any, event: str, arg: object) -> Any:
         path = frame.f_code.co_filename
-        if "/cacheruntime/worker/" not in path or Path(path).stem not in _TRACED:
+        if "/cacheruntime/" not in path or Path(path).stem not in self._traced:
             return None
         if event == "line":
             self.seen += 1
@@ -144,17 +152,26 @@ def _prepare(root: Path) -> tuple[Box, list[SourceFile]]:
 
 def _child(root: Path, operation: Operation, kill_at: int) -> int:
     """Run an operation in a child; the number of lines that it took, or 0 when it was killed."""
+
+    def work() -> int:
+        box, files = _prepare(root)
+        killer = _Killer(kill_at)
+        killer.arm()
+        operation(box, files)
+        killer.disarm()
+        return killer.seen
+
+    return _in_child(work)
+
+
+def _in_child(work: Callable[[], int]) -> int:
+    """Do something in a child; what it returns, or 0 when it was killed."""
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
         signal.alarm(_CHILD_S)
         try:
-            box, files = _prepare(root)
-            killer = _Killer(kill_at)
-            killer.arm()
-            operation(box, files)
-            killer.disarm()
-            os.write(writing, str(killer.seen).encode())
+            os.write(writing, str(work()).encode())
         finally:
             os._exit(0)
     os.close(writing)
@@ -224,3 +241,124 @@ def test_kill_at_some_lines(tmp_path: Path, operation: Operation) -> None:
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
 def test_kill_at_every_line(tmp_path: Path, operation: Operation) -> None:
     _every(tmp_path, operation, 1, "5a7dbb1c-boot")
+
+
+_SYNC_TRACED = (
+    "sync", "datasets", "dataset", "snapshot", "snapshot_history", "catalogue_writer", "catalogue_changes", "durable",
+)  # fmt: skip
+_BEFORE = {"same": "1", "changed": "1", "gone": "1", "d/e": "1"}
+_AFTER = {"same": "1", "changed": "2", "come": "1", "d/e": "1"}
+
+
+def _run_core(box: Box, test: Callable[[Core], Awaitable[Any]]) -> Any:
+    async def main() -> Any:
+        with trio.fail_after(_CHILD_S):
+            async with trio.open_nursery() as nursery:
+                core = Core(box.config, box.storage, nursery, "test")
+                try:
+                    return await test(core)
+                finally:
+                    for dataset in core.datasets.all.values():
+                        for snapshot in (*dataset.snapshots.values(), *dataset.dropped):
+                            await snapshot.ended.wait()
+                            snapshot.writer.close()
+
+    return trio.run(main)
+
+
+def _put_all(box: Box, files: dict[str, str]) -> None:
+    box.store.files.clear()
+    for path, version in files.items():
+        box.store.put(path, version.encode() * 10, version)
+
+
+def _register(box: Box, dataset: str, snapshot: int, catalogue: str) -> None:
+    """What a mount does that shows a snapshot."""
+    state = MountState(
+        dir="/mnt", source="fake://store", url="fake://store", dataset_id=dataset, snapshot=snapshot,
+        catalogue=catalogue, cache_dir=str(box.config.cache_dir), engine="kernel", open_mode="cached",
+        open_mode_reason="", supervisor=1, supervisor_start=mounts.start_time(1) or 0,
+    )  # fmt: skip
+    folder = mounts.mount_folder(box.config.runtime_dir, "/mnt")
+    folder.mkdir(parents=True, exist_ok=True)
+    mounts.write_state(folder, state)
+
+
+async def _attach(core: Core, snapshot: int = 0) -> pb.AttachReply:
+    request = pb.AttachRequest(source="fake://store", list=True, relist=not snapshot, snapshot=snapshot)
+    reply = await core.attach(request)
+    await core.datasets.get(reply.dataset_id).snapshots[reply.snapshot].ended.wait()
+    return reply
+
+
+def _sync_and_switch(root: Path, kill_at: int) -> int:
+    """A mount that shows snapshot 1, a sync, and the mount's switch to what that has brought; twice."""
+    box = Box(root, 1 << 30)
+    _put_all(box, _BEFORE)
+    killer = _Killer(kill_at, _SYNC_TRACED)
+
+    async def test(core: Core) -> None:
+        first = await _attach(core)
+        _register(box, first.dataset_id, first.snapshot, first.catalogue)
+        _put_all(box, _AFTER)
+        killer.arm()
+        synced = await core.sync(pb.SyncRequest(dataset_id=first.dataset_id, shown=first.snapshot))
+        _register(box, first.dataset_id, synced.snapshot, synced.catalogue)
+        await core.sync(pb.SyncRequest(dataset_id=first.dataset_id, shown=synced.snapshot))
+        killer.disarm()
+
+    _run_core(box, test)
+    return killer.seen
+
+
+def _look_at_snapshots(root: Path) -> None:
+    """The next worker: the mount's snapshot is whole, and a sync brings the rest, exactly."""
+    box = Box(root, 1 << 30)
+    _put_all(box, _AFTER)
+    state = mounts.read_state(mounts.mount_folder(box.config.runtime_dir, "/mnt"))
+    assert state is not None
+
+    async def test(core: Core) -> None:
+        shown = await _attach(core, state.snapshot)
+        assert (shown.snapshot, shown.catalogue) == (state.snapshot, state.catalogue)
+        catalogue = core.datasets.get(shown.dataset_id).snapshots[shown.snapshot].catalogue
+        assert catalogue.complete
+        assert _names(catalogue) == set(_BEFORE if state.snapshot == 1 else _AFTER)
+        synced = await core.sync(pb.SyncRequest(dataset_id=shown.dataset_id, shown=state.snapshot))
+        told = (synced.added, synced.changed, synced.removed)
+        assert told == ((1, 1, 1) if state.snapshot == 1 else (0, 0, 0))
+        now = core.datasets.get(shown.dataset_id).snapshots[synced.snapshot].catalogue
+        assert now.complete
+        assert _names(now) == set(_AFTER)
+        if state.snapshot == 1:
+            kinds = {
+                (change.name, change.kind.name) for change in read_changes(changes_path(Path(synced.catalogue), 1))
+            }
+            assert {name for name, _ in kinds} >= {b"changed", b"gone", b"come"}
+
+    _run_core(box, test)
+    box.storage.close()
+
+
+def _names(catalogue: Catalogue) -> set[str]:
+    return {os.fsdecode(catalogue.path_of(node.node)) for node in catalogue.files_below(ROOT_NODE)}
+
+
+@pytest.mark.parametrize("step", [pytest.param(23, id="some"), pytest.param(1, id="every", marks=pytest.mark.soak)])
+@pytest.mark.semantics("C9")
+def test_kill_in_a_switch_of_snapshots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    stores: list[Any] = []
+    monkeypatch.setattr(datasets_module, "open_store", lambda *_: stores[-1])
+    real = Box.__init__
+
+    def made(self: Box, *args: Any, **kwargs: Any) -> None:
+        real(self, *args, **kwargs)
+        stores.append(self.store)
+
+    monkeypatch.setattr(Box, "__init__", made)
+    lines = _in_child(lambda: _sync_and_switch(tmp_path / "whole", -1))
+    assert lines > 100
+    for at in range(1 + 31 % step, lines + 1, step):
+        folder = tmp_path / str(at)
+        _in_child(lambda folder=folder, at=at: _sync_and_switch(folder, at))  # type: ignore[misc]
+        _look_at_snapshots(folder)
