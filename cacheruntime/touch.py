@@ -5,6 +5,7 @@ only make eviction a little less exact. The last byte, behind the slots, counts 
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,7 @@ class TouchMap:
 
     def __init__(self, path: Path) -> None:
         self._map = map_shared(path, SLOTS + 1)
+        self._copy: np.ndarray[Any, np.dtype[np.uint8]] | None = None
 
     def set(self, slot: int) -> None:
         # The test keeps hits from dirtying a page that is dirty with the same value already.
@@ -44,8 +46,11 @@ class TouchMap:
 
     def touched(self) -> list[int]:
         """The slots that were touched since they were taken; some milliseconds, however many there are."""
-        found = np.flatnonzero(np.frombuffer(self._map, np.uint8, SLOTS))
-        return [int(slot) for slot in found]
+        # A copy: readers go on setting bytes, and numpy refuses an array that changes while it counts.
+        if self._copy is None:
+            self._copy = np.empty(SLOTS, np.uint8)
+        np.copyto(self._copy, np.frombuffer(self._map, np.uint8, SLOTS))
+        return [int(slot) for slot in np.flatnonzero(self._copy)]
 
     def depart(self) -> None:
         """Something was evicted that a reader has open: whoever keeps descriptors is to look at them."""

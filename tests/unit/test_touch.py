@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from hypothesis import given
@@ -50,3 +51,32 @@ def test_map_is_sparse_and_private(tmp_path: Path) -> None:
     TouchMap(tmp_path / "touch").close()
     stat = (tmp_path / "touch").stat()
     assert (stat.st_size, stat.st_blocks * 512 < 1 << 16, stat.st_mode & 0o777) == (SLOTS + 1, True, 0o600)
+
+
+def test_regression_slots_are_touched_while_they_are_looked_at(tmp_path: Path) -> None:
+    """Readers in other processes do not wait: the worker ended with an error of numpy's."""
+    touch = TouchMap(tmp_path / "touch")
+    stop = threading.Event()
+
+    def reader() -> None:
+        other = TouchMap(tmp_path / "touch")
+        number = 0
+        while not stop.is_set():
+            number = (number + 7919) % SLOTS
+            other.set(number)
+        other.close()
+
+    thread = threading.Thread(target=reader)
+    thread.start()
+    try:
+        seen: set[int] = set()
+        for _ in range(20):
+            for slot in touch.touched():
+                assert touch.take(slot)
+                seen.add(slot)
+        assert seen
+    finally:
+        stop.set()
+        thread.join()
+    assert set(touch.touched()) <= set(range(SLOTS))
+    touch.close()
