@@ -29,6 +29,9 @@ _T = TypeVar("_T")
 _FILL_S = 120.0
 """Longer than any deadline of a miss: the worker answers before, with the reason."""
 
+TRIES = 4
+"""Of one call, each with another worker: one that is killed again and again costs a reader nothing but time."""
+
 _START_S = 20.0
 """A worker has served or given up after this long; usually it takes less than a second."""
 
@@ -193,7 +196,7 @@ class WorkerClient:
             )
 
     def call(self, method: str, request: Any, timeout_s: float | None = 120.0) -> Any:
-        """Make a unary call and wait; a worker that is gone is started again, once.
+        """Make a unary call and wait; a worker that is gone is started again.
 
         Raises:
             ForebayError: what the worker raised.
@@ -220,14 +223,14 @@ class WorkerClient:
         return self._persist(lambda _: self._fills.fill(request))
 
     def _persist(self, ask: Callable[[Any], _T]) -> _T:
-        """Ask with the stub, and once more when the worker proves to be gone."""
-        for attempt in (0, 1):
+        """Ask with the stub, and again, with the next worker, when this one proves to be gone."""
+        for left in reversed(range(TRIES)):
             stub = self.stub
             try:
                 return ask(stub)
             except WorkerUnavailable:
                 self._lost(stub)
-                if attempt:
+                if not left:
                     raise
         raise AssertionError("unreachable")
 

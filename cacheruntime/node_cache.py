@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from forebay.cacheruntime.catalogue import Catalogue
-from forebay.cacheruntime.client import WorkerClient
+from forebay.cacheruntime.client import TRIES, WorkerClient
 from forebay.cacheruntime.config import CacheConfig, default_cache_dir, default_runtime_dir, default_tier
 from forebay.cacheruntime.content import ContentReader
 from forebay.cacheruntime.dataset_source import SourceSpec
@@ -110,13 +110,13 @@ class NodeCache:
 
     def _attached_to(self, spec: SourceSpec, ask: Callable[[str], _T]) -> _T:
         """Ask about an attached source; attaches when the worker is a new one."""
-        for attempt in (0, 1):
+        for left in reversed(range(TRIES)):
             try:
                 return ask(self.dataset(spec))
             except NotAttached:
                 with self.lock:
                     self._attached.clear()
-                if attempt:
+                if not left:
                     raise
         raise AssertionError("unreachable")
 
