@@ -97,14 +97,16 @@ class _Looker:
         self._client.close()
 
 
+def _mount_at(directory: str, cache_dir: Path | None) -> tuple[CacheConfig, register.MountState]:
+    """A mount, and the configuration of its cache. Raises: MountError, nothing is mounted there."""
+    state = mounted_at(directory, cache_config(cache_dir, []))
+    if state is None:
+        raise MountError(f"nothing is mounted on {directory}; `forebay mounts` lists what is")
+    return cache_config(Path(state.cache_dir), []), state
+
+
 def stats(where: str | None, cache_dir: Path | None, interval_s: float, count: int, *, json: bool) -> None:
-    config = cache_config(cache_dir, [])
-    state = None
-    if where is not None:
-        state = mounted_at(where, config)
-        if state is None:
-            raise MountError(f"nothing is mounted on {where}; `forebay mounts` lists what is")
-        config = cache_config(Path(state.cache_dir), [])
+    config, state = _mount_at(where, cache_dir) if where is not None else (cache_config(cache_dir, []), None)
     looker = _Looker(config, state)
     try:
         before, lines = looker.look(), 0
@@ -148,11 +150,8 @@ def stats_row(seen: Look) -> dict[str, Any]:
 
 
 def profile(directory: str, seconds: float, *, json: bool) -> None:
-    config = cache_config(None, [])
-    state = mounted_at(directory, config)
-    if state is None:
-        raise MountError(f"nothing is mounted on {directory}; `forebay mounts` lists what is")
-    looker = _Looker(cache_config(Path(state.cache_dir), []), state)
+    config, state = _mount_at(directory, None)
+    looker = _Looker(config, state)
     try:
         before = looker.look()
         _sleep(seconds, lambda: register.read_state(register.mount_folder(config.runtime_dir, state.dir)) is None)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from forebay.cacheruntime.client import WorkerClient
-from forebay.cacheruntime.config import CacheConfig
 from forebay.cacheruntime.dataset_source import SourceSpec
 from forebay.cacheruntime.errors import NotAttached, UsageError
 from forebay.cacheruntime.mounts import MountState
@@ -111,10 +110,3 @@ def below(path: str, state: MountState | None) -> bytes:
     if ".." in parts:
         raise UsageError(f"{path} leaves the dataset; name paths below it")
     return os.fsencode("/".join(parts))
-
-
-def config_of(target: str, cache_dir: Path | None) -> tuple[CacheConfig, MountState | None]:
-    """The cache of a mount, or the one that was named; no worker is asked or started."""
-    config = cache_config(cache_dir, [])
-    state = mounted_at(target, config)
-    return (cache_config(Path(state.cache_dir), []), state) if state is not None else (config, None)

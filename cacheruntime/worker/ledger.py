@@ -121,7 +121,7 @@ def _restore(config: CacheConfig, trouble: str) -> None:
     else:
         log.warning("the cache index is not to be believed (%s), and there is no checkpoint: starting empty", trouble)
         shutil.rmtree(config.ledger_dir, ignore_errors=True)
-    # Readers that still have the old one mapped keep it until they look whether it is the one in place.
+    # Readers that have the old one mapped keep it: they see nothing new until they are started again.
     shutil.rmtree(config.index_dir, ignore_errors=True)
     draft.rename(config.index_dir)
 

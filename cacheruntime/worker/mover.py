@@ -7,16 +7,18 @@ checksums on the way; a damaged file is dropped instead.
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import trio
 import xxhash
 
-from forebay.cacheruntime.index import BLOCK_BYTES, Cached, Pack, Seal, block_bytes
+from forebay.cacheruntime.index import BLOCK_BYTES, Cached, Index, Seal, block_bytes
+from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.tiers import file_path, pack_path
 from forebay.cacheruntime.worker.space import Item, Space
-from forebay.cacheruntime.worker.storage import Storage
+from forebay.cacheruntime.worker.storage import DROPPED_AT_ONCE, Storage
 from forebay.cacheruntime.worker.tier import Tier
 from forebay.cacheruntime.worker.verify import Pace, packed_entries
 from forebay.cacheruntime.worker.writes import seal_of, write_all
@@ -25,10 +27,6 @@ log = logging.getLogger(__name__)
 
 PRESSED_S = 10.0
 """A tier is under pressure when something was put there within this time."""
-
-
-_DROPPED_AT_ONCE = 64
-"""Some 100 us each, in which nobody else is served."""
 
 _LOOKED_AT_ONCE = 256
 """Files that were read, some 5 us each."""
@@ -82,7 +80,7 @@ class Mover:
                         if not self._storage.drop(item):
                             return False
                         dropped += 1
-                        if dropped >= _DROPPED_AT_ONCE:
+                        if dropped >= DROPPED_AT_ONCE:
                             await trio.lowlevel.checkpoint()
                             return True
             self._draining.discard(tier.number)  # there is nothing that may go
@@ -147,9 +145,8 @@ class Mover:
         size, source = cached.cached_bytes(), self._storage.tier(cached.tier)
         old, new = file_path(source.config.path, content), file_path(target.config.path, content)
 
-        def copy() -> Seal:
-            return _copy_file(old, new, cached, lambda block: index.reader.checksum(content, block), self._pace)
-
+        blocks = _blocks(index.reader, content, cached)
+        copy = partial(_copy, old, new, cached.size, blocks, self._pace)
         target.take(size)
         seal = await self._copied(content, copy, source, target, size)
         if seal is None:
@@ -178,12 +175,8 @@ class Mover:
             return False
         source = self._storage.tier(pack.tier)
         old, new = pack_path(source.config.path, number), pack_path(target.config.path, number)
-        _, entries = packed_entries(index.reader, pack)
-        whole = pack
-
-        def copy() -> Seal:
-            return _copy_pack(old, new, whole, entries, self._pace)
-
+        _, entries = packed_entries(index.reader, pack)  # what no file has any more is left out
+        copy = partial(_copy, old, new, pack.length, entries, self._pace)
         target.take(pack.length)
         seal = await self._copied(number, copy, source, target, pack.length)
         if seal is None:
@@ -231,28 +224,21 @@ def _create(path: Path, size: int) -> int:
     return descriptor
 
 
-def _copy_file(old: Path, new: Path, cached: Cached, checksum: Callable[[int], int | None], pace: Pace) -> Seal:
-    """In a thread. Raises: Damaged; OSError, TargetFailed when it is the new place's."""
+def _copy(old: Path, new: Path, length: int, entries: Iterable[tuple[int, int, int | None]], pace: Pace) -> Seal:
+    """Copy pieces of a file to their places in another one; what is between them is a hole there. In a thread.
+
+    Args:
+        old, new: from, to.
+        length: of the new file.
+        entries: offset, size and XXH3-64 of each piece.
+        pace: bounds the rate.
+
+    Raises:
+        Damaged: a piece is not what was written. OSError: TargetFailed when it is the new place's.
+    """
     source = os.open(old, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with _Target(new, cached.size) as target:
-            for block in cached.blocks():
-                size = block_bytes(cached.size, block)
-                pace.passes(size)
-                data = os.pread(source, size, block * BLOCK_BYTES)
-                if len(data) != size or xxhash.xxh3_64_intdigest(data) != checksum(block):
-                    raise Damaged
-                target.write(data, block * BLOCK_BYTES)
-            return target.seal()
-    finally:
-        os.close(source)
-
-
-def _copy_pack(old: Path, new: Path, pack: Pack, entries: list[tuple[int, int, int]], pace: Pace) -> Seal:
-    """As `_copy_file`. Bytes of the pack that no file has any more are left out."""
-    source = os.open(old, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        with _Target(new, pack.length) as target:
+        with _Target(new, length) as target:
             for offset, size, checksum in entries:
                 pace.passes(size)
                 data = os.pread(source, size, offset)
@@ -262,6 +248,12 @@ def _copy_pack(old: Path, new: Path, pack: Pack, entries: list[tuple[int, int, i
             return target.seal()
     finally:
         os.close(source)
+
+
+def _blocks(index: Index, content: ContentId, cached: Cached) -> Iterator[tuple[int, int, int | None]]:
+    """Offset, size and checksum of the blocks that are there, of a file of its own."""
+    for block in cached.blocks():
+        yield block * BLOCK_BYTES, block_bytes(cached.size, block), index.checksum(content, block)
 
 
 class _Target:

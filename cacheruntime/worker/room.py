@@ -191,8 +191,8 @@ class Rooms:
 
     def idle_spaces(self) -> list[Space]:
         """Datasets that nobody uses, those that were used longest ago first."""
-        last_used = {space.dataset: self._storage.idle(space.dataset) for space in self._storage.spaces}
-        unused = [(used, space) for space in self._storage.spaces if (used := last_used[space.dataset]) is not None]
+        idle = self._storage.idle
+        unused = [(used, space) for space in self._storage.spaces if (used := idle(space.dataset)) is not None]
         return [space for _, space in sorted(unused, key=lambda pair: pair[0])]
 
     def _choose(

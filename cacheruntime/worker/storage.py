@@ -16,7 +16,7 @@ from pathlib import Path
 import xxhash
 
 from forebay.cacheruntime.config import CacheConfig, Medium
-from forebay.cacheruntime.index import Cached, Pack, PackNumber, Seal, TierNumber, block_bytes
+from forebay.cacheruntime.index import WRITING, Cached, Pack, PackNumber, Seal, TierNumber, block_bytes
 from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.tiers import cached_path, file_path, is_folder, open_folder, pack_path
 from forebay.cacheruntime.touch import TouchMap
@@ -32,8 +32,8 @@ from forebay.proto import worker_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-_DROPPED_AT_ONCE = 64
-"""Files of their own, some 100 us each."""
+DROPPED_AT_ONCE = 64
+"""Files of their own, some 100 us each, in which nobody else is served."""
 
 DOUBTFUL = Seal(1, 0)
 """No file has this for a seal."""
@@ -340,7 +340,7 @@ class Storage:
         if self.is_doubtful(content, cached):
             return False
         try:
-            self.index.seal_file(content, Seal(0, 0))
+            self.index.seal_file(content, WRITING)
         except IndexUnwritable as error:
             self.index_failed(error)
             return False
@@ -719,7 +719,7 @@ class Storage:
                 yield
         for count, (_, content) in enumerate(self.index.reader.members(dataset)):
             self.drop_file(content)
-            if count % _DROPPED_AT_ONCE == _DROPPED_AT_ONCE - 1:
+            if count % DROPPED_AT_ONCE == DROPPED_AT_ONCE - 1:
                 yield
 
     # Behind the scenes
@@ -791,7 +791,7 @@ class Storage:
         try:
             now = seal_of(os.stat(file_path(self.tier(cached.tier).config.path, content)))
         except OSError:
-            now = Seal(0, 0)
+            now = WRITING
         self.writes.end(content)
         if now == left:
             try:

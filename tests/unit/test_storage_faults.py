@@ -24,7 +24,7 @@ from forebay.cacheruntime.worker.departed import Departed
 from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.keeper import Keeper
-from forebay.cacheruntime.worker.mover import _DROPPED_AT_ONCE, Mover
+from forebay.cacheruntime.worker.mover import DROPPED_AT_ONCE, Mover
 from forebay.cacheruntime.worker.storage import Storage, checksum_of
 
 MakeBox = Callable[..., Box]
@@ -270,7 +270,7 @@ def test_many_evictions_let_others_in_between(make_box: MakeBox) -> None:
         box.config.tiers[0].medium, box.config.tiers[0].path, 8 * MIB, high=0.5, low=0.1
     )
     assert trio.run(mover.step)
-    assert held - sum(box.has(file) for file in files) == _DROPPED_AT_ONCE
+    assert held - sum(box.has(file) for file in files) == DROPPED_AT_ONCE
     while trio.run(mover.step):
         pass
     assert box.storage.tiers[0].used_bytes <= 0.1 * 8 * MIB
