@@ -155,6 +155,29 @@ class RetryConfig:
 
 
 @dataclass(frozen=True)
+class ClusterConfig:
+    """How a worker takes part in a cluster."""
+
+    listen: str = ""
+    """HOST:PORT of its gRPC server; empty for a client node, which serves nobody."""
+    peers: str = ""
+    """Where the addresses of the members come from; see `cluster/directory.py`."""
+    tls: str = ""
+    """Folder with ca.crt, tls.crt and tls.key; empty: plain text."""
+    token: str = ""
+    """File that holds the token of a client node."""
+    advertise: str = ""
+    """HOST:PORT by which others reach it, where that is not `listen`."""
+    replicas: int = 1
+    """Owners of each file or slice."""
+
+    @property
+    def is_member(self) -> bool:
+        """Whether it owns a share, and serves it to others."""
+        return bool(self.listen)
+
+
+@dataclass(frozen=True)
 class CacheConfig:
     """One node cache: the worker's folder and its tiers."""
 
@@ -178,6 +201,8 @@ class CacheConfig:
     """Bound of the background check of what is cached, in bytes a second; 0 switches it off."""
     fill: FillConfig = field(default_factory=FillConfig)
     retry: RetryConfig = field(default_factory=RetryConfig)
+    cluster: ClusterConfig | None = None
+    """None: the node is alone."""
 
     @property
     def lock_path(self) -> Path:
@@ -200,6 +225,25 @@ class CacheConfig:
         except OSError:
             return ()
         return tuple(TierConfig.parse(line) for line in lines)
+
+    def remember_cluster(self) -> None:
+        """Note the cluster in the cache folder: whoever starts the next worker need not be told."""
+        if self.cluster is not None:
+            write_durably(self.cache_dir / "cluster", json.dumps(asdict(self.cluster), indent=2) + "\n")
+
+    def remembered_cluster(self) -> ClusterConfig | None:
+        """The cluster that this cache folder was last used in.
+
+        Raises:
+            UsageError: what is noted cannot be read.
+        """
+        path = self.cache_dir / "cluster"
+        try:
+            return ClusterConfig(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(f"{path} cannot be read ({error}); remove it and start forebay worker again") from error
 
     @property
     def jobs_dir(self) -> Path:
@@ -244,6 +288,7 @@ class CacheConfig:
                 "tiers": tuple(TierConfig.parse(tier) for tier in raw["tiers"]),
                 "fill": FillConfig(**raw["fill"]),
                 "retry": RetryConfig(**raw["retry"]),
+                "cluster": ClusterConfig(**raw["cluster"]) if raw["cluster"] else None,
             }
         )
 

@@ -212,18 +212,22 @@ class StatRequest(_message.Message):
     def __init__(self, dataset_id: _Optional[str] = ..., path: _Optional[bytes] = ..., children: _Optional[bool] = ...) -> None: ...
 
 class StatEntry(_message.Message):
-    __slots__ = ("path", "kind", "size", "mtime_ns", "version")
+    __slots__ = ("path", "kind", "size", "mtime_ns", "version", "target", "mode")
     PATH_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     MTIME_NS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
     path: bytes
     kind: str
     size: int
     mtime_ns: int
     version: str
-    def __init__(self, path: _Optional[bytes] = ..., kind: _Optional[str] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
+    target: bytes
+    mode: int
+    def __init__(self, path: _Optional[bytes] = ..., kind: _Optional[str] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., version: _Optional[str] = ..., target: _Optional[bytes] = ..., mode: _Optional[int] = ...) -> None: ...
 
 class StatReply(_message.Message):
     __slots__ = ("entry", "children")
