@@ -175,6 +175,15 @@ class ClusterConfig:
     def is_member(self) -> bool:
         """Whether it owns a share, and serves it to others."""
         return bool(self.listen)
+class LimitConfig:
+    """What one client of a worker may use at once; see `cluster/limits.py`."""
+
+    streams: int = 64
+    """Calls and streams of one identity, and of one connection."""
+    fills: int = 256
+    """Blocks that one identity waits for to be fetched."""
+    message_bytes: int = 4 * MIB
+    """Of one message, in either direction: gRPC's default; pieces of data are 1 MiB."""
 
 
 @dataclass(frozen=True)
@@ -305,8 +314,12 @@ def default_log_format(environ: Mapping[str, str]) -> str:
     return chosen
 
 
-def parse_address(text: str) -> tuple[str, int]:
+def parse_address(text: str, default_host: str = "127.0.0.1") -> tuple[str, int]:
     """Where to listen, from 'PORT', ':PORT', 'HOST:PORT' or '[::1]:PORT'; on loopback unless a host is named.
+
+    Args:
+        text: what was given.
+        default_host: where no host is named.
 
     Raises:
         UsageError: not of that form.
@@ -314,7 +327,7 @@ def parse_address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not port.isdigit() or int(port) > 65535:
         raise UsageError(f"address {text!r} is not HOST:PORT; write it like 9321 or 0.0.0.0:9321")
-    return host.strip("[]") or "127.0.0.1", int(port)
+    return host.strip("[]") or default_host, int(port)
 
 
 def default_cache_dir(environ: Mapping[str, str]) -> Path:
