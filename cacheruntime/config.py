@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from forebay.cacheruntime.durable import write_durably
 from forebay.cacheruntime.errors import UsageError
@@ -155,26 +156,6 @@ class RetryConfig:
 
 
 @dataclass(frozen=True)
-class ClusterConfig:
-    """How a worker takes part in a cluster."""
-
-    listen: str = ""
-    """HOST:PORT of its gRPC server; empty for a client node, which serves nobody."""
-    peers: str = ""
-    """Where the addresses of the members come from; see `cluster/directory.py`."""
-    tls: str = ""
-    """Folder with ca.crt, tls.crt and tls.key; empty: plain text."""
-    token: str = ""
-    """File that holds the token of a client node."""
-    advertise: str = ""
-    """HOST:PORT by which others reach it, where that is not `listen`."""
-    replicas: int = 1
-    """Owners of each file or slice."""
-
-    @property
-    def is_member(self) -> bool:
-        """Whether it owns a share, and serves it to others."""
-        return bool(self.listen)
 class LimitConfig:
     """What one client of a worker may use at once; see `cluster/limits.py`."""
 
@@ -184,6 +165,33 @@ class LimitConfig:
     """Blocks that one identity waits for to be fetched."""
     message_bytes: int = 4 * MIB
     """Of one message, in either direction: gRPC's default; pieces of data are 1 MiB."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """How a worker takes part in a cluster."""
+
+    listen: str = ""
+    """HOST:PORT of its gRPC server; empty for a client node, which serves nobody."""
+    peers: str = ""
+    """Where the addresses of the members come from; see `cluster/directory.py`."""
+    tls: str = ""
+    """Folder of a bundle (`cluster/certs.py`); empty: plain text."""
+    advertise: str = ""
+    """HOST:PORT by which others reach it, where that is not `listen`."""
+    replicas: int = 1
+    """Owners of each file or slice."""
+    limits: LimitConfig = field(default_factory=LimitConfig)
+
+    @property
+    def is_member(self) -> bool:
+        """Whether it owns a share, and serves it to others."""
+        return bool(self.listen)
+
+    @classmethod
+    def from_raw(cls, raw: dict[str, Any]) -> "ClusterConfig":
+        """From what `dataclasses.asdict` made of one."""
+        return cls(**raw | {"limits": LimitConfig(**raw["limits"])})
 
 
 @dataclass(frozen=True)
@@ -248,7 +256,7 @@ class CacheConfig:
         """
         path = self.cache_dir / "cluster"
         try:
-            return ClusterConfig(**json.loads(path.read_text()))
+            return ClusterConfig.from_raw(json.loads(path.read_text()))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError) as error:
@@ -297,7 +305,7 @@ class CacheConfig:
                 "tiers": tuple(TierConfig.parse(tier) for tier in raw["tiers"]),
                 "fill": FillConfig(**raw["fill"]),
                 "retry": RetryConfig(**raw["retry"]),
-                "cluster": ClusterConfig(**raw["cluster"]) if raw["cluster"] else None,
+                "cluster": ClusterConfig.from_raw(raw["cluster"]) if raw["cluster"] else None,
             }
         )
 

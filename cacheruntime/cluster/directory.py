@@ -4,8 +4,8 @@ A directory gives addresses and nothing else. Which worker answers at one, and w
 """
 
 import socket
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 from forebay.cacheruntime.errors import SourceUnavailable, UsageError
 
@@ -36,7 +36,7 @@ class Static:
 class Dns:
     """All addresses of a name, such as those of a headless service."""
 
-    def __init__(self, host: str, port: int, resolve: Callable[..., list[tuple[object, ...]]] = socket.getaddrinfo) -> None:
+    def __init__(self, host: str, port: int, resolve: Any = socket.getaddrinfo) -> None:
         self._host = host
         self._port = port
         self._resolve = resolve
@@ -46,7 +46,7 @@ class Dns:
             found = self._resolve(self._host, self._port, type=socket.SOCK_STREAM)
         except OSError as error:
             raise SourceUnavailable(f"{self._host} cannot be resolved ({error})") from error
-        return {join_address(str(entry[4][0]), self._port) for entry in found}  # type: ignore[index]
+        return {join_address(str(entry[4][0]), self._port) for entry in found}
 
 
 def join_address(host: str, port: int) -> str:

@@ -51,7 +51,5 @@ def _connect() -> Any:
         except config.ConfigException:
             config.load_kube_config()
     except config.ConfigException as error:
-        raise UsageError(
-            f"--peers kubernetes: found neither a service account nor a kubeconfig ({error})"
-        ) from error
+        raise UsageError(f"--peers kubernetes: found neither a service account nor a kubeconfig ({error})") from error
     return client.DiscoveryV1Api()

@@ -2,14 +2,13 @@
 
 There is no consensus: two workers may see the cluster differently for a while, which costs a fetch from the source and
 nothing else. A worker that does not answer stays in the view, for its share would move otherwise with every pause; what
-it does not serve is the next one's meanwhile (`routing.py`). Only the directory removes a member, or its own word that it
-is draining.
+it does not serve is the next one's meanwhile (`routing.py`). Only the directory removes a member, or its own word that
+it is draining.
 """
 
 import json
 import logging
 import secrets
-import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -33,8 +32,6 @@ INTERVAL_S = 2.0
 
 _PER_MEMBER_S = 0.02
 _CALL_S = 2.0
-UNSETTLED_S = 300.0
-"""After a member came or went, what is missing may be where it belonged before."""
 
 Address = NewType("Address", str)
 """HOST:PORT."""
@@ -77,8 +74,6 @@ class View:
     """Without me."""
     members: tuple[Member, ...]
     """That own something, me included."""
-    unsettled_until: float = 0.0
-    """Monotonic."""
 
 
 class Membership:
@@ -92,7 +87,6 @@ class Membership:
         memory: Path,
         *,
         learn: bool = False,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Args:
@@ -107,7 +101,6 @@ class Membership:
         self._channels = channels
         self._memory = memory
         self._learn = learn
-        self._clock = clock
         self._by_address: dict[Address, Known] = self._remembered()
         self._addresses: set[Address] = set()
         self._told: set[Address] = set()
@@ -122,10 +115,10 @@ class Membership:
             self._addresses = {Address(text) for text in directory.addresses()}
             self._see()
 
-    def set_state(self, state: str) -> None:
-        """This worker's own: serving or draining."""
+    def set_mine(self, **changes: Any) -> None:
+        """This worker's own address, data port or state is another now."""
         if self._mine is not None:
-            self._mine = replace(self._mine, state=state)
+            self._mine = replace(self._mine, **changes)
             self._see()
 
     @property
@@ -174,9 +167,7 @@ class Membership:
                 self.on_seen(known.id, False)
             return
         self._answered.add(address)
-        known = Known(
-            WorkerId(reply.id), address, reply.data_port, reply.capacity_bytes, reply.state, reply.version
-        )
+        known = Known(WorkerId(reply.id), address, reply.data_port, reply.capacity_bytes, reply.state, reply.version)
         if self._learn:
             self._told = {Address(text) for text in reply.members}
         if known != self._by_address.get(address):
@@ -193,21 +184,20 @@ class Membership:
         workers: dict[WorkerId, Known] = {}
         for address in sorted({*self._addresses, *self._told}):
             known = self._by_address.get(address)
-            if known is not None and (mine is None or known.id != mine.id):
-                # One worker at two addresses (a name and a number): that which answers counts.
-                if known.id not in workers or not self.is_away(address):
-                    workers[known.id] = known
+            if known is None or (mine is not None and known.id == mine.id):
+                continue
+            # One worker at two addresses (a name and a number): that which answers counts.
+            if known.id not in workers or not self.is_away(address):
+                workers[known.id] = known
         members = [known.member for known in workers.values() if known.state != "draining"]
         if mine is not None and mine.state != "draining":
             members.append(mine.member)
         found = tuple(sorted(members, key=lambda member: member.id))
         before = self.view
-        until = before.unsettled_until
         if {m.id for m in found} != {m.id for m in before.members}:
-            until = self._clock() + UNSETTLED_S
             log.info("the cluster has %d members: %s", len(found), ", ".join(member.id for member in found))
         if (workers, found) != (before.workers, before.members):
-            self.view = View(before.me, workers, found, until)
+            self.view = View(before.me, workers, found)
             self.changed.set()
             self.changed = trio.Event()
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import grpc
 
 from forebay.cacheruntime import rpc
+from forebay.cacheruntime.entry_messages import entry_of
 from forebay.cacheruntime.errors import SourceUnavailable, WorkerUnavailable
-from forebay.cacheruntime.understore.base import Entry, Kind
+from forebay.cacheruntime.understore.base import Entry
 from forebay.proto import peer_pb2 as pb
 from forebay.proto import worker_pb2 as worker_pb
 
@@ -72,17 +73,17 @@ class RemoteStore:
         stream = self._ask(lambda stub: _begun(stub.List(request)))
         try:
             for page in stream:
-                yield [_entry(entry, "") for entry in page.entries]
+                yield [entry_of(entry) for entry in page.entries]
         except grpc.RpcError as error:
             raise _unavailable(self._url, error) from error
 
     def list_directory(self, path: str) -> list[Entry]:
         """See `UnderStore.list_directory`."""
-        return [_entry(entry, self._path) for entry in self._look(path, True).children]
+        return [entry_of(entry, self._path) for entry in self._look(path, True).children]
 
     def stat(self, path: str) -> Entry:
         """See `UnderStore.stat`."""
-        return _entry(self._look(path, False).entry, self._path)
+        return entry_of(self._look(path, False).entry, self._path)
 
     def read_range(self, path: str, start: int, length: int, version: str) -> "Iterator[Buffer]":
         """Raises: SourceUnavailable, for the owners were asked before."""
@@ -113,14 +114,6 @@ class RemoteStore:
                     raise failure from error
                 trouble = failure
         raise SourceUnavailable(f"{self._url}: no worker of the cluster answers ({trouble})")
-
-
-def _entry(made: worker_pb.StatEntry, below: str) -> Entry:
-    path = os.fsdecode(made.path)
-    if below:
-        path = path.removeprefix(below + "/")
-    mode = made.mode if made.HasField("mode") else None
-    return Entry(path, Kind(made.kind), made.size, made.mtime_ns, made.version, os.fsdecode(made.target), mode)
 
 
 def _begun(stream: Any) -> Iterator[pb.ListPage]:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import unquote
 
 import grpc
@@ -63,7 +63,7 @@ Options = Sequence[tuple[str, Any]]
 class TlsConnection(Protocol):
     """`ssl.SSLSocket`, `ssl.SSLObject` and `trio.SSLStream`, all after their handshake."""
 
-    def getpeercert(self, binary_form: bool = False) -> Any: ...
+    def getpeercert(self, binary_form: Literal[True]) -> bytes | None: ...
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Security:
         """
         if self.is_insecure:
             return _nameless(address)
-        der = connection.getpeercert(binary_form=True) if connection else None
+        der = connection.getpeercert(True) if connection else None
         if not der:
             raise AccessDenied(f"{address} has shown no certificate")
         return _identity_in(x509.load_der_x509_certificate, der)

@@ -9,6 +9,7 @@ from forebay.cacheruntime.understore.base import UnderStore
 from forebay.cacheruntime.understore.composite import CompositeStore
 from forebay.cacheruntime.worker.fetch import Peers, SourceFile
 from forebay.cacheruntime.worker.snapshot import Snapshot
+from forebay.proto import worker_pb2 as pb
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Dataset:
     """Removed from sight and disk while tasks of this worker still had them; to be closed."""
     last_used: float = 0.0
     keep: Keep = field(default_factory=Keep)
+    policy: pb.CachePolicy | None = None
+    """As it was last attached with one."""
     peers: Peers | None = None
     """Other workers that may have its files."""
 

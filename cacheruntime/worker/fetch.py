@@ -19,11 +19,25 @@ Write = Callable[[Sequence[memoryview], int], None]
 """Puts pieces, one behind the other, at an offset of a tier file; raises OSError."""
 
 
+class Taken(NamedTuple):
+    """What one read took from one source, to be counted in the event loop."""
+
+    dataset: DatasetId
+    peer: str | None
+    """Id of the worker; None: the under-store."""
+    bytes: int
+    took_ns: int
+    failed: bool
+
+
 class Peers(Protocol):
     """The other workers of a cluster, as a source; see `peer_source.py`."""
 
     def read(self, file: "SourceFile", start: int, length: int) -> "Iterator[Buffer]":
         """Bytes of a file, of its owners, else of its store; each piece verified. Errors as `UnderStore.read_range`."""
+
+    def drain_taken(self) -> "Iterator[Taken]":
+        """What reads took since the last call. In the event loop."""
 
     def relays(self, file: "SourceFile") -> bool:
         """Whether an owner is asked to fetch it, rather than its store by this worker."""
@@ -40,8 +54,8 @@ class SourceFile:
     version: str
     dataset_path: str = ""
     """Where it is in `dataset`, which may be made of several stores; '' stands for `path`."""
-    asked_of: DatasetId = DatasetId("")
-    """The dataset through which it is read, where that is not `dataset` itself but shows a part of it."""
+    asked_of: DatasetId | None = None
+    """The dataset through which it is read, which may show only a part of `dataset`."""
     asked_path: str = ""
     """Where it is in that."""
     peers: Peers | None = None

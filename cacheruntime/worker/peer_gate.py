@@ -13,6 +13,8 @@ from forebay.cacheruntime.cluster.tokens import Authorizer, Verb
 from forebay.cacheruntime.config import LimitConfig
 from forebay.proto import peer_pb2 as pb
 
+DATASET_SCHEME = "dataset://"
+
 NameOf = Callable[[str], str]
 """From a dataset's id to the name that tokens speak of."""
 
@@ -55,7 +57,9 @@ class PeerGate:
         return {
             f"{service}/Identify": OPEN,
             f"{service}/Define": WORKERS,
-            f"{service}/Find": on_dataset(Verb.LIST, lambda request: request.source or self._name_of(request.dataset_id)),
+            f"{service}/Find": on_dataset(
+                Verb.LIST, lambda request: request.source or self._name_of(request.dataset_id)
+            ),
             f"{service}/List": by_id,
             f"{service}/Look": by_id,
             READ_METHOD: on_dataset(Verb.READ, lambda raw: self._name_of(pb.ReadRequest.FromString(raw).dataset_id)),

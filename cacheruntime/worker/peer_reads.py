@@ -1,4 +1,4 @@
-"""What a worker answers when another node wants bytes: out of its tiers, or out of the source when it is asked to fetch.
+"""What a worker answers when another node wants bytes: out of its tiers, or out of the source when asked to fetch.
 
 A request is answered in a thread of its transport (`peer_server.py`): what is cached without a word to the event loop,
 the rest by the filler, block after block as they come. Nothing here forwards a request to another worker; what the
@@ -160,8 +160,7 @@ class PeerReads:
         if cached.pack:
             return max(cached.size, 1), [cached.checksum]
         sums = [
-            self._index.checksum(content, block)
-            for block in range(offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1)
+            self._index.checksum(content, block) for block in range(offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1)
         ]
         return BLOCK_BYTES, [known for known in sums if known is not None] if None not in sums else []
 

@@ -1,6 +1,5 @@
 """The worker's gRPC face towards other nodes: `proto/peer.proto`. What is for this node alone is in `server.py`."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,11 +12,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from forebay.cacheruntime import rpc
+from forebay.cacheruntime.cluster.guard import Guard
+from forebay.cacheruntime.cluster.limits import server_options
 from forebay.cacheruntime.cluster.peer_client import READ_METHOD
 from forebay.cacheruntime.cluster.peer_wire import PeerBroken
-from forebay.cacheruntime.cluster.tokens import Verb
-from forebay.cacheruntime.errors import ForebayError, UsageError
-from forebay.cacheruntime.understore.base import Entry
+from forebay.cacheruntime.entry_messages import entry_message
+from forebay.cacheruntime.errors import ForebayError
 from forebay.cacheruntime.worker.peer_gate import PeerGate
 from forebay.cacheruntime.worker.peer_reads import PeerReads
 from forebay.cacheruntime.worker.peer_server import pieces_of
@@ -29,52 +29,38 @@ if TYPE_CHECKING:
     from forebay.cacheruntime.worker.cluster_node import ClusterNode
 
 _THREADS = 64
-_SERVICE = "forebay.cache.v1.Peer"
+_SERVICE = pb.DESCRIPTOR.services_by_name["Peer"].full_name
 
 
 class PeerService(peer_pb2_grpc.PeerServicer):
-    """Passes requests to the node's event loop, after a look at who asks."""
+    """Passes requests to the node's event loop. Who may ask was looked at before (`PeerGate.rules`)."""
 
-    def __init__(self, node: "ClusterNode", gate: PeerGate, token: trio.lowlevel.TrioToken) -> None:
+    def __init__(self, node: "ClusterNode", token: trio.lowlevel.TrioToken) -> None:
         self._node = node
-        self._gate = gate
         self._token = token
 
     def Identify(self, request: pb.IdentifyRequest, context: grpc.ServicerContext) -> pb.IdentifyReply:
-        """For everybody: it tells nothing of any dataset."""
+        """See proto/peer.proto; so below."""
         return self._node.identify()
 
     def Define(self, request: pb.DefineRequest, context: grpc.ServicerContext) -> pb.DefineReply:
-        self._gate.check_worker(context)
         return rpc.enter(self._token, self._node.define, context, request)
 
     def Find(self, request: pb.FindRequest, context: grpc.ServicerContext) -> pb.FindReply:
-        found = rpc.enter(self._token, self._node.find, context, request)
-        self._gate.check(context, Verb.LIST, found.dataset_id)
-        return found
+        return rpc.enter(self._token, self._node.find, context, request)
 
     def List(self, request: pb.ListRequest, context: grpc.ServicerContext) -> Iterator[pb.ListPage]:
-        self._gate.check(context, Verb.LIST, request.dataset_id)
         listing = rpc.enter(self._token, self._node.begin_list, context, request)
         try:
             for page in listing.pages():
-                yield pb.ListPage(entries=[entry_of(entry) for entry in page], snapshot=listing.number)
+                yield pb.ListPage(entries=[entry_message(entry) for entry in page], snapshot=listing.number)
         except ForebayError as error:
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{type(error).__name__}: {error}")
+            rpc.abort(context, error)
         finally:
             rpc.in_loop(self._token, listing.end)
 
     def Look(self, request: pb.LookRequest, context: grpc.ServicerContext) -> worker_pb.StatReply:
-        self._gate.check(context, Verb.LIST, request.dataset_id)
         return rpc.enter(self._token, self._node.look, context, request)
-
-
-def entry_of(entry: Entry) -> worker_pb.StatEntry:
-    """An entry of an under-store as a message."""
-    return worker_pb.StatEntry(
-        path=os.fsencode(entry.path), kind=entry.kind.value, size=entry.size, mtime_ns=entry.mtime_ns,
-        version=entry.version, target=os.fsencode(entry.target), mode=entry.mode,
-    )  # fmt: skip
 
 
 class _RawReads(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -92,14 +78,12 @@ class _RawReads(grpc.GenericRpcHandler):  # type: ignore[misc]
     def _read(self, message: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         try:
             request = pb.ReadRequest.FromString(message)
-            identity = self._gate.identity(context)
-            self._gate.check_read(identity, request)
-            with self._gate.slot(identity):
+            with self._gate.streams.held(self._gate.security.identity_of_call(context)):
                 yield from self._frames(request)
         except DecodeError:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is no ReadRequest")
         except ForebayError as error:
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{type(error).__name__}: {error}")
+            rpc.abort(context, error)
 
     def _frames(self, request: pb.ReadRequest) -> Iterator[bytes]:
         for header, payload in self._reads.answer(request):
@@ -115,32 +99,28 @@ class _RawReads(grpc.GenericRpcHandler):  # type: ignore[misc]
 
 
 def start_peer_server(
-    node: "ClusterNode", gate: PeerGate, reads: PeerReads, address: str, credentials: grpc.ServerCredentials | None
-) -> tuple[grpc.Server, health.HealthServicer]:
-    """Serve the Peer service, raw reads, health and reflection on an address.
+    node: "ClusterNode", gate: PeerGate, reads: PeerReads, address: str
+) -> tuple[grpc.Server, health.HealthServicer, int]:
+    """Serve the Peer service, raw reads, health and reflection on HOST:PORT; returns the port too.
 
     Raises:
         UsageError: the address cannot be used.
     """
     server = grpc.server(
-        ThreadPoolExecutor(_THREADS, thread_name_prefix="peer-rpc"), options=rpc.OPTIONS, handlers=[_RawReads(reads, gate)]
+        ThreadPoolExecutor(_THREADS, thread_name_prefix="peer-rpc"),
+        options=server_options(gate.limits),
+        handlers=[_RawReads(reads, gate)],
+        interceptors=[Guard(gate.security, gate.authorizer, gate.rules())],
     )
-    service = PeerService(node, gate, trio.lowlevel.current_trio_token())
+    service = PeerService(node, trio.lowlevel.current_trio_token())
     peer_pb2_grpc.add_PeerServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     checks = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    names = (pb.DESCRIPTOR.services_by_name["Peer"].full_name, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
-    try:
-        if credentials is None:
-            server.add_insecure_port(address)
-        else:
-            server.add_secure_port(address, credentials)
-    except RuntimeError as error:
-        raise UsageError(f"cannot listen on {address}: {error}; name another address by --listen") from error
+    reflection.enable_server_reflection((_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    port = gate.security.bind(server, address)
     server.start()
     set_health(checks, serving=True)
-    return server, checks
+    return server, checks, port
 
 
 def set_health(checks: health.HealthServicer, *, serving: bool) -> None:

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from forebay.cacheruntime.cluster.hedging import Hedger
 from forebay.cacheruntime.cluster.membership import Known, Membership
@@ -30,8 +30,8 @@ from forebay.cacheruntime.errors import (
     by_name,
 )
 from forebay.cacheruntime.histogram import Histogram
-from forebay.cacheruntime.keys import ContentId, DatasetId
-from forebay.cacheruntime.worker.fetch import SourceFile
+from forebay.cacheruntime.keys import ContentId
+from forebay.cacheruntime.worker.fetch import SourceFile, Taken
 from forebay.proto import peer_pb2 as pb
 
 if TYPE_CHECKING:
@@ -47,17 +47,6 @@ FETCH_S = 45.0
 
 _FINAL = (SourceStale, SourceNotFound)
 """What an owner says of the source that another would not say otherwise."""
-
-
-class Taken(NamedTuple):
-    """What one read took from one source, to be counted in the event loop."""
-
-    dataset: DatasetId
-    peer: WorkerId | None
-    """None: the under-store."""
-    bytes: int
-    took_ns: int
-    failed: bool
 
 
 @dataclass
@@ -197,9 +186,7 @@ class PeerSource:
         delay_s = 0.1
         while True:
             with self._lock:
-                route = self._router.route(
-                    file.content, slice_of(start), self._replicas, file.hops, self._clock()
-                )
+                route = self._router.route(file.content, slice_of(start), self._replicas, file.hops, self._clock())
             attempts = deque(route.attempts)
             while attempts and start < end:
                 try:
@@ -230,11 +217,11 @@ class PeerSource:
                 yield piece
             done = True
         finally:
-            self._taken.append(Taken(file.dataset, None, got, time.monotonic_ns() - began, not done and got < end - start))
+            self._taken.append(
+                Taken(file.dataset, None, got, time.monotonic_ns() - began, not done and got < end - start)
+            )
 
-    def _from_peers(
-        self, file: SourceFile, start: int, end: int, attempts: deque[Attempt]
-    ) -> Iterator[memoryview]:
+    def _from_peers(self, file: SourceFile, start: int, end: int, attempts: deque[Attempt]) -> Iterator[memoryview]:
         """Bytes of the first peer that answers; takes from `attempts` whom it has asked.
 
         Raises:
@@ -369,9 +356,7 @@ class PeerSource:
             offset=start, length=end - start, suspect=suspect,
         )  # fmt: skip
         mode = pb.FETCH if attempt.mode is Mode.FETCH else pb.ONLY_CACHED
-        request = pb.ReadRequest(
-            dataset_id=file.asked_of or file.dataset, wants=[want], mode=mode, hops=file.hops + 1
-        )
+        request = pb.ReadRequest(dataset_id=file.asked_of or file.dataset, wants=[want], mode=mode, hops=file.hops + 1)
         began = self._clock()
         self._traffic(client).requests += 1
         try:
