@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from forebay.cli import dataset_app, inspect_app, simulate_app, warm_app
+from forebay.cli import dataset_app, inspect_app, security_app, simulate_app, warm_app
 from forebay.cli.check_app import check
 from forebay.cli.options import SOURCE_HELP, CacheDir, Json, Options, Tiers
 
@@ -201,6 +201,7 @@ def version() -> None:
 
 warm_app.register(app)
 inspect_app.register(app, debug)
+security_app.register(app)
 
 
 def run() -> Any:

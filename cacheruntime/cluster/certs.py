@@ -22,7 +22,7 @@ from enum import Enum
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -38,6 +38,8 @@ from forebay.cacheruntime.errors import AccessDenied, UsageError
 
 CA_CERT, CA_KEY = "ca.crt", "ca.key"
 CERT, KEY = "tls.crt", "tls.key"
+TOKEN_KEYS = "tokens.pub"
+"""By which a worker verifies tokens; it is put into the bundles of workers."""
 
 SERVER_NAME = "worker.forebay.internal"
 """In every worker's certificate; `.internal` is reserved for private use (ICANN, 2024), so nobody else has it."""
@@ -55,11 +57,24 @@ _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,63}")
 _HOST = re.compile(r"(?=.{1,253}$)(?:\*\.)?[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9-]+)*", re.ASCII)
 
 
+UNREADABLE = (
+    ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension, x509.UnsupportedGeneralNameType,
+)  # fmt: skip
+"""What `cryptography` raises for certificates and keys that are broken, strange or have a pass phrase (TypeError)."""
+
+
 class Role(Enum):
     """What a party may do: a worker everything, a client what its token says."""
 
     WORKER = "worker"
     CLIENT = "client"
+
+
+USES = {
+    Role.WORKER: (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH),
+    Role.CLIENT: (ExtendedKeyUsageOID.CLIENT_AUTH,),
+}
+"""What a certificate has to be allowed, where it names uses at all. Workers connect to one another: they need both."""
 
 
 @dataclass(frozen=True)
@@ -76,22 +91,6 @@ class Identity:
         return f"{self.role.value} {self.name!r}"
 
 
-@dataclass(frozen=True)
-class Facts:
-    """What `forebay certs show` says of one certificate."""
-
-    file: str
-    subject: str
-    issuer: str
-    party: str
-    """`worker NAME`, `client NAME`, `authority`, or why it is neither."""
-    hosts: tuple[str, ...]
-    starts: datetime
-    ends: datetime
-    trouble: str
-    """What is wrong with it; empty: nothing."""
-
-
 def create_authority(folder: Path, now: datetime, days: int = CA_DAYS, force: bool = False) -> None:
     """Make a CA: `ca.crt` and `ca.key` in a folder, which is made where it is missing.
 
@@ -104,7 +103,6 @@ def create_authority(folder: Path, now: datetime, days: int = CA_DAYS, force: bo
     Raises:
         UsageError: it exists already, or cannot be written.
     """
-    _make_folder(folder)
     refuse_to_replace([folder / CA_KEY, folder / CA_CERT], force)
     key = ec.generate_private_key(ec.SECP256R1())
     key_id = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
@@ -116,6 +114,7 @@ def create_authority(folder: Path, now: datetime, days: int = CA_DAYS, force: bo
         .add_extension(key_id, critical=False)
         .sign(key, hashes.SHA256())
     )
+    make_folder(folder)
     write_secret(folder / CA_KEY, _key_text(key))
     write_secret(folder / CA_CERT, _text(certificate))
 
@@ -156,12 +155,9 @@ def issue(
     left = (ca.not_valid_after_utc - now).days
     if days > left:
         raise UsageError(f"the authority in {authority} ends in {left} days: no certificate of {days} days; see --days")
-    _make_folder(out)
     refuse_to_replace([out / KEY, out / CERT, out / CA_CERT], force)
     key = ec.generate_private_key(ec.SECP256R1())
-    uses = [ExtendedKeyUsageOID.CLIENT_AUTH]
-    if role is Role.WORKER:
-        uses.append(ExtendedKeyUsageOID.SERVER_AUTH)
+    uses = USES[role]
     certificate = (
         _builder(_name(name), ca.subject, key.public_key(), now, days)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -172,9 +168,12 @@ def issue(
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
         .sign(ca_key, hashes.SHA256())
     )
+    make_folder(out)
     write_secret(out / CA_CERT, _text(ca))
     write_secret(out / KEY, _key_text(key))
     write_secret(out / CERT, _text(certificate))
+    if role is Role.WORKER and (authority / TOKEN_KEYS).exists():
+        write_secret(out / TOKEN_KEYS, (authority / TOKEN_KEYS).read_text())
 
 
 def identity_of(certificate: x509.Certificate) -> Identity:
@@ -188,7 +187,7 @@ def identity_of(certificate: x509.Certificate) -> Identity:
         found = [uri for uri in names.get_values_for_type(x509.UniformResourceIdentifier) if uri.startswith(_ID)]
     except x509.ExtensionNotFound:
         found = []
-    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+    except UNREADABLE:
         raise AccessDenied("the names in the certificate cannot be read") from None
     if len(found) != 1:
         raise AccessDenied(
@@ -202,7 +201,11 @@ def identity_of(certificate: x509.Certificate) -> Identity:
 
 
 def host_names(certificate: x509.Certificate) -> tuple[str, ...]:
-    """DNS names and addresses of a certificate whose names can be read."""
+    """DNS names and addresses.
+
+    Raises:
+        One of UNREADABLE: its names cannot be read.
+    """
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -215,35 +218,9 @@ def is_issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> 
     """Whether the authority has signed it; its dates are not looked at."""
     try:
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
+    except (*UNREADABLE, InvalidSignature):
         return False
     return True
-
-
-def show(folder: Path, now: datetime) -> list[Facts]:
-    """The certificates of an authority's or a bundle's folder, `ca.crt` first.
-
-    Raises:
-        UsageError: there are none, or they cannot be read.
-    """
-    found = {name: folder / name for name in (CA_CERT, CERT) if (folder / name).exists()}
-    if not found:
-        raise UsageError(f"{str(folder)!r} has neither {CA_CERT} nor {CERT}; make them with: forebay certs init DIR")
-    chains = {name: read_certificates(path) for name, path in found.items()}
-    return [
-        Facts(
-            file=name,
-            subject=each.subject.rfc4514_string(),
-            issuer=each.issuer.rfc4514_string(),
-            party=_party(each),
-            hosts=host_names(each),
-            starts=each.not_valid_before_utc,
-            ends=each.not_valid_after_utc,
-            trouble=_trouble(folder, name, number, chains, now),
-        )
-        for name, chain in chains.items()
-        for number, each in enumerate(chain)
-    ]
 
 
 def read_certificates(path: Path) -> list[x509.Certificate]:
@@ -266,8 +243,20 @@ def parse_certificates(path: Path, content: bytes) -> list[x509.Certificate]:
     """
     try:
         return x509.load_pem_x509_certificates(content)
-    except ValueError:
+    except UNREADABLE:
         raise UsageError(f"{str(path)!r} holds no certificate in PEM") from None
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that only its owner may enter, if there is none.
+
+    Raises:
+        UsageError: it cannot be made.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"folder {str(folder)!r} cannot be made: {error.strerror}") from error
 
 
 def refuse_to_replace(paths: Sequence[Path], force: bool) -> None:
@@ -292,40 +281,6 @@ def write_secret(path: Path, text: str) -> None:
         raise UsageError(f"{str(path)!r} cannot be written: {error.strerror}") from error
 
 
-def _party(certificate: x509.Certificate) -> str:
-    if _is_authority(certificate):
-        return "authority"
-    try:
-        return str(identity_of(certificate))
-    except AccessDenied as error:
-        return str(error)
-
-
-def _trouble(folder: Path, file: str, number: int, chains: dict[str, list[x509.Certificate]], now: datetime) -> str:
-    certificate = chains[file][number]
-    if certificate.not_valid_after_utc <= now:
-        return "expired"
-    if certificate.not_valid_before_utc > now:
-        return "not valid yet"
-    if file == CA_CERT or number:
-        return ""
-    known = [*chains[file][1:], *chains.get(CA_CERT, ())]
-    if not any(is_issued_by(certificate, authority) for authority in known):
-        return f"not issued by {CA_CERT}"
-    try:
-        key = load_pem_private_key((folder / KEY).read_bytes(), None)
-    except (OSError, ValueError, TypeError):
-        return f"{KEY} cannot be read"
-    return "" if key.public_key() == certificate.public_key() else f"{KEY} is the key of another certificate"
-
-
-def _is_authority(certificate: x509.Certificate) -> bool:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
-        return False
-
-
 def _load_authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     if not (folder / CA_KEY).exists():
         raise UsageError(f"{str(folder)!r} is no authority: no {CA_KEY} there; make one with: forebay certs init DIR")
@@ -334,7 +289,7 @@ def _load_authority(folder: Path) -> tuple[x509.Certificate, ec.EllipticCurvePri
         key = load_pem_private_key((folder / CA_KEY).read_bytes(), None)
     except OSError as error:
         raise UsageError(f"{str(folder / CA_KEY)!r} cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError):  # TypeError: it has a pass phrase
+    except UNREADABLE:
         raise UsageError(f"{str(folder / CA_KEY)!r} is not a key that `forebay certs init` has made") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != ca.public_key():
         raise UsageError(f"{CA_KEY} and {CA_CERT} in {str(folder)!r} do not belong together")
@@ -386,13 +341,6 @@ def _host(host: str) -> x509.GeneralName:
         if _HOST.fullmatch(host):
             return x509.DNSName(host)
         raise UsageError(f"--host {host!r} is neither a DNS name nor an address") from None
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"folder {str(folder)!r} cannot be made: {error.strerror}") from error
 
 
 def _text(certificate: x509.Certificate) -> str:

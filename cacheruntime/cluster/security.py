@@ -17,7 +17,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -25,21 +24,14 @@ from urllib.parse import unquote
 
 import grpc
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
+from forebay.cacheruntime.cluster.bundle import Material, watched_material
 from forebay.cacheruntime.cluster.certs import (
-    CA_CERT,
-    CERT,
-    KEY,
     SERVER_NAME,
+    UNREADABLE,
     Identity,
     Role,
-    host_names,
     identity_of,
-    is_issued_by,
-    parse_certificates,
 )
 from forebay.cacheruntime.cluster.watched import Contents, Watched
 from forebay.cacheruntime.config import parse_address
@@ -66,24 +58,6 @@ class TlsConnection(Protocol):
     def getpeercert(self, binary_form: Literal[True]) -> bytes | None: ...
 
 
-@dataclass(frozen=True)
-class _Material:
-    """A bundle's files, parsed; they belong together."""
-
-    me: Identity
-    ca: bytes
-    chain: bytes
-    key: bytes
-    starts_s: float
-    ends_s: float
-    """Of the certificate or its CA, whichever ends first; seconds since the epoch."""
-    server: ssl.SSLContext
-    client: ssl.SSLContext
-
-    def for_grpc_server(self) -> Any:
-        return grpc.ssl_server_certificate_configuration([(self.key, self.chain)], self.ca)
-
-
 class Security:
     """TLS for one party, or plain text. Its methods may be called in any thread; most look at files (a `stat` each)."""
 
@@ -96,7 +70,7 @@ class Security:
             UsageError: the bundle is not one, or has expired.
         """
         self.folder = folder
-        self._tls = _watched_material(folder) if folder else None
+        self._tls = watched_material(folder) if folder else None
         self._token = Watched(folder, (TOKEN,), _parse_token) if folder else None
         self._warned_at = -math.inf
 
@@ -237,14 +211,14 @@ class Security:
         this machine. Names but `localhost` may lead anywhere, so they count as elsewhere."""
         return not self.is_insecure or is_loopback(host)
 
-    def _material(self) -> _Material | None:
+    def _material(self) -> Material | None:
         if self._tls is None:
             return None
         tls = self._tls.get()
         self._warn_of_the_end(tls)
         return tls
 
-    def _server_credentials(self, first: _Material) -> grpc.ServerCredentials:
+    def _server_credentials(self, first: Material) -> grpc.ServerCredentials:
         """They ask for each connection whether there is something new."""
         given = [first]
 
@@ -253,11 +227,11 @@ class Security:
             if tls is None or tls is given[0]:
                 return None  # as before
             given[0] = tls
-            return tls.for_grpc_server()
+            return _for_grpc_server(tls)
 
-        return grpc.dynamic_ssl_server_credentials(first.for_grpc_server(), fetch, require_client_authentication=True)
+        return grpc.dynamic_ssl_server_credentials(_for_grpc_server(first), fetch, require_client_authentication=True)
 
-    def _warn_of_the_end(self, tls: _Material) -> None:
+    def _warn_of_the_end(self, tls: Material) -> None:
         left_s = tls.ends_s - time.time()
         if left_s > _WARN_SHARE * (tls.ends_s - tls.starts_s) or time.monotonic() < self._warned_at + _WARN_EVERY_S:
             return
@@ -342,12 +316,16 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _for_grpc_server(tls: Material) -> Any:
+    return grpc.ssl_server_certificate_configuration([(tls.key, tls.chain)], tls.ca)
+
+
 @lru_cache(maxsize=1024)
 def _identity_in(load: Callable[[bytes], x509.Certificate], certificate: bytes) -> Identity:
     """Kept: it is asked for with every call."""
     try:
         return identity_of(load(certificate))
-    except ValueError:
+    except UNREADABLE:
         raise AccessDenied("the certificate cannot be read") from None
 
 
@@ -362,10 +340,6 @@ def _host_of_peer(peer: str) -> str:
     return rest.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else kind
 
 
-def _watched_material(folder: Path) -> Watched[_Material]:
-    return Watched(folder, (CA_CERT, CERT, KEY), lambda contents: _parse(folder, contents))
-
-
 def _parse_token(contents: Contents) -> str | None:
     raw = contents[TOKEN]
     if raw is None:
@@ -374,63 +348,3 @@ def _parse_token(contents: Contents) -> str | None:
         return raw.decode("ascii").strip() or None
     except UnicodeDecodeError:
         raise UsageError(f"the file {TOKEN!r} holds no token") from None
-
-
-def _parse(folder: Path, contents: Contents) -> _Material:
-    for name in (CA_CERT, CERT, KEY):
-        if contents[name] is None:
-            raise UsageError(
-                f"{str(folder)!r} has no {name}; a bundle is made by: forebay certs issue DIR NAME --worker"
-            )
-    ca_text, cert_text, key_text = (contents[name] or b"" for name in (CA_CERT, CERT, KEY))
-    authorities = parse_certificates(folder / CA_CERT, ca_text)
-    chain = parse_certificates(folder / CERT, cert_text)
-    try:
-        key = load_pem_private_key(key_text, None)
-    except (ValueError, TypeError):  # TypeError: it has a pass phrase
-        raise UsageError(f"{str(folder / KEY)!r} holds no private key in PEM without a pass phrase") from None
-    leaf = chain[0]
-    if not isinstance(key, EllipticCurvePrivateKey | RSAPrivateKey):
-        raise UsageError(f"{str(folder / KEY)!r} is neither ECDSA nor RSA; gRPC takes no others")
-    if key.public_key() != leaf.public_key():
-        raise UsageError(f"{KEY} and {CERT} in {str(folder)!r} do not belong together")
-    issuers = [authority for authority in authorities if any(is_issued_by(each, authority) for each in chain)]
-    if not issuers:
-        raise UsageError(f"{CERT} in {str(folder)!r} was not issued by an authority in {CA_CERT}")
-    try:
-        me = identity_of(leaf)
-        hosts = host_names(leaf)
-    except (AccessDenied, ValueError) as error:
-        raise UsageError(f"{CERT} in {str(folder)!r}: {error}") from None
-    if me.role is Role.WORKER and SERVER_NAME not in hosts:
-        raise UsageError(f"{CERT} in {str(folder)!r} is a worker's, but has not the DNS name {SERVER_NAME}")
-    ends = min(leaf.not_valid_after_utc, max(issuer.not_valid_after_utc for issuer in issuers))
-    if ends.timestamp() <= time.time():
-        raise UsageError(f"{CERT} or {CA_CERT} in {str(folder)!r} has expired; see: forebay certs show {folder}")
-    ca = b"".join(each.public_bytes(Encoding.PEM) for each in authorities)
-    whole = b"".join(each.public_bytes(Encoding.PEM) for each in chain)
-    return _Material(
-        me, ca, whole, key_text, leaf.not_valid_before_utc.timestamp(), ends.timestamp(),
-        server=_context(ssl.PROTOCOL_TLS_SERVER, ca, whole, key_text),
-        client=_context(ssl.PROTOCOL_TLS_CLIENT, ca, whole, key_text),
-    )  # fmt: skip
-
-
-def _context(protocol: int, ca: bytes, chain: bytes, key: bytes) -> ssl.SSLContext:
-    context = ssl.SSLContext(protocol)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_mode = ssl.CERT_REQUIRED
-    context.load_verify_locations(cadata=ca.decode())
-    if protocol == ssl.PROTOCOL_TLS_SERVER:
-        context.num_tickets = 0  # a resumed session would not be verified against the CA of now
-    # OpenSSL takes files only, and those in the folder may have changed since they were read.
-    memory = os.memfd_create("tls", os.MFD_CLOEXEC)
-    try:
-        with open(memory, "wb", closefd=False) as file:
-            file.write(chain + b"\n" + key)
-        context.load_cert_chain(f"/proc/self/fd/{memory}")
-    except ssl.SSLError as error:
-        raise UsageError(f"OpenSSL does not take {CERT} and {KEY}: {error.reason}") from None
-    finally:
-        os.close(memory)
-    return context

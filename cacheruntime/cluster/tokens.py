@@ -43,12 +43,20 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from forebay.cacheruntime.cluster.certs import Identity, Role, refuse_to_replace, write_secret
+from forebay.cacheruntime.cluster.certs import (
+    TOKEN_KEYS,
+    UNREADABLE,
+    Identity,
+    Role,
+    make_folder,
+    refuse_to_replace,
+    write_secret,
+)
 from forebay.cacheruntime.cluster.watched import Contents, Watched
 from forebay.cacheruntime.errors import AccessDenied, UsageError
 from forebay.cacheruntime.selection import glob_regex
 
-PRIVATE, PUBLIC = "tokens.key", "tokens.pub"
+PRIVATE, PUBLIC = "tokens.key", TOKEN_KEYS
 
 TTL_S = 12 * 3600.0
 """Without `--ttl`: a working day; training jobs that last longer get their tokens from what starts them."""
@@ -178,19 +186,21 @@ class Authorizer:
         return grant
 
 
-def create_keys(folder: Path, rotate: bool = False) -> None:
+def create_keys(folder: Path, rotate: bool = False, force: bool = False) -> None:
     """Make the key that signs tokens, and its public half: `tokens.key` and `tokens.pub`.
 
     Args:
         folder: the authority's, or any other that is kept as well.
         rotate: make another one; the public half of the former stays in `tokens.pub`, behind the new one, so that its
             tokens last until they end.
+        force: make another one and forget the former: all its tokens are void.
 
     Raises:
         UsageError: it exists already, or cannot be written.
     """
     if not rotate:
-        refuse_to_replace([folder / PRIVATE, folder / PUBLIC], force=False)
+        refuse_to_replace([folder / PRIVATE, folder / PUBLIC], force)
+    make_folder(folder)
     key = Ed25519PrivateKey.generate()
     former = b""
     if rotate and (folder / PUBLIC).exists():
@@ -233,7 +243,7 @@ def create_token(
         raise UsageError(f"{str(folder)!r} has no {PRIVATE}; make it with: forebay token init {folder}") from None
     except OSError as error:
         raise UsageError(f"{str(folder / PRIVATE)!r} cannot be read: {error.strerror}") from error
-    except (ValueError, TypeError):
+    except UNREADABLE:
         key = None
     if not isinstance(key, Ed25519PrivateKey):
         raise UsageError(f"{str(folder / PRIVATE)!r} is not a key that `forebay token init` has made")
@@ -328,7 +338,7 @@ def _parse_keys(contents: Contents) -> Mapping[str, Ed25519PublicKey]:
     for text in _PEM.findall(content):
         try:
             key = load_pem_public_key(text)
-        except ValueError:
+        except UNREADABLE:
             key = None
         if not isinstance(key, Ed25519PublicKey):
             raise UsageError(f"{PUBLIC} holds something else than public keys of `forebay token init`")
