@@ -195,6 +195,21 @@ class WorkerClient:
                 " leave out --tier, unmount what uses it, or name another --cache-dir"
             )
 
+    def check_cluster(self) -> None:
+        """See that the running worker takes part in the cluster of our configuration.
+
+        Raises:
+            UsageError: in another one, or in none.
+        """
+        ours = self._config.cluster
+        theirs = self.call("Status", pb.StatusRequest()).cluster
+        if ours is not None and theirs != ours.to_json():
+            pid = worker_pid(self._config)
+            raise UsageError(
+                f"the worker of {self._config.cache_dir} (process {pid}) runs with other settings of the cluster; end"
+                f" it (kill {pid}, or unmount what uses it), or name another --cache-dir"
+            )
+
     def call(self, method: str, request: Any, timeout_s: float | None = 120.0) -> Any:
         """Make a unary call and wait; a worker that is gone is started again.
 

@@ -177,6 +177,8 @@ class ClusterConfig:
     """Where the addresses of the members come from; see `cluster/directory.py`."""
     tls: str = ""
     """Folder of a bundle (`cluster/certs.py`); empty: plain text."""
+    data_port: int = 0
+    """For the bytes; 0: any that is free."""
     advertise: str = ""
     """HOST:PORT by which others reach it, where that is not `listen`."""
     replicas: int = 1
@@ -187,6 +189,10 @@ class ClusterConfig:
     def is_member(self) -> bool:
         """Whether it owns a share, and serves it to others."""
         return bool(self.listen)
+
+    def to_json(self) -> str:
+        """The same for equal ones; no secret is in it."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True)
 
     @classmethod
     def from_raw(cls, raw: dict[str, Any]) -> "ClusterConfig":
@@ -246,7 +252,7 @@ class CacheConfig:
     def remember_cluster(self) -> None:
         """Note the cluster in the cache folder: whoever starts the next worker need not be told."""
         if self.cluster is not None:
-            write_durably(self.cache_dir / "cluster", json.dumps(asdict(self.cluster), indent=2) + "\n")
+            write_durably(self.cache_dir / "cluster", self.cluster.to_json() + "\n")
 
     def remembered_cluster(self) -> ClusterConfig | None:
         """The cluster that this cache folder was last used in.

@@ -106,8 +106,8 @@ class Membership:
         self._told: set[Address] = set()
         self._answered: set[Address] = set()
         self.changed = trio.Event()
-        self.answered = trio.Event()
-        """Set when at least one other worker has answered."""
+        self.looked = trio.Event()
+        """Set when all that are known were asked once."""
         self.on_seen: Callable[[WorkerId, bool], None] = lambda _worker, _alive: None
         """Told of each answer, or that none came."""
         self.view = View(mine.id if mine else None, {}, (mine.member,) if mine else ())
@@ -147,12 +147,15 @@ class Membership:
             self._addresses = {Address(text) for text in found}
         except ForebayError as error:
             log.warning("the directory of the cluster does not answer: %s", error)
-        own = self._mine.address if self._mine else None
-        async with trio.open_nursery() as nursery:
-            for address in {*self._addresses, *self._told}:
-                if address != own:
+        asked: set[Address] = {self._mine.address} if self._mine is not None else set()
+        # Who is told of on the way is asked at once: a client node is to read from all from the start.
+        while fresh := {*self._addresses, *self._told} - asked:
+            asked |= fresh
+            async with trio.open_nursery() as nursery:
+                for address in fresh:
                     nursery.start_soon(self._ask, address)
         self._see()
+        self.looked.set()
 
     async def _ask(self, address: Address) -> None:
         request = pb.IdentifyRequest(caller=self._mine.id if self._mine else "")
@@ -174,8 +177,6 @@ class Membership:
             self._by_address[address] = known
             self._remember()
         self.on_seen(known.id, True)
-        if self._mine is None or known.id != self._mine.id:
-            self.answered.set()
         self._see()
 
     def _see(self) -> None:

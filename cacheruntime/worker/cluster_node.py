@@ -130,14 +130,14 @@ class ClusterNode:
         self.nursery.start_soon(self.membership.run)
         if not self.cluster.is_member:
             with trio.move_on_after(_ANSWER_S):
-                await self.membership.answered.wait()
+                await self.membership.looked.wait()
 
     def _serve(self) -> None:
         token = trio.lowlevel.current_trio_token()
         reads = PeerReads(self, self._core.index, self._core.touch, token)
         authorizer = Authorizer(self.security.folder)
         gate = PeerGate(self.security, authorizer, self.cluster.limits, self.name_of)
-        self._data = DataPort(reads, gate, self._host, 0)
+        self._data = DataPort(reads, gate, self._host, self.cluster.data_port)
         assert self.membership.mine is not None
         self.membership.set_mine(data_port=self._data.port)
         self._server, self._checks, port = start_peer_server(self, gate, reads, join_address(self._host, self._port))

@@ -214,6 +214,7 @@ class Core:
                 dataset_id=dataset, gets=traffic.gets, bytes=traffic.bytes, errors=traffic.errors,
                 get_counts=traffic.get_times.counts, get_sum_s=traffic.get_times.sum_s,
                 queue_counts=traffic.queue_times.counts, queue_sum_s=traffic.queue_times.sum_s,
+                peer_reads=traffic.peer_reads, peer_bytes=traffic.peer_bytes,
             )  # fmt: skip
         return reply
 
@@ -238,6 +239,7 @@ class Core:
             pid=os.getpid(), version=self.version, damaged_blocks=damage.blocks, damaged_files=damage.files,
             damaged_records=damage.records, moved_bytes=self.keeper.mover.moved_bytes,
             scrubbed_bytes=self.keeper.scrubbed_bytes, checkpoints=self.keeper.checkpoints,
+            cluster=self._config.cluster.to_json() if self._config.cluster is not None else "",
         )  # fmt: skip
         position = {}
         for number, tier in enumerate(self._storage.tiers):
