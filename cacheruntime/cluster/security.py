@@ -47,6 +47,9 @@ _WARN_SHARE = 0.1
 """The certificate's end is warned of when less than this share of its life is left; renewal by cert-manager is due with
 a third left, so nobody is warned where that works."""
 
+_LONGEST_CALL_S = 3600.0
+"""A channel that was replaced this long ago has no calls of ours any more: deadlines are minutes."""
+
 _log = logging.getLogger(__name__)
 
 Options = Sequence[tuple[str, Any]]
@@ -261,7 +264,7 @@ class ReloadingChannel:
         self._lock = threading.Lock()
         self._generation = security.generation
         self._channel = security.open_channel(target, options)
-        self._former: grpc.Channel | None = None
+        self._former: list[tuple[float, grpc.Channel]] = []
         self._closed = False
 
     def get(self) -> grpc.Channel:
@@ -269,10 +272,7 @@ class ReloadingChannel:
         with self._lock:
             generation = self._security.generation
             if generation != self._generation and not self._closed:
-                if self._former is not None:
-                    self._former.close()
-                # Calls under way stay on the one before; it goes at the next change, or at the end.
-                self._former = self._channel
+                self._retire(time.monotonic())
                 self._channel = self._security.open_channel(self._target, self._options)
                 self._generation = generation
             return self._channel
@@ -281,9 +281,15 @@ class ReloadingChannel:
         """End all calls."""
         with self._lock:
             self._closed = True
+            for _, channel in self._former:
+                channel.close()
             self._channel.close()
-            if self._former is not None:
-                self._former.close()
+
+    def _retire(self, now_s: float) -> None:
+        """Calls under way stay on the channel that they have: closing it would end them."""
+        while self._former and self._former[0][0] < now_s - _LONGEST_CALL_S:
+            self._former.pop(0)[1].close()
+        self._former.append((now_s, self._channel))
 
 
 class _SendsToken(grpc.AuthMetadataPlugin):  # type: ignore[misc]
