@@ -2,10 +2,11 @@
 
 A peer is set aside when at least half of its last outcomes are failures, with enough of them, and a request that was
 sent after this was known has failed as well: so many time-outs of requests that were under way together are one event,
-and one event sets nobody aside. From then on the peer gets one probe at a time, after a backoff that doubles from 1 s
-to 60 s, with jitter, so that thousands of nodes do not come back at once; the first probe that is answered brings it
-back. The backoff goes on from where it was if the peer fails again soon, so one that comes and goes is asked less and
-less.
+and one event sets nobody aside. A peer that has failed is probed, so that one that is seldom asked is judged within
+seconds too: among a thousand peers each is asked once in a while only. From when it is set aside it gets one probe at a
+time, after a backoff that doubles from 1 s to 60 s, with jitter, so that thousands of nodes do not come back at once;
+the first probe that is answered brings it back. The backoff goes on from where it was if the peer fails again soon, so
+one that comes and goes is asked less and less.
 
 Nodes do not tell each other. Where their opinions differ, a slice has two owners for a while, which costs a miss.
 
@@ -60,19 +61,12 @@ class PeerHealth:
         """The last one; 0: it was never set aside, or that is long ago."""
         self._changed = 0.0
         """Time when it was set aside, or brought back."""
-        self._probe_at: float | None = None
-        """Time of the next probe; None: the peer is in use."""
-        self._probing = False
-
-    @property
-    def usable(self) -> bool:
+        self.usable = True
         """Whether it is asked."""
-        return self._probe_at is None
-
-    @property
-    def probe_at(self) -> float | None:
-        """When it is probed next; None: it is in use."""
-        return self._probe_at
+        self.probe_at: float | None = None
+        """Time of the next probe; None: its last outcome was good."""
+        self._probing = False
+        """A probe is under way, and the peer is set aside."""
 
     def record(self, good: bool, began: float, now: float) -> bool:
         """Take note of the outcome of a request, or of a probe.
@@ -85,9 +79,13 @@ class PeerHealth:
         Returns:
             Whether the peer was set aside or brought back by it.
         """
-        if self._probe_at is not None:
+        if not self.usable:
             return self._record_aside(good, began, now)
         self._outcomes.append(Outcome(good, now))
+        if good:
+            self.probe_at = None
+        elif self.probe_at is None:
+            self.probe_at = now + self._jittered(_FIRST_BACKOFF_S)
         if not self._is_bad(now):
             self._bad_since = None
         elif self._bad_since is None:
@@ -100,13 +98,16 @@ class PeerHealth:
     def take_probe(self, now: float) -> bool:
         """Whether the caller is to probe the peer now; it says so once for each backoff.
 
-        The outcome comes by `record`.
+        A probe is any small request. Its outcome comes by `record`.
         """
-        if self._probe_at is None or now < self._probe_at:
+        if self.probe_at is None or now < self.probe_at:
             return False
-        self._probing = True
-        self._probe_at = now + _PROBE_S
+        self._probing = not self.usable
+        self.probe_at = now + (self._jittered(_FIRST_BACKOFF_S) if self.usable else _PROBE_S)
         return True
+
+    def _jittered(self, backoff_s: float) -> float:
+        return backoff_s * self._rng.uniform(0.5, 1.0)
 
     def _is_bad(self, now: float) -> bool:
         outcomes = self._outcomes
@@ -119,7 +120,7 @@ class PeerHealth:
         if began < self._changed:
             return False  # a request from before says nothing new
         if good:
-            self._probe_at, self._probing, self._changed = None, False, now
+            self.usable, self.probe_at, self._probing, self._changed = True, None, False, now
             self._outcomes.clear()
             self._bad_since = None
             return True
@@ -128,11 +129,11 @@ class PeerHealth:
         return False
 
     def _set_aside(self, now: float) -> None:
-        if self._probe_at is None and now - self._changed > _LONGEST_BACKOFF_S:
+        if self.usable and now - self._changed > _LONGEST_BACKOFF_S:
             self._backoff_s = 0.0
         self._backoff_s = min(max(2 * self._backoff_s, _FIRST_BACKOFF_S), _LONGEST_BACKOFF_S)
-        self._probe_at = now + self._backoff_s * self._rng.uniform(0.5, 1.0)
-        self._probing = False
+        self.probe_at = now + self._jittered(self._backoff_s)
+        self.usable = self._probing = False
         self._changed = now
 
 
@@ -145,6 +146,8 @@ class Health:
         self._peers: dict[WorkerId, PeerHealth] = {}
         self.aside: set[WorkerId] = set()
         """Who is set aside. Not to be changed from outside."""
+        self._failing: set[WorkerId] = set()
+        """Who is to be probed."""
         self.changed: float | None = None
         """When a peer was set aside or brought back last."""
 
@@ -155,10 +158,8 @@ class Health:
             health = self._peers[peer] = PeerHealth(self._rng)
         if health.record(good, began, now):
             self.changed = now
-            if health.usable:
-                self.aside.discard(peer)
-            else:
-                self.aside.add(peer)
+            (self.aside.discard if health.usable else self.aside.add)(peer)
+        (self._failing.discard if health.probe_at is None else self._failing.add)(peer)
 
     def usable(self, peer: WorkerId) -> bool:
         """Whether it is asked; true of one that nothing is known of."""
@@ -166,11 +167,11 @@ class Health:
 
     def take_probes(self, now: float) -> list[WorkerId]:
         """Peers to probe now, each named once for each backoff; the outcome comes by `record`."""
-        return [peer for peer in sorted(self.aside) if self._peers[peer].take_probe(now)]
+        return [peer for peer in sorted(self._failing) if self._peers[peer].take_probe(now)]
 
     def next_probe(self) -> float | None:
-        """When `take_probes` will name somebody; None: nobody is set aside."""
-        times = [self._peers[peer].probe_at for peer in self.aside]
+        """When `take_probes` will name somebody; None: nobody has failed."""
+        times = [self._peers[peer].probe_at for peer in self._failing]
         return min((at for at in times if at is not None), default=None)
 
     def keep(self, peers: Collection[WorkerId]) -> None:
@@ -178,3 +179,4 @@ class Health:
         for peer in self._peers.keys() - set(peers):
             del self._peers[peer]
             self.aside.discard(peer)
+            self._failing.discard(peer)

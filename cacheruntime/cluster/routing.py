@@ -28,7 +28,7 @@ import xxhash
 
 from forebay.cacheruntime.cluster.health import Health
 from forebay.cacheruntime.cluster.overload import MOST_SPREAD
-from forebay.cacheruntime.cluster.placement import Member, Placement, WorkerId
+from forebay.cacheruntime.cluster.placement import Placement, WorkerId
 from forebay.cacheruntime.keys import ContentId
 
 MAX_HOPS = 2
@@ -106,9 +106,8 @@ class Router:
         self._changed: float | None = None
         self._hints: OrderedDict[ContentId, tuple[int, float]] = OrderedDict()
 
-    def set_view(self, members: Iterable[Member], now: float) -> None:
+    def set_view(self, placement: Placement, now: float) -> None:
         """Who owns shares from now on: the members that serve, not those that drain."""
-        placement = Placement(members)
         if placement.members == self.placement.members:
             return
         self._former.appendleft((now + UNSETTLED_S, self.placement))

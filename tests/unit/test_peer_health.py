@@ -193,3 +193,29 @@ def test_who_is_in_no_view_is_forgotten() -> None:
     health.keep([B])
     assert health.usable(A)
     assert health.take_probes(1000) == []
+
+
+def test_a_peer_that_is_seldom_asked_is_judged_within_seconds() -> None:
+    """One request that was not answered within its limit of 1 s; the probes are not answered either."""
+    health, now, pending = peer(), 1.0, [0.0]
+    while health.usable and now < 20:
+        while pending and pending[0] + 1.0 <= now:
+            health.record(False, pending[0], now)
+            pending.pop(0)
+        if health.take_probe(now):
+            pending.append(now)
+        now += 0.01
+    assert 3 < now < 7
+
+
+def test_a_peer_that_failed_once_is_in_order_again_with_the_first_answer() -> None:
+    health = peer()
+    assert health.probe_at is None
+    health.record(False, 0.0, 1.0)
+    due = health.probe_at or 0.0
+    assert 1.5 <= due <= 2.0
+    assert not health.take_probe(due - 0.01)
+    assert health.take_probe(due)
+    assert not health.record(True, due, due + 0.1)
+    assert health.usable
+    assert not health.take_probe(1000)

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
@@ -18,14 +19,18 @@ IDS = [WorkerId(f"w{number}") for number in range(8)]
 SETTLED = UNSETTLED_S + 1
 
 
+def view_of(ids: Iterable[WorkerId]) -> Placement:
+    return Placement(Member(id_, 1.0) for id_ in ids)
+
+
 def router(me: str, view: list[WorkerId] = IDS, *, has_store: bool = True, now: float = 0.0) -> Router:
     made = Router(WorkerId(me), Health(random.Random(1)), random.Random(2), has_store=has_store)
-    made.set_view([Member(id_, 1.0) for id_ in view], now)
+    made.set_view(view_of(view), now)
     return made
 
 
 def order(key: ContentId, slice_: int = 0) -> list[WorkerId]:
-    return list(Placement(Member(id_, 1.0) for id_ in IDS).rank(key, slice_, len(IDS)))
+    return list(view_of(IDS).rank(key, slice_, len(IDS)))
 
 
 def set_aside(one: Router, peer: WorkerId, now: float) -> None:
@@ -118,7 +123,7 @@ def test_nobody_is_there() -> None:
 def test_who_came_asks_who_owned_it_before() -> None:
     late = IDS[7]
     one = router(late, IDS[:7])
-    one.set_view([Member(id_, 1.0) for id_ in IDS], 1000.0)
+    one.set_view(view_of(IDS), 1000.0)
     mine = [key for key in KEYS if order(key)[0] == late]
     for key in mine:
         former = order(key)[1]
@@ -130,7 +135,7 @@ def test_who_came_asks_who_owned_it_before() -> None:
 
 def test_several_came_and_the_former_owner_is_asked_wherever_it_is_in_the_order() -> None:
     one = router(IDS[4], IDS[:4])
-    one.set_view([Member(id_, 1.0) for id_ in IDS], 1000.0)
+    one.set_view(view_of(IDS), 1000.0)
     for key in KEYS:
         if order(key)[0] == IDS[4]:
             former = next(id_ for id_ in order(key) if id_ in IDS[:4])
@@ -143,7 +148,7 @@ def test_who_drains_is_asked_by_its_heirs() -> None:
         first, second, *_ = order(key)
         if first == drained:
             heir = router(second)
-            heir.set_view([Member(id_, 1.0) for id_ in IDS[1:]], 1000.0)
+            heir.set_view(view_of(IDS[1:]), 1000.0)
             assert heir.route(key, 0, 1, 1, 1001.0).attempts[0] == Attempt(drained, Mode.ONLY_CACHED)
 
 
@@ -157,7 +162,7 @@ def test_who_comes_back_asks_who_stood_in_for_it() -> None:
 
 def test_the_same_view_again_changes_nothing() -> None:
     one = router(IDS[0])
-    one.set_view([Member(id_, 1.0) for id_ in reversed(IDS)], 2000.0)
+    one.set_view(view_of(reversed(IDS)), 2000.0)
     assert not one.is_unsettled(2000.0)
 
 
@@ -191,7 +196,7 @@ def test_a_hint_is_forgotten_after_a_while_and_not_by_all_at_once() -> None:
     clients = []
     for seed in range(500):
         client = Router(WorkerId("client"), Health(random.Random(1)), random.Random(seed), has_store=True)
-        client.set_view([Member(id_, 1.0) for id_ in IDS], 0.0)
+        client.set_view(view_of(IDS), 0.0)
         client.note_spread(key, 8, SETTLED)
         clients.append(client)
     plain = order(key)[:2]
@@ -239,7 +244,7 @@ def worlds(draw: st.DrawFn) -> tuple[dict[WorkerId, Router], float]:
     for me in IDS:
         one = router(me, sorted(draw(views)), has_store=draw(st.sampled_from([True, True, True, False])))
         if draw(st.booleans()):
-            one.set_view([Member(id_, 1.0) for id_ in sorted(draw(views))], draw(st.sampled_from([0.0, 990.0])))
+            one.set_view(view_of(sorted(draw(views))), draw(st.sampled_from([0.0, 990.0])))
         for peer in draw(st.sets(st.sampled_from(IDS), max_size=3)):
             if peer != me:
                 set_aside(one, peer, 995.0)
