@@ -19,7 +19,7 @@ from forebay.cacheruntime.cluster.membership import Known, Membership
 from forebay.cacheruntime.cluster.overload import Overload
 from forebay.cacheruntime.cluster.peer_client import STALL_S, Exchange, PeerClient, WrongBytes, body_of
 from forebay.cacheruntime.cluster.peer_wire import PeerBroken
-from forebay.cacheruntime.cluster.placement import SLICE_BYTES, WorkerId, slice_of
+from forebay.cacheruntime.cluster.placement import SLICE_BYTES, Placement, WorkerId, slice_of
 from forebay.cacheruntime.cluster.routing import Attempt, Mode, Router
 from forebay.cacheruntime.errors import (
     ForebayError,
@@ -108,6 +108,8 @@ class PeerSource:
         self._hedger = Hedger()
         self._overload = Overload()
         self._clients: dict[WorkerId, PeerClient] = {}
+        self._due: set[WorkerId] = set()
+        """To be probed: the next answer of theirs counts, or that none comes."""
         self._taken: deque[Taken] = deque()
         self.traffic: dict[WorkerId, PeerTraffic] = {}
         """By worker; read in the event loop, and exact enough for that."""
@@ -118,7 +120,7 @@ class PeerSource:
         """The view has changed."""
         view = self._membership.view
         with self._lock:
-            self._router.set_view(view.members, self._clock())
+            self._router.set_view(Placement(view.members), self._clock())
             self._router.health.keep(list(view.workers))
             for worker, client in list(self._clients.items()):
                 known = view.workers.get(worker)
@@ -132,7 +134,9 @@ class PeerSource:
         """A worker has said who it is, or has not answered: what brings back one that was set aside."""
         now = self._clock()
         with self._lock:
-            if not self._router.health.usable(worker) and worker in self._router.health.take_probes(now):
+            self._due.update(self._router.health.take_probes(now))
+            if worker in self._due:
+                self._due.discard(worker)
                 self._router.health.record(worker, alive, now, now)
 
     def usable(self, worker: WorkerId) -> bool:
