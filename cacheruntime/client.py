@@ -39,7 +39,7 @@ _SECRET_PREFIXES = ("AWS_", "AZURE_", "GOOGLE_", "OSS_", "ALIBABA_")
 """Variables that a worker must not inherit: it serves several mounts, each with credentials of its own."""
 
 
-_KEEP_MEMORY = {
+KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
     "MALLOC_ARENA_MAX": "2",
@@ -78,7 +78,7 @@ def start_worker(config: CacheConfig) -> None:
     """
     if worker_pid(config) is not None:
         return
-    environ = environment_without_secrets() | _KEEP_MEMORY
+    environ = environment_without_secrets() | KEEP_MEMORY
     command = [sys.executable, "-m", "forebay.cacheruntime.worker"]
     with subprocess.Popen(
         command,

@@ -9,11 +9,11 @@ full, with MISSING or with FAILED; only then may the next request follow on the 
 rest closes the connection.
 """
 
+import os
 import select
 import socket
 import ssl
 import struct
-import time
 from collections.abc import Callable
 
 from forebay.cacheruntime.config import MIB
@@ -39,21 +39,19 @@ class PeerBroken(ForebayError):
 
 
 class Channel:
-    """Frames over one socket; blocking, for one thread.
+    """Frames over one socket; for one thread, which blocks in the kernel: there the time-outs are, too.
 
     Resources: `close` ends the connection.
     """
 
     def __init__(self, connection: socket.socket) -> None:
         """Args: connection: connected; a TLS one after its handshake."""
+        connection.settimeout(None)
         self.socket = connection
-        self._buffer = bytearray()
+        self._timeouts: dict[int, float] = {}
 
     def close(self) -> None:
         self.socket.close()
-
-    def fileno(self) -> int:
-        return self.socket.fileno()
 
     @property
     def is_plain(self) -> bool:
@@ -62,7 +60,7 @@ class Channel:
 
     def wait(self, timeout_s: float) -> bool:
         """Whether something comes, or the end, within that time."""
-        pending = len(self._buffer) or (isinstance(self.socket, ssl.SSLSocket) and self.socket.pending())
+        pending = isinstance(self.socket, ssl.SSLSocket) and self.socket.pending()
         return bool(pending) or bool(_poll(self.socket, timeout_s))
 
     def send(self, message: bytes, timeout_s: float) -> None:
@@ -72,59 +70,71 @@ class Channel:
     def send_bytes(self, data: bytes | memoryview, timeout_s: float) -> None:
         """Raises: PeerBroken, also when the other side takes nothing for that long."""
         try:
-            self.socket.settimeout(timeout_s)
+            self._limit(socket.SO_SNDTIMEO, timeout_s)
             self.socket.sendall(data)
         except (OSError, ValueError) as error:
-            raise PeerBroken(f"the connection broke off while sending ({error})") from error
+            raise PeerBroken(f"the connection broke off while sending ({_why(error)})") from error
+
+    def send_file(self, descriptor: int, position: int, length: int, timeout_s: float) -> None:
+        """Have the kernel send a part of a file, on a connection in plain text.
+
+        Raises:
+            PeerBroken: also when the other side takes nothing for that long, or the file is shorter.
+        """
+        end = position + length
+        try:
+            self._limit(socket.SO_SNDTIMEO, timeout_s)
+            while position < end:
+                sent = os.sendfile(self.socket.fileno(), descriptor, position, end - position)
+                if not sent:
+                    raise PeerBroken("the file is shorter than the index says")
+                position += sent
+        except OSError as error:
+            raise PeerBroken(f"the connection broke off while sending ({_why(error)})") from error
 
     def receive(self, most: int, timeout_s: float) -> bytes:
         """The next frame's message.
 
         Args:
             most: bytes that it may have.
-            timeout_s: for all of it.
+            timeout_s: for nothing to come.
 
         Raises:
             PeerBroken: also when it is longer.
         """
-        deadline = time.monotonic() + timeout_s
-        (length,) = FRAME.unpack(self._take(FRAME.size, deadline))
+        head = bytearray(FRAME.size)
+        self.receive_into(memoryview(head), timeout_s)
+        (length,) = FRAME.unpack(head)
         if length > most:
             raise PeerBroken(f"a frame of {length} bytes; {most} is the most")
-        return self._take(length, deadline)
+        message = bytearray(length)
+        self.receive_into(memoryview(message), timeout_s)
+        return bytes(message)
 
-    def receive_into(self, target: memoryview, stall_s: float) -> None:
-        """Fill `target` with what comes next. Raises: PeerBroken, also when nothing comes for `stall_s`."""
-        have = min(len(self._buffer), len(target))
-        target[:have] = self._buffer[:have]
-        del self._buffer[:have]
+    def receive_into(self, target: memoryview, timeout_s: float) -> None:
+        """Fill `target` with what comes next. Raises: PeerBroken, also when nothing comes for that long."""
+        flags = socket.MSG_WAITALL if self.is_plain else 0
+        have = 0
         try:
-            self.socket.settimeout(stall_s)
+            self._limit(socket.SO_RCVTIMEO, timeout_s)
             while have < len(target):
-                got = self.socket.recv_into(target[have:])
+                got = self.socket.recv_into(target[have:], 0, flags)
                 if not got:
-                    raise PeerBroken("the connection ended in the middle of a reply")
+                    raise PeerBroken("the other side closed the connection")
                 have += got
         except (OSError, ValueError) as error:
-            raise PeerBroken(f"the connection broke off while receiving ({error})") from error
+            raise PeerBroken(f"the connection broke off while receiving ({_why(error)})") from error
 
-    def _take(self, size: int, deadline: float) -> bytes:
-        while len(self._buffer) < size:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise PeerBroken("no answer in time")
-            try:
-                self.socket.settimeout(left_s)
-                # No more than is missing: the bytes behind a header go straight to where they are wanted.
-                got = self.socket.recv(size - len(self._buffer))
-            except (OSError, ValueError) as error:
-                raise PeerBroken(f"the connection broke off while receiving ({error})") from error
-            if not got:
-                raise PeerBroken("the other side closed the connection")
-            self._buffer += got
-        taken = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return taken
+    def _limit(self, option: int, timeout_s: float) -> None:
+        if self._timeouts.get(option) != timeout_s:
+            whole = int(timeout_s)
+            value = struct.pack("@ll", whole, int((timeout_s - whole) * 1e6))
+            self.socket.setsockopt(socket.SOL_SOCKET, option, value)
+            self._timeouts[option] = timeout_s
+
+
+def _why(error: Exception) -> object:
+    return "no answer in time" if isinstance(error, BlockingIOError | ssl.SSLWantReadError) else error
 
 
 def _poll(connection: socket.socket, timeout_s: float) -> list[tuple[int, int]]:

@@ -7,7 +7,6 @@ bounded.
 
 import logging
 import os
-import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -136,7 +135,7 @@ class DataPort:
             if payload.data is not None:
                 channel.send_bytes(payload.data, _SEND_S)
             elif channel.is_plain:
-                _send_file(channel.socket, payload)
+                channel.send_file(payload.descriptor, payload.position, payload.length, _SEND_S)
             else:
                 for piece in pieces_of(payload):
                     channel.send_bytes(piece, _SEND_S)
@@ -150,34 +149,6 @@ def refuse(send: Callable[[bytes, float], None], request: pb.ReadRequest, error:
     text = f"{type(error).__name__}: {error}"
     for number in range(len(request.wants)):
         send(pb.ReadHeader(want=number, state=pb.FAILED, error=text).SerializeToString(), _SEND_S)
-
-
-def _send_file(connection: socket.socket, payload: Payload) -> None:
-    """Raises: PeerBroken, OSError."""
-    position, end = payload.position, payload.position + payload.length
-    connection.settimeout(_SEND_S)
-    poll_out = _Writable(connection)
-    while position < end:
-        try:
-            sent = os.sendfile(connection.fileno(), payload.descriptor, position, end - position)
-        except BlockingIOError:
-            poll_out.wait()
-            continue
-        if not sent:
-            raise PeerBroken("the file is shorter than the index says")
-        position += sent
-
-
-class _Writable:
-    """Waits until a socket takes more: one with a time-out does not block."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._poll = select.poll()
-        self._poll.register(connection, select.POLLOUT)
-
-    def wait(self) -> None:
-        if not self._poll.poll(_SEND_S * 1000):
-            raise PeerBroken("the reader takes nothing")
 
 
 def pieces_of(payload: Payload) -> Iterator[bytes]:
