@@ -14,7 +14,6 @@ from forebay.cacheruntime.cluster.security import INSECURE, Security
 from forebay.cacheruntime.config import CacheConfig, ClusterConfig
 from forebay.cacheruntime.dataset_source import SourceSpec, StoreMount, Tree
 from forebay.cacheruntime.errors import UsageError
-from forebay.cacheruntime.understore.factory import canonical_source
 from forebay.dataset_controller.dataset_rules import parse_name
 from forebay.proto import peer_pb2 as pb
 
@@ -68,9 +67,7 @@ def remote_source(text: str, config: CacheConfig) -> SourceSpec:
         if name is None or name[1]:
             raise UsageError(f"{text!r} is no dataset's name; a client node mounts NAME or the URL of a dataset")
         source = f"dataset://default/{name[0]}"
-    elif not text.startswith("dataset://"):
-        source = canonical_source(text, {})
-    elif text.count("/") == 2:
+    elif text.startswith("dataset://") and text.count("/") == 2:
         source = f"dataset://default/{text.removeprefix('dataset://')}"
     reply = _find(cluster, source)
     made = reply.attach

@@ -219,10 +219,12 @@ class PeerClient:
         try:
             channel = peer_wire.connect(host, self.known.data_port, CONNECT_S, self._wrap)
         except PeerBroken as error:
-            # Whether only that port is shut, or the worker is away, the next request to it will tell.
+            if not isinstance(error.__cause__, ConnectionRefusedError):
+                raise
+            # It was started anew on another port, or only that port is shut; or it is away, as gRPC will find out too.
             log.info("the data port of %s: %s; gRPC is used for a while", self.known.address, error)
             self._grpc_until = time.monotonic() + _GRPC_FOR_S
-            raise
+            return self._by_grpc(message)
         channel.send(message, SEND_S)
         return _SocketExchange(channel, self._give_back)
 

@@ -4,7 +4,7 @@ import logging
 import os
 import random
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from forebay.cacheruntime.cluster.routing import Router
 from forebay.cacheruntime.cluster.security import INSECURE, Security, is_loopback
 from forebay.cacheruntime.cluster.tokens import Authorizer
 from forebay.cacheruntime.config import CacheConfig, ClusterConfig
+from forebay.cacheruntime.durable import write_durably
 from forebay.cacheruntime.errors import (
     AccessDenied,
     ForebayError,
@@ -137,7 +138,7 @@ class ClusterNode:
         reads = PeerReads(self, self._core.index, self._core.touch, token)
         authorizer = Authorizer(self.security.folder)
         gate = PeerGate(self.security, authorizer, self.cluster.limits, self.name_of)
-        self._data = DataPort(reads, gate, self._host, self.cluster.data_port)
+        self._data = self._open_data_port(reads, gate)
         assert self.membership.mine is not None
         self.membership.set_mine(data_port=self._data.port)
         self._server, self._checks, port = start_peer_server(self, gate, reads, join_address(self._host, self._port))
@@ -145,6 +146,17 @@ class ClusterNode:
             self._port = port
             self.membership.set_mine(address=Address(join_address(self._host, port)))
         log.info("serving others on %s, data on port %d, as %s", self.membership.mine.address, self._data.port, self.id)
+
+    def _open_data_port(self, reads: PeerReads, gate: PeerGate) -> DataPort:
+        """Without a port of the user's, the one of last time: others come back to it at once after a restart."""
+        if self.cluster.data_port:
+            return DataPort(reads, gate, self._host, self.cluster.data_port)
+        memory = self._config.cache_dir / "data-port"
+        with suppress(OSError, ValueError, UsageError):
+            return DataPort(reads, gate, self._host, int(memory.read_text()))
+        data = DataPort(reads, gate, self._host, 0)
+        write_durably(memory, f"{data.port}\n")
+        return data
 
     async def _follow(self) -> None:
         while True:
@@ -235,7 +247,7 @@ class ClusterNode:
     async def find(self, request: pb.FindRequest) -> pb.FindReply:
         """A dataset for a client node."""
         for dataset in self._core.datasets.all.values():
-            if request.dataset_id == dataset.id or (request.source and dataset.store.url == request.source):
+            if request.dataset_id == dataset.id or request.source in (dataset.store.url, dataset.definition.source):
                 break
         else:
             if not request.dataset_id:

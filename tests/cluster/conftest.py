@@ -1,0 +1,6 @@
+"""Fixtures for tests of several nodes."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
