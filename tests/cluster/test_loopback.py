@@ -80,21 +80,6 @@ def test_many_that_ask_at_once_cost_one_get(make_server: Any, make_cluster: Any)
     assert fetched_once(server)
 
 
-def test_a_client_node_reads_without_credentials_and_without_the_store(make_server: Any, make_cluster: Any) -> None:
-    server = make_server(3, LARGE)
-    cluster = make_cluster(2, server)
-    for number in range(3):
-        digest(cluster.members[0], number)
-    gets = len(server.gets)
-    client = cluster.client()
-    assert [digest(client, number) for number in range(3)] == [server.digest(number) for number in range(3)]
-    assert len(server.gets) == gets
-    names = client.files().ls("forebay://s3://bucket", detail=False)
-    assert sorted(names) == [f"s3://bucket/{number}" for number in range(3)]
-    kept = "".join(path.read_text(errors="replace") for path in client.config.cache_dir.rglob("*") if path.is_file())
-    assert "secret" not in kept
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
 def test_a_worker_that_is_gone_costs_no_read(make_server: Any, make_cluster: Any, number: signal.Signals) -> None:
     server = make_server(12, 3 * MIB)
