@@ -20,6 +20,7 @@ from forebay.cli.main import run
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.semantics("K5")
 def test_from_an_authority_to_a_token_that_is_taken(forebay: Forebay, tmp_path: Path) -> None:
     ca, node = tmp_path / "ca", tmp_path / "node"
     old = os.umask(0)
@@ -54,6 +55,7 @@ def test_from_an_authority_to_a_token_that_is_taken(forebay: Forebay, tmp_path: 
         assert secret.read_text().splitlines()[1] not in said
 
 
+@pytest.mark.semantics("K5")
 def test_nothing_is_replaced_unless_it_is_said(forebay: Forebay, tmp_path: Path) -> None:
     ca = Parties.create(tmp_path / "ca").folder
     out = tmp_path / "token"

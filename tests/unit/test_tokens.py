@@ -71,6 +71,7 @@ def part(value: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
 
 
+@pytest.mark.semantics("K2")
 def test_a_token_allows_what_it_says_and_nothing_else(ca: Path, authorizer: Authorizer) -> None:
     token = make(ca, "imagenet", "team-*", "s3://bucket/**", verbs=(Verb.READ, Verb.LIST))
     for dataset in ("imagenet", "team-a", "team-", "s3://bucket/a/b"):
