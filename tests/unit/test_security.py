@@ -300,8 +300,9 @@ def test_new_connections_have_the_new_certificate(parties: Parties) -> None:
         first = channel.get()
         assert channel.get() is first
         assert first.unary_unary(PATH)(b"", timeout=WAIT_S) == b"client 'c'"
-        parties.issue("renamed", Role.CLIENT, out=parties.folder / "c")
-        assert channel.get() is not first
+        for name in ("again", "renamed"):
+            parties.issue(name, Role.CLIENT, out=parties.folder / "c")
+            assert channel.get() is not first
         assert channel.get().unary_unary(PATH)(b"", timeout=WAIT_S) == b"client 'renamed'"
         assert first.unary_unary(PATH)(b"", timeout=WAIT_S) == b"client 'c'", "calls under way go on"
         channel.close()
@@ -309,7 +310,7 @@ def test_new_connections_have_the_new_certificate(parties: Parties) -> None:
     assert worker.server_context() is not serving_before
     assert str(worker.me) == "worker 'w2'"
     assert connect(worker, client) == "client 'renamed'"
-    assert (worker.generation, client.generation) == (1, 1)
+    assert (worker.generation, client.generation) == (1, 2)
 
 
 @pytest.mark.slow
@@ -516,3 +517,11 @@ def test_an_authority_is_exchanged_in_three_rounds(tmp_path: Path, parties: Part
     assert (one.generation, two.generation) == (3, 3)
     with pytest.raises(ssl.SSLError):
         connect(one, parties.worker("late"))
+
+
+def test_no_session_outlives_an_authority(parties: Parties) -> None:
+    """A resumed session would be believed without its certificate being looked at again."""
+    serving, _ = contexts(parties.worker(), parties.worker())
+    far, near = shake(serving, raw_context(ssl.PROTOCOL_TLS_CLIENT, parties.folder / "w"))
+    with far, near:
+        assert near.session is None or not near.session.has_ticket
