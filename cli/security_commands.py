@@ -5,12 +5,12 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from forebay.cacheruntime.cluster import bundle, certs, tokens
 from forebay.cacheruntime.cluster.certs import CA_CERT, CA_KEY, Role, refuse_to_replace, write_secret
 from forebay.cacheruntime.config import parse_duration
 from forebay.cacheruntime.errors import UsageError
-from forebay.cli.screens import console, make_table
 
 
 def init_certs(folder: Path, days: int, force: bool) -> None:
@@ -36,19 +36,13 @@ def show_certs(folder: Path, json: bool) -> None:
     now = datetime.now(UTC)
     facts = bundle.show(folder, now)
     if json:
-        rows = [
-            vars(each)
-            | {"starts": each.starts.isoformat(), "ends": each.ends.isoformat(), "days_left": _days(each, now)}
-            for each in facts
-        ]
-        print(jsonlib.dumps(rows, indent=2))
+        print(jsonlib.dumps([_as_row(each, now) for each in facts], indent=2))
     else:
-        table = make_table("FILE", "WHO", "HOSTS", "ENDS", "DAYS LEFT", "STATE", right=("DAYS LEFT",))
         for each in facts:
             ends = each.ends.strftime("%Y-%m-%d %H:%M UTC")
-            state = each.trouble or "ok"
-            table.add_row(each.file, each.party, " ".join(each.hosts), ends, str(_days(each, now)), state)
-        console.print(table)
+            print(f"{each.file}: {each.party}, ends {ends}, {_days(each, now)} days left: {each.trouble or 'ok'}")
+            if each.hosts:
+                print(f"    hosts {' '.join(each.hosts)}")
     if any(each.trouble for each in facts):
         sys.exit(1)
 
@@ -71,6 +65,11 @@ def create_token(
         print(made)
     else:
         write_secret(out, made + "\n")
+
+
+def _as_row(facts: bundle.Facts, now: datetime) -> dict[str, Any]:
+    dates = {"starts": facts.starts.isoformat(), "ends": facts.ends.isoformat(), "days_left": _days(facts, now)}
+    return vars(facts) | dates
 
 
 def _days(facts: bundle.Facts, now: datetime) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from forebay.cacheruntime import rpc
 from forebay.cacheruntime.cluster.security import Security, token_of_call
@@ -58,10 +59,12 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
             return None
         method = handler_call_details.method
         rule = self._rules.get(method)
+        if rule is not None and rule.dataset is not None and handler.request_streaming:
+            rule = None  # nobody knows which dataset it is about before it runs
 
         def guarded(inner: Callable[..., Any]) -> Callable[..., Any]:
             def behaviour(request: Any, context: grpc.ServicerContext) -> Any:
-                self._admit(method, rule, None if handler.request_streaming else request, context)
+                self._admit(method, rule, request, context)
                 return inner(request, context)
 
             return behaviour
@@ -85,3 +88,5 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
                 self._authorizer.grant(identity, token_of_call(context))
         except ForebayError as error:
             rpc.abort(context, error)
+        except (ValueError, DecodeError):
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"what came with {method} cannot be read")

@@ -13,6 +13,7 @@ import ipaddress
 import logging
 import math
 import os
+import re
 import ssl
 import threading
 import time
@@ -49,6 +50,9 @@ a third left, so nobody is warned where that works."""
 
 _LONGEST_CALL_S = 3600.0
 """A channel that was replaced this long ago has no calls of ours any more: deadlines are minutes."""
+
+_TOKEN = re.compile(rb"[A-Za-z0-9_.-]*")
+"""Base64url and dots (RFC 7515); other characters might not be allowed in the metadata of a call."""
 
 _log = logging.getLogger(__name__)
 
@@ -347,10 +351,7 @@ def _host_of_peer(peer: str) -> str:
 
 
 def _parse_token(contents: Contents) -> str | None:
-    raw = contents[TOKEN]
-    if raw is None:
-        return None
-    try:
-        return raw.decode("ascii").strip() or None
-    except UnicodeDecodeError:
-        raise UsageError(f"the file {TOKEN!r} holds no token") from None
+    raw = (contents[TOKEN] or b"").strip()
+    if not _TOKEN.fullmatch(raw):
+        raise UsageError(f"the file {TOKEN!r} in a client's bundle holds something else than a token")
+    return raw.decode() or None

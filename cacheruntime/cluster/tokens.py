@@ -19,7 +19,6 @@ A token is worth nothing without a client's certificate. Workers need none.
 """
 
 import hashlib
-import os
 import re
 import secrets
 import threading
@@ -64,11 +63,15 @@ MAX_TTL_S = 366 * 86400.0
 SKEW_S = 60
 """Clocks of worker and issuer may differ by this much; what NTP keeps is far below."""
 
+_AS_BYTES = ("utf-8", "surrogatepass")
 _ISSUER = "forebay"
 _LARGEST = 8 << 10
 """Characters of a token: gRPC's default bound for all metadata of a call."""
 _KEPT = 1024
 """Tokens whose signature need not be verified again (60 us each)."""
+
+_LAST_S = 2.0**40
+"""In 36,000 years; a time behind it is no time."""
 
 _PEM = re.compile(rb"-----BEGIN PUBLIC KEY-----.*?-----END PUBLIC KEY-----", re.DOTALL)
 
@@ -168,7 +171,7 @@ class Authorizer:
         keys = self._keys.get() if self._keys else {}
         if len(token) > _LARGEST:
             raise AccessDenied(f"the token of {identity} is longer than {_LARGEST} characters")
-        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        digest = hashlib.sha256(token.encode(*_AS_BYTES)).digest()
         with self._lock:
             if keys is not self._known_by:
                 self._known.clear()
@@ -235,6 +238,8 @@ def create_token(
     """
     if not datasets or not verbs or "" in datasets:
         raise UsageError("a token needs at least one --dataset NAME and one --verb read, list, warm or admin")
+    if wrong := next((each for each in datasets if _pattern(each) is None), None):
+        raise UsageError(f"--dataset {wrong!r} is neither a name nor a pattern")
     if not 1 <= ttl_s <= MAX_TTL_S:
         raise UsageError(f"--ttl: a token lasts from one second to {MAX_TTL_S / 86400:.0f} days")
     try:
@@ -305,11 +310,12 @@ def _decode(token: str, keys: Mapping[str, Ed25519PublicKey], identity: Identity
 
 def _grant_of(claims: Mapping[str, Any], identity: Identity) -> Grant:
     """Verbs of a later version are passed over."""
-    datasets, verbs, client = claims["datasets"], claims["verbs"], claims.get("sub")
-    if not (_is_texts(datasets) and _is_texts(verbs) and (client is None or isinstance(client, str))):
+    datasets, verbs, client, end = claims["datasets"], claims["verbs"], claims.get("sub"), claims["exp"]
+    is_sound = _is_texts(datasets) and _is_texts(verbs) and (client is None or isinstance(client, str))
+    if not is_sound or not isinstance(end, int | float) or end > _LAST_S:
         raise AccessDenied(f"the token of {identity} cannot be read as one of `forebay token create`")
     known = frozenset(verb for verb in Verb if verb.value in verbs)
-    return Grant(f"token {claims.get('jti')}", tuple(datasets), known, client, float(claims["exp"]))
+    return Grant(f"token {claims.get('jti')}", tuple(datasets), known, client, end)
 
 
 def _is_texts(value: object) -> bool:
@@ -322,12 +328,19 @@ def _refuse_expired(identity: Identity) -> None:
 
 
 @lru_cache(maxsize=1024)
-def _pattern(glob: str) -> re.Pattern[bytes]:
-    return re.compile(glob_regex(os.fsencode(glob)), re.DOTALL)
+def _pattern(glob: str) -> re.Pattern[str] | None:
+    """None: it is no pattern, like `[z-a]`, and matches itself only."""
+    try:
+        return re.compile(glob_regex(glob.encode(*_AS_BYTES)).decode(*_AS_BYTES), re.DOTALL)
+    except re.error:
+        return None
 
 
 def _matches(glob: str, dataset: str) -> bool:
-    return glob == dataset or _pattern(glob).fullmatch(os.fsencode(dataset)) is not None
+    if glob == dataset:
+        return True
+    pattern = _pattern(glob)
+    return pattern is not None and pattern.fullmatch(dataset) is not None
 
 
 def _parse_keys(contents: Contents) -> Mapping[str, Ed25519PublicKey]:

@@ -1,6 +1,7 @@
 """Who may connect to whom: real handshakes over loopback, on both ports; files that change meanwhile."""
 
 import logging
+import os
 import socket
 import ssl
 import threading
@@ -152,6 +153,7 @@ def test_expired_certificates_are_refused_by_both_ends(parties: Parties) -> None
         shake(raw_context(ssl.PROTOCOL_TLS_SERVER, old), connecting)
 
 
+@pytest.mark.semantics("K1")
 def test_a_client_cannot_pass_for_a_worker(parties: Parties) -> None:
     connecting = parties.client("c").client_context()
     assert connecting is not None
@@ -217,6 +219,7 @@ def test_grpc_knows_who_calls(parties: Parties) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.semantics("K1")
 def test_grpc_refuses_strangers(tmp_path: Path, parties: Parties) -> None:
     worker = parties.worker()
     other = Parties.create(tmp_path / "other")
@@ -268,10 +271,10 @@ def test_a_clients_token_goes_along_and_is_read_anew(parties: Parties) -> None:
         channel = client.open_channel(f"127.0.0.1:{port}")
         method = channel.unary_unary(PATH)
         answers = [method(b"", timeout=WAIT_S)]
-        for text in ("aa.bb.cc\n", "dd.ee.ff"):
+        for text in ("aa.bb.cc\n", "dd.ee.ff", "no\ntoken", "\x00"):
             (parties.folder / "c" / "token").write_text(text)
             answers.append(method(b"", timeout=WAIT_S))
-        assert answers == [b"None", b"'aa.bb.cc'", b"'dd.ee.ff'"]
+        assert answers == [b"None", b"'aa.bb.cc'", b"'dd.ee.ff'", b"'dd.ee.ff'", b"'dd.ee.ff'"]
         channel.close()
         (parties.folder / "w" / "token").write_text("aa.bb.cc")
         assert ask(worker.open_channel(f"127.0.0.1:{port}")) == b"None", "workers need none"
@@ -297,8 +300,9 @@ def test_new_connections_have_the_new_certificate(parties: Parties) -> None:
         first = channel.get()
         assert channel.get() is first
         assert first.unary_unary(PATH)(b"", timeout=WAIT_S) == b"client 'c'"
-        parties.issue("renamed", Role.CLIENT, out=parties.folder / "c")
-        assert channel.get() is not first
+        for name in ("again", "renamed"):
+            parties.issue(name, Role.CLIENT, out=parties.folder / "c")
+            assert channel.get() is not first
         assert channel.get().unary_unary(PATH)(b"", timeout=WAIT_S) == b"client 'renamed'"
         assert first.unary_unary(PATH)(b"", timeout=WAIT_S) == b"client 'c'", "calls under way go on"
         channel.close()
@@ -306,7 +310,7 @@ def test_new_connections_have_the_new_certificate(parties: Parties) -> None:
     assert worker.server_context() is not serving_before
     assert str(worker.me) == "worker 'w2'"
     assert connect(worker, client) == "client 'renamed'"
-    assert (worker.generation, client.generation) == (1, 1)
+    assert (worker.generation, client.generation) == (1, 2)
 
 
 @pytest.mark.slow
@@ -326,6 +330,7 @@ def test_an_authority_that_is_replaced_is_believed_no_more(tmp_path: Path, parti
         shake(serving_now, raw_context(ssl.PROTOCOL_TLS_CLIENT, former, ca=other.folder))
 
 
+@pytest.mark.semantics("K3")
 @pytest.mark.parametrize("half", ["nothing", "cut", "other key", "other ca", "gone", "expired", "no role"])
 def test_half_of_a_bundle_breaks_nothing(
     tmp_path: Path, parties: Parties, half: str, caplog: pytest.LogCaptureFixture
@@ -364,6 +369,7 @@ def test_half_of_a_bundle_breaks_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.semantics("K3")
 def test_bundles_are_replaced_under_load(parties: Parties) -> None:
     """Callers on both ports while worker and client get another certificate every few milliseconds: nothing fails."""
     worker, client = parties.worker(), parties.client()
@@ -428,6 +434,7 @@ def test_plain_text_is_asked_for_by_name(tmp_path: Path) -> None:
             Security.from_setting(nothing)
 
 
+@pytest.mark.semantics("K4")
 def test_plain_text_listens_on_loopback_unless_a_host_is_named(parties: Parties) -> None:
     plain, worker = Security(None), parties.worker()
     assert Security.from_setting(worker.setting).me == worker.me
@@ -462,6 +469,7 @@ def test_plain_text_knows_addresses_only() -> None:
         ("", False),
     ],
 )
+@pytest.mark.semantics("K4")
 def test_credentials_never_leave_this_machine_in_plain_text(parties: Parties, host: str, may: bool) -> None:
     assert Security(None).may_send_credentials(host) is may
     assert parties.worker().may_send_credentials(host)
@@ -481,3 +489,39 @@ def test_a_key_with_a_pass_phrase_does_not_ask_for_it(parties: Parties) -> None:
     (folder / KEY).write_bytes(locked)
     with pytest.raises(UsageError, match="no private key in PEM without a pass phrase"):
         Security(folder)
+
+
+@pytest.mark.semantics("K3")
+def test_an_authority_is_exchanged_in_three_rounds(tmp_path: Path, parties: Parties) -> None:
+    """As in docs/how-to/secure-a-cluster.md, one bundle after the other: at no step is anybody refused."""
+    other = Parties.create(tmp_path / "other")
+    bundles = [parties.issue("w1"), parties.issue("w2")]
+    former, fresh = ((each.folder / CA_CERT).read_bytes() for each in (parties, other))
+    one, two = (Security(bundle) for bundle in bundles)
+
+    def all_connect() -> None:
+        for server, client in ((one, two), (two, one)):
+            assert connect(server, client) == str(client.me)
+
+    for bundle in bundles:
+        (bundle / CA_CERT).write_bytes(former + fresh)
+        all_connect()
+    for bundle in bundles:
+        made = other.issue(bundle.name)
+        for name in (KEY, CERT):
+            os.replace(made / name, bundle / name)
+            all_connect()
+    for bundle in bundles:
+        (bundle / CA_CERT).write_bytes(fresh)
+        all_connect()
+    assert (one.generation, two.generation) == (3, 3)
+    with pytest.raises(ssl.SSLError):
+        connect(one, parties.worker("late"))
+
+
+def test_no_session_outlives_an_authority(parties: Parties) -> None:
+    """A resumed session would be believed without its certificate being looked at again."""
+    serving, _ = contexts(parties.worker(), parties.worker())
+    far, near = shake(serving, raw_context(ssl.PROTOCOL_TLS_CLIENT, parties.folder / "w"))
+    with far, near:
+        assert near.session is None or not near.session.has_ticket

@@ -56,6 +56,25 @@ def test_what_is_written_twice_within_a_tick_of_the_clock_is_seen(folder: Path) 
     assert watched.get() == "two"
 
 
+def test_a_fault_that_passes_is_tried_again(folder: Path) -> None:
+    """As of a network file system: the files are as they were, and can be read again."""
+    is_faulty = [False]
+
+    def parse(contents: Contents) -> str:
+        if is_faulty[0]:
+            raise UsageError("it cannot be read")
+        return pair(contents)
+
+    watched = Watched(folder, ("a", "b"), parse)
+    is_faulty[0] = True
+    for name in ("a", "b"):
+        replace(folder / name, "two")
+        os.utime(folder / name, (10**9, 10**9))
+    assert [watched.get() for _ in range(3)] == ["one"] * 3
+    is_faulty[0] = False
+    assert watched.get() == "two"
+
+
 def test_a_folder_that_is_swapped_by_a_link(tmp_path: Path) -> None:
     """As Kubernetes mounts secrets: tls.crt -> ..data/tls.crt, ..data -> ..2026_11_27."""
     for version in ("one", "two"):
