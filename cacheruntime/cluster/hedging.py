@@ -39,11 +39,10 @@ are overloaded, giving up would load them more."""
 
 _LIMIT_OF_TAIL = 10.0
 
-_HEDGE_COST = 20
-"""Requests that earn the right to one hedge: 5 %."""
-
-_SAVED_HEDGES = 10
-"""Rights kept: after a quiet hour a burst of hedges is no better for the peers than without one."""
+_HEDGE_COST = 25
+"""Requests that earn the right to one hedge, of which one is kept. So of any hundred requests that a node sends one
+after the other at most 5 % are hedged, 4 of those that it earns and the one that it had. When something befalls all at
+once, ten thousand nodes that had saved ten each would send a hundred thousand hedges."""
 
 
 class LatencyWindow:
@@ -71,7 +70,8 @@ class LatencyWindow:
 
 
 class HedgeBudget:
-    """A token bucket: each request puts a twentieth of a hedge in. Hedges never exceed 5 % of the requests so far."""
+    """A token bucket for one hedge: each request puts a twenty-fifth in. At most 4 % of all requests are hedged, and 5
+    % of any hundred in a row."""
 
     def __init__(self) -> None:
         self._earned = 0
@@ -81,7 +81,7 @@ class HedgeBudget:
     def earn(self) -> None:
         """A request is sent that is no hedge."""
         self.requests += 1
-        self._earned = min(self._earned + 1, _HEDGE_COST * _SAVED_HEDGES)
+        self._earned = min(self._earned + 1, _HEDGE_COST)
 
     def take(self) -> bool:
         """Whether a hedge may be sent now; if so, it is counted."""

@@ -12,6 +12,8 @@ says the same.
 Pure: the clock is passed in, in seconds of any monotonic clock; no I/O, no lock.
 """
 
+from collections.abc import Callable
+
 from forebay.cacheruntime.keys import ContentId
 
 MOST_SPREAD = 64
@@ -44,12 +46,12 @@ class Overload:
         self._positions: dict[ContentId, int] = {}
         """Of this worker, where that is not 0: the furthest in the order of a slice that was asked for."""
 
-    def record(self, content: ContentId, position: int, served_bytes: int, now: float) -> int:
+    def record(self, content: ContentId, position: Callable[[], int], served_bytes: int, now: float) -> int:
         """Count a request of a reader, and say how far readers should spread.
 
         Args:
             content: that is asked for.
-            position: this worker's in the order of the slice, from 0.
+            position: says this worker's in the order of the slice, from 0 (`Router.position`); asked only if it counts.
             served_bytes: of the reply.
             now: the time.
 
@@ -64,11 +66,11 @@ class Overload:
         if content not in costs and len(costs) >= _CONTENTS:
             return 1
         costs[content] = cost = costs.get(content, 0.0) + served_bytes + _REQUEST_BYTES
-        if position > self._positions.get(content, 0):
-            self._positions[content] = position
-        known = self._spreads.get(content)
-        if known is None and cost < self._share / 4:
+        if cost < self._share / 4 and content not in self._spreads:
             return 1
+        place = position()
+        if place > self._positions.get(content, 0):
+            self._positions[content] = place
         return self._spread(content, cost)
 
     def _spread(self, content: ContentId, cost: float) -> int:

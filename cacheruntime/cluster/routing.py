@@ -12,8 +12,9 @@ wait for a fetch that may itself be waiting for him: who serves a request with `
 goes to the under-store, or for one that was begun for hops >= h, and begins another one else; and `ONLY_CACHED` waits
 for the former only.
 
-Two hops, since there are three parties to a hot file: the reader, the replica that it asks, and the owner whom the
-replica asks. With one, each of the k replicas of a file that nobody has would get every block from the under-store.
+Three hops, since there are four parties to a hot file: the reader, the replica that it asks, one of the first few
+replicas whom the others ask, and the owner. With one, each of 64 replicas of a file that nobody has would get every
+block from the under-store; with two, from the owner, which would send 64 copies and little else.
 
 Pure: the clock is passed in, in seconds of any monotonic clock; no I/O, no lock.
 """
@@ -28,10 +29,10 @@ import xxhash
 
 from forebay.cacheruntime.cluster.health import Health
 from forebay.cacheruntime.cluster.overload import MOST_SPREAD
-from forebay.cacheruntime.cluster.placement import Placement, WorkerId
+from forebay.cacheruntime.cluster.placement import Member, Placement, WorkerId
 from forebay.cacheruntime.keys import ContentId
 
-MAX_HOPS = 2
+MAX_HOPS = 3
 """A request that was passed on so often is not passed on in `FETCH` mode again."""
 
 _FETCHES = 2
@@ -40,6 +41,9 @@ which all nodes that miss the owner have in common."""
 
 _FETCHES_WITHOUT_STORE = 4
 """The same for a node that has no under-store to fall back on."""
+
+_BRANCHES = 8
+"""Copies of a hot file that are made from its owner; the rest are made from these."""
 
 _FORMER = 3
 """Peers asked in ONLY_CACHED mode at most: half a millisecond each, against tens for a GET."""
@@ -102,35 +106,55 @@ class Router:
         self._fetches = _FETCHES if has_store else _FETCHES_WITHOUT_STORE
         self._number = xxhash.xxh3_64_intdigest(me.encode())
         self.placement = Placement(())
+        self._draining: tuple[Member, ...] = ()
+        self._before_drain: Placement | None = None
+        """With those that drain."""
         self._former: deque[tuple[float, Placement]] = deque(maxlen=_FORMER_VIEWS)
         self._changed: float | None = None
         self._hints: OrderedDict[ContentId, tuple[int, float]] = OrderedDict()
 
-    def set_view(self, placement: Placement, now: float) -> None:
-        """Who owns shares from now on: the members that serve, not those that drain."""
-        if placement.members == self.placement.members:
+    def set_view(self, placement: Placement, now: float, draining: Iterable[Member] = ()) -> None:
+        """Who owns shares from now on.
+
+        Args:
+            placement: the members that serve.
+            now: the time.
+            draining: members that own nothing any more, and may have what the others lack.
+        """
+        drains = tuple(draining)
+        if placement.members == self.placement.members and drains == self._draining:
             return
         self._former.appendleft((now + UNSETTLED_S, self.placement))
+        self._draining = drains
+        self._before_drain = Placement((*placement.members, *drains)) if drains else None
         self.placement = placement
         self._changed = now
 
     def is_unsettled(self, now: float) -> bool:
-        """Whether data may be with others than its owners: members, or opinions of them, changed lately."""
+        """Whether data may be with others than its owners: members, or opinions of them, changed lately, or one
+        drains."""
+        if self._draining:
+            return True
         changes = (self._changed, self.health.changed)
         return any(changed is not None and now - changed < UNSETTLED_S for changed in changes)
 
-    def note_spread(self, content: ContentId, spread: int, now: float) -> None:
+    def note_spread(self, content: ContentId, spread: int, now: float) -> bool:
         """A peer's header said `spread`: ask the first so many in the order for this content, for a while.
 
         Peers may say different things, so a smaller one counts only when the larger one has expired.
+
+        Returns:
+            Whether this is news. Then it is worth to ask for a new route, and to drop the request for one to another
+            peer: that of thousands who begin to read a file together, all first ask its owner for bytes.
         """
         known = self._spread(content, now)
         if spread <= 1 or spread < known:
-            return
+            return False
         self._hints[content] = (min(spread, MOST_SPREAD), now + _HINT_S * self._rng.uniform(0.5, 1.0))
         self._hints.move_to_end(content)
         if len(self._hints) > _HINTS:
             self._hints.popitem(last=False)
+        return spread > known
 
     def position(self, content: ContentId, slice_: int) -> int:
         """This node's place in the order of a slice, from 0, at most `MOST_SPREAD`: for `Overload.record`."""
@@ -151,8 +175,10 @@ class Router:
         fetches = max(self._fetches, replicas)
         spread = self._spread(content, now) if hops == 0 else 1
         order = self._usable(content, slice_, max(fetches, spread))
+        if hops and self.me not in order:
+            order = self._above(content, slice_, order)
         if self.me in order:
-            asked = order[: order.index(self.me)]  # so the copies of a hot file are made from its owner, in one hop
+            asked = order[: order.index(self.me)]
         elif spread > 1:
             first = self._number % min(spread, max(len(order), 1))
             asked = order[first:] + order[:first]
@@ -174,13 +200,25 @@ class Router:
             order += [peer for peer in ranked if peer in aside][: most - len(order)]
         return order
 
+    def _above(self, content: ContentId, slice_: int, owners: list[WorkerId]) -> list[WorkerId]:
+        """Whom a replica far down in the order asks, and itself: one of the first few, then the owner."""
+        order = self._usable(content, slice_, MOST_SPREAD)
+        place = order.index(self.me) if self.me in order else 0
+        if place <= _BRANCHES:
+            return owners
+        return [order[1 + place % _BRANCHES], order[0], self.me]
+
     def _may_have(self, content: ContentId, slice_: int, replicas: int, now: float) -> Iterable[WorkerId]:
         """Others that may have what this node owns: who owned it before, and who is next in the order."""
         found: dict[WorkerId, None] = {}
+        if self._before_drain is not None:
+            near = self._before_drain.rank(content, slice_, replicas + _FORMER)
+            found.update(dict.fromkeys(peer for peer in near if peer not in self.placement.weights))
         for until, former in self._former:
             if now < until:
                 found.update(dict.fromkeys(former.owners(content, slice_, replicas)))
-        found.update(dict.fromkeys(self.placement.rank(content, slice_, replicas + 1)))
+        # Several may have come together, and who came has seen no former view.
+        found.update(dict.fromkeys(self.placement.rank(content, slice_, replicas + _FORMER)))
         return [peer for peer in found if peer != self.me and self.health.usable(peer)][:_FORMER]
 
     def _spread(self, content: ContentId, now: float) -> int:

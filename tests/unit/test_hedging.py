@@ -17,15 +17,17 @@ def hedger_that_saw(*seconds: float, times: int = 1000) -> Hedger:
     return hedger
 
 
-@given(st.lists(st.booleans(), max_size=2000))
-def test_the_budget_is_never_exceeded(steps: list[bool]) -> None:
-    budget, hedges = HedgeBudget(), 0
-    for number, earns in enumerate(steps):
-        if earns:
-            budget.earn()
-        else:
-            hedges += budget.take()
-        assert hedges == budget.hedges <= 0.05 * sum(steps[: number + 1])
+@given(st.lists(st.booleans(), max_size=3000))
+def test_the_budget_is_never_exceeded(wishes: list[bool]) -> None:
+    """Not by all, and not in any hundred in a row."""
+    budget = HedgeBudget()
+    hedged = []
+    for wish in wishes:
+        budget.earn()
+        hedged.append(wish and budget.take())
+    assert budget.hedges == sum(hedged) <= 0.04 * len(wishes)
+    for first in range(len(hedged) - 99):
+        assert sum(hedged[first : first + 100]) <= 5
 
 
 def test_the_budget_is_given_whole() -> None:
@@ -33,14 +35,14 @@ def test_the_budget_is_given_whole() -> None:
     for _ in range(2000):
         budget.earn()
         budget.take()
-    assert budget.hedges == 100
+    assert budget.hedges == 80
 
 
-def test_a_quiet_hour_saves_ten_hedges() -> None:
+def test_a_quiet_hour_saves_one_hedge() -> None:
     budget = HedgeBudget()
     for _ in range(100_000):
         budget.earn()
-    assert sum(budget.take() for _ in range(50)) == 10
+    assert sum(budget.take() for _ in range(50)) == 1
 
 
 def test_quantiles_are_of_what_was_seen_lately() -> None:
@@ -85,12 +87,12 @@ def test_where_all_are_slow_nobody_gives_up_early() -> None:
 
 def test_a_hedge_is_counted() -> None:
     hedger = Hedger()
-    for _ in range(20):
+    for _ in range(25):
         assert not hedger.may_hedge()
         hedger.begin()
     assert hedger.may_hedge()
     assert not hedger.may_hedge()
-    assert (hedger.budget.requests, hedger.budget.hedges) == (20, 1)
+    assert (hedger.budget.requests, hedger.budget.hedges) == (25, 1)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1e-9, 1e6])

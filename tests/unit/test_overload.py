@@ -12,10 +12,14 @@ MIB = 1 << 20
 SHARE = 100 * MIB
 
 
+def owner() -> int:
+    return 0
+
+
 def serve(overload: Overload, rate: float, begin: float, seconds: float, position: int = 0) -> list[int]:
     """What readers are told who read `rate` bytes a second in requests of 1 MiB, at even distances."""
     count = int(rate * seconds / (MIB + (128 << 10)))
-    return [overload.record(HOT, position, MIB, begin + seconds * number / count) for number in range(count)]
+    return [overload.record(HOT, lambda: position, MIB, begin + seconds * number / count) for number in range(count)]
 
 
 def test_what_is_read_a_little_is_not_spread() -> None:
@@ -52,7 +56,7 @@ def test_it_ends_when_readers_leave() -> None:
 def test_a_pause_ends_it_too() -> None:
     overload = Overload(SHARE)
     serve(overload, 10 * SHARE, 0, 3)
-    assert overload.record(HOT, 0, MIB, 30) == 1
+    assert overload.record(HOT, owner, MIB, 30) == 1
 
 
 def test_a_replica_says_what_the_owner_says() -> None:
@@ -63,14 +67,14 @@ def test_a_replica_says_what_the_owner_says() -> None:
 
 def test_small_requests_cost_too() -> None:
     overload = Overload(SHARE)
-    assert [overload.record(HOT, 0, 100, number / 3000) for number in range(3000)][-1] == 4
+    assert [overload.record(HOT, owner, 100, number / 3000) for number in range(3000)][-1] == 4
 
 
 def test_contents_are_counted_one_by_one_and_within_bounds() -> None:
     overload, rng = Overload(SHARE), random.Random(4)
     contents = [ContentId(rng.randbytes(16)) for _ in range(20_000)]
     for number in range(40_000):
-        assert overload.record(contents[number % len(contents)], 0, 1000, number / 40_000) == 1
-        told = overload.record(HOT, 0, MIB // 32, number / 40_000)
+        assert overload.record(contents[number % len(contents)], owner, 1000, number / 40_000) == 1
+        told = overload.record(HOT, owner, MIB // 32, number / 40_000)
     assert told > 1
     assert len(overload._costs) <= 4096

@@ -77,7 +77,7 @@ def test_a_slice_is_asked_of_its_own_owner() -> None:
         assert fetches(client.route(KEYS[0], slice_, 1, 0, SETTLED)) == order(KEYS[0], slice_)[:2]
 
 
-def test_a_request_that_was_passed_on_twice_is_passed_on_no_more() -> None:
+def test_a_request_that_was_passed_on_often_is_passed_on_no_more() -> None:
     for key in KEYS[:50]:
         first, second, *_ = order(key)
         route = router(second).route(key, 0, 1, MAX_HOPS, SETTLED)
@@ -152,6 +152,19 @@ def test_who_drains_is_asked_by_its_heirs() -> None:
             assert heir.route(key, 0, 1, 1, 1001.0).attempts[0] == Attempt(drained, Mode.ONLY_CACHED)
 
 
+def test_who_comes_while_another_drains_asks_that_one() -> None:
+    """It has never seen the view from before."""
+    drained, late = IDS[0], IDS[7]
+    one = Router(late, Health(random.Random(1)), random.Random(2), has_store=True)
+    one.set_view(view_of(IDS[1:]), 1000.0, [Member(drained, 1.0)])
+    keys = [key for key in KEYS if order(key)[:2] in ([late, drained], [drained, late])]
+    assert len(keys) > 3
+    for key in keys:
+        assert one.route(key, 0, 1, 1, 5000.0).attempts[0] == Attempt(drained, Mode.ONLY_CACHED)
+    one.set_view(view_of(IDS[1:]), 6000.0)
+    assert one.route(keys[0], 0, 1, 1, 9000.0) == Route((), True)
+
+
 def test_who_comes_back_asks_who_stood_in_for_it() -> None:
     """The others had set it aside: the next in the order has what was read meanwhile."""
     for key in KEYS[:50]:
@@ -190,6 +203,20 @@ def test_a_replica_of_a_hot_file_is_made_from_its_owner() -> None:
             assert fetches(replica.route(key, 0, 1, hops, SETTLED))[0] == ranked[0]
 
 
+def test_many_replicas_are_made_from_the_first_few() -> None:
+    """65 workers: the owner sends eight copies, each of those eight about seven, and a chain has three links."""
+    ids = [WorkerId(f"w{number}") for number in range(65)]
+    ranked = view_of(ids).rank(KEYS[0], 0, 64)
+    asked = Counter(fetches(router(me, ids).route(KEYS[0], 0, 1, 1, SETTLED))[0] for me in ranked[1:])
+    assert asked[ranked[0]] == 8
+    assert set(asked) == set(ranked[:9])
+    assert max(asked.values()) == 8
+    for me in ranked[9:]:
+        parent, owner = fetches(router(me, ids).route(KEYS[0], 0, 1, 1, SETTLED))
+        assert owner == ranked[0]
+        assert fetches(router(parent, ids).route(KEYS[0], 0, 1, 2, SETTLED))[0] == owner
+
+
 def test_a_hint_is_forgotten_after_a_while_and_not_by_all_at_once() -> None:
     key = KEYS[0]
     client = router("client")
@@ -211,10 +238,10 @@ def test_a_hint_is_forgotten_after_a_while_and_not_by_all_at_once() -> None:
 def test_a_smaller_hint_waits_until_the_larger_one_has_expired() -> None:
     key = KEYS[0]
     client = router("client-5")
-    client.note_spread(key, 8, SETTLED)
+    assert client.note_spread(key, 8, SETTLED)
     wide = client.route(key, 0, 1, 0, SETTLED)
-    client.note_spread(key, 2, SETTLED + 1)
-    client.note_spread(key, 1, SETTLED + 1)
+    for smaller in (8, 2, 1):
+        assert not client.note_spread(key, smaller, SETTLED + 1)
     assert client.route(key, 0, 1, 0, SETTLED + 2) == wide
 
 
