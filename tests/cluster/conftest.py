@@ -1,0 +1,38 @@
+"""Fixtures of the cluster tests: hosts on a network of their own, and nothing left of them."""
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
+
+from network import Network, unavailable
+
+
+@pytest.fixture(scope="session")
+def namespaces() -> None:
+    """Skips what cannot run here."""
+    if why := unavailable():
+        pytest.skip(why)
+
+
+@pytest.fixture
+def network(namespaces: None, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Network]:
+    """A switch without hosts; logs of a test that fails are kept where pytest keeps its files."""
+    found = Network(Path(tempfile.mkdtemp(prefix="fbn-", dir="/tmp")))
+    try:
+        failed = request.session.testsfailed
+        yield found
+        if request.session.testsfailed > failed:
+            for log in found.folder.rglob("*.log"):
+                kept = tmp_path / "logs" / log.relative_to(found.folder)
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(log, kept)
+    finally:
+        found.close()
+    wrong = found.leftovers()
+    assert not wrong, "left behind:\n" + "\n".join(wrong)
