@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 
+from host import build_clock
 from network import Network, unavailable
 
 
@@ -36,3 +37,12 @@ def network(namespaces: None, request: pytest.FixtureRequest, tmp_path: Path) ->
         found.close()
     wrong = found.leftovers()
     assert not wrong, "left behind:\n" + "\n".join(wrong)
+
+
+@pytest.fixture(scope="session")
+def clock_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For `Host.preload_clock`."""
+    try:
+        return build_clock(tmp_path_factory.mktemp("clock"))
+    except FileNotFoundError:
+        pytest.skip("a clock that jumps needs gcc: apt-get install gcc libc6-dev")

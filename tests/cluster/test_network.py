@@ -198,6 +198,41 @@ def test_a_delayed_link_takes_its_time(network: Network) -> None:
     assert float(b.run(sys.executable, "-c", connect).out) > 0.1
 
 
+def test_a_clock_jumps_on_one_host(network: Network, clock_library: Path) -> None:
+    """Waits take as long as ever: Python's, and gRPC's that are until a moment on the wall clock."""
+    host = network.host("a")
+    host.preload_clock(clock_library)
+    clock = host.start(
+        sys.executable, "-uc",
+        """if True:
+        import grpc, sys, threading, time
+        call = grpc.insecure_channel("127.0.0.1:9").unary_unary("/a/b")
+        held = threading.Lock()
+        held.acquire()
+        for _ in sys.stdin:
+            begun = time.monotonic()
+            held.acquire(timeout=0.1)
+            try:
+                call(b"", timeout=0.2, wait_for_ready=True)
+            except grpc.RpcError as error:
+                assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            print(time.time(), time.monotonic() - begun)
+        """,
+        stdin=subprocess.PIPE,
+    )  # fmt: skip
+    assert clock.stdin is not None
+    assert clock.stdout is not None
+    for ahead_s in (0, 86_400, -86_400, 0.5):
+        host.set_clock(ahead_s)
+        asked = time.time()
+        clock.stdin.write("\n")
+        clock.stdin.flush()
+        wall, waited = map(float, clock.stdout.readline().split())
+        assert asked < wall - ahead_s < time.time(), ahead_s
+        assert 0.3 <= waited < 2, ahead_s
+    assert clock.communicate()[1] == ""
+
+
 def test_what_is_left_is_found(namespaces: None, tmp_path: Path) -> None:
     network = Network(tmp_path)
     host = network.host("a")

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -16,7 +17,8 @@ from forebay_command import Done, Forebay, alive, wait_until
 INIT = Path(__file__).with_name("init.py")
 INTERFACE = "eth0"
 NAMESPACES = ("net", "mnt", "pid")
-_BALLAST = "ballast"
+_BALLAST, _CLOCK = "ballast", "clock"
+_CLOCK_SOURCE = Path(__file__).with_name("clock_offset.c")
 _END_S = 30.0
 """A host whose processes write to a full or slow disk has ended within this."""
 
@@ -205,11 +207,40 @@ class Host:
         """Take back what `fill_disk` did."""
         (self.outside(folder) / _BALLAST).unlink()
 
+    # The clock
+
+    def preload_clock(self, library: Path) -> None:
+        """From now on, processes start with a wall clock that `set_clock` sets.
+
+        Args:
+            library: see `build_clock`.
+        """
+        self.set_clock(0)
+        self.forebay.environ |= {"LD_PRELOAD": str(library), "CLOCK_OFFSET_FILE": str(self.folder / _CLOCK)}
+
+    def set_clock(self, ahead_s: float) -> None:
+        """Have the wall clock of these processes be ahead of the machine's by so many seconds, or behind."""
+        with open(self.folder / _CLOCK, "r+b" if (self.folder / _CLOCK).exists() else "wb") as file:
+            file.write(struct.pack("q", round(ahead_s * 1e9)))
+
     def erase(self) -> None:
         """Remove its files."""
         deadline = time.monotonic() + _END_S
         while self.folder.exists():
             shutil.rmtree(self.folder, ignore_errors=time.monotonic() < deadline)
+
+
+def build_clock(folder: Path) -> Path:
+    """The library that shifts a wall clock, made from `clock_offset.c`.
+
+    Raises:
+        FileNotFoundError: there is no C compiler.
+    """
+    made = folder / "clock_offset.so"
+    subprocess.run(
+        ["gcc", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", made, _CLOCK_SOURCE, "-ldl"], check=True
+    )
+    return made
 
 
 def in_namespaces(spaces: set[str]) -> Iterator[tuple[int, str]]:
