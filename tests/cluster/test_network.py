@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from forebay_command import alive, wait_until
-from host import Host, in_namespaces
+from host import NAMESPACES, Host, in_namespaces
 from network import Network, Unsupported
 from tasks import Conversation
 
@@ -237,6 +237,8 @@ def test_what_is_left_is_found(namespaces: None, tmp_path: Path) -> None:
     network = Network(tmp_path)
     host = network.host("a")
     stays = subprocess.Popen(["nsenter", f"--target={host.pid}", "--net", "--", "sleep", "1000"])
+    within = os.readlink(f"/proc/{host.pid}/ns/net")
+    wait_until(lambda: os.readlink(f"/proc/{stays.pid}/ns/net") == within, "it to enter")
     network.close()
     try:
         assert [line.split()[:2] for line in network.leftovers()] == [["process:", str(stays.pid)]]
@@ -262,14 +264,20 @@ from network import Network
 network = Network(pathlib.Path({str(tmp_path)!r}))
 host = network.host("a")
 host.start("sleep", "1000")
-print(*host.seen, *network._switch.seen, flush=True)
+print(host.pid, network._switch.pid, flush=True)
 sys.stdin.read()
 """
     run = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert run.stdout is not None
-    spaces = set(run.stdout.readline().split())
-    assert len(spaces) == 6
-    assert len(list(in_namespaces(spaces))) >= 3
-    run.kill()
-    run.communicate()
-    wait_until(lambda: not list(in_namespaces(spaces)), "the hosts to end")
+    pids = run.stdout.readline().split()
+    pins = [os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY) for pid in pids for kind in NAMESPACES]
+    spaces = {os.readlink(f"/proc/self/fd/{pin}") for pin in pins}
+    try:
+        assert len(spaces) == 6
+        assert len(list(in_namespaces(spaces))) >= 3
+        run.kill()
+        run.communicate()
+        wait_until(lambda: not list(in_namespaces(spaces)), "the hosts to end")
+    finally:
+        for pin in pins:
+            os.close(pin)

@@ -41,8 +41,9 @@ class Host:
         """
         self.name, self.address, self.folder = name, address, folder
         self.forebay = Forebay(folder, self.enter)
-        self.seen: set[str] = set()
-        """Every namespace that it has ever had, as /proc/PID/ns shows them."""
+        self._left: dict[int, str] = {}
+        self._kept: list[str] = []
+        self._pins: list[int] = []
         self._names = names
         self._disks: dict[Path, int] = {}
         self._init: subprocess.Popen[str] | None = None
@@ -63,14 +64,15 @@ class Host:
         assert self._init.stdout.readline() == "up\n", f"{self.name} did not start"
         unshare = self._init.pid
         self.pid = int(Path(f"/proc/{unshare}/task/{unshare}/children").read_text())
-        self.seen |= {os.readlink(f"/proc/{self.pid}/ns/{kind}") for kind in NAMESPACES}
         self.run("mount", "--bind", self._names, "/etc/hosts")
         for folder, size in self._disks.items():
             self._mount_disk(folder, size)
 
     def pull_plug(self) -> None:
         """Begin `power_off`, so that several hosts go off at once."""
-        if self._init is not None and self._init.stdin is not None:
+        if self._init is not None and self._init.stdin is not None and not self._pins:
+            # Held open until what is left has been looked for: their numbers are used again as soon as they are free.
+            self._pins = [os.open(f"/proc/{self.pid}/ns/{kind}", os.O_RDONLY) for kind in NAMESPACES]
             self._init.stdin.close()
 
     def power_off(self) -> None:
@@ -82,10 +84,21 @@ class Host:
         try:
             self._init.wait(_END_S)
         finally:
-            self._init.kill()  # whoever hangs in the kernel shows up as left behind
+            spaces = {os.readlink(f"/proc/self/fd/{pin}") for pin in self._pins}
+            self._left |= dict(in_namespaces(spaces))
+            mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+            self._kept += [line for line in mounts if line.split()[3] in spaces]  # of nsfs, by `ip netns attach`
+            for pin in self._pins:
+                os.close(pin)
+            self._init.kill()
             self._init.wait()
             self._init.stdout.close()
-            self._init, self.pid = None, 0
+            self._init, self.pid, self._pins = None, 0, []
+
+    def leftovers(self) -> list[str]:
+        """Processes that outlived a `power_off` and are still there, and mounts that keep a namespace."""
+        found = [f"process: {pid} {command}" for pid, command in self._left.items() if alive(pid)]
+        return found + [f"namespace kept by a mount: {line}" for line in self._kept]
 
     # Processes
 

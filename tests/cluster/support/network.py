@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fuse_mounts import mounts_below
-from host import INTERFACE, Host, in_namespaces
+from host import INTERFACE, Host
 
 _SUBNET = "10.77.0"
 _FIRST_RULE = 10
@@ -169,12 +169,8 @@ class Network:
 
     def leftovers(self) -> list[str]:
         """What there should not be after `close`: processes, namespaces, mounts, files."""
-        spaces = set().union(*(host.seen for host in (*self.hosts.values(), self._switch)))
-        found = [f"process: {pid} {command}" for pid, command in in_namespaces(spaces)]
+        found = [line for host in (*self.hosts.values(), self._switch) for line in host.leftovers()]
         found += [f"mounted: {line}" for line in mounts_below(self.folder)]
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
-            if line.split()[3] in spaces:  # of nsfs: `ip netns attach` and its like
-                found.append(f"namespace kept by a mount: {line}")
         if self.folder.exists():
             found += [f"file: {path}" for path in self.folder.rglob("*")]
         return found

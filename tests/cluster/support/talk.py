@@ -4,7 +4,7 @@ Answers each line of JSON with one:
 
 * ``["send", ADDRESS, TEXT]``: sends a datagram; null.
 * ``["received"]``: [sender, text] of the datagrams that came since it was asked last.
-* ``["connect", ADDRESS]``: whether a connection could be made within a second.
+* ``["connect", ADDRESS]``: whether a connection could be made within 0.3 s.
 * ``["write", TEXT]``, ``["read"]``: to the connection made last, and what came over those that others made.
 """
 
@@ -14,7 +14,7 @@ import sys
 from contextlib import suppress
 
 _PORT = 5000
-_CONNECT_S = 1.0
+_CONNECT_S = 0.3
 
 
 def main() -> None:
