@@ -28,7 +28,8 @@ def network(namespaces: None, request: pytest.FixtureRequest, tmp_path: Path) ->
     try:
         failed = request.session.testsfailed
         yield found
-        if request.session.testsfailed > failed:
+        said = [f"{host.name}: {line}" for host in found.hosts.values() for line in host.forebay.log_surprises()]
+        if said or request.session.testsfailed > failed:
             for log in found.folder.rglob("*.log"):
                 kept = tmp_path / "logs" / log.relative_to(found.folder)
                 kept.parent.mkdir(parents=True, exist_ok=True)
@@ -37,6 +38,7 @@ def network(namespaces: None, request: pytest.FixtureRequest, tmp_path: Path) ->
         found.close()
     wrong = found.leftovers()
     assert not wrong, "left behind:\n" + "\n".join(wrong)
+    assert not said, "unexpected in a log:\n" + "\n".join(said)
 
 
 @pytest.fixture(scope="session")

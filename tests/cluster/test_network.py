@@ -130,11 +130,12 @@ def test_a_host_dies_with_all_its_processes_and_comes_back(network: Network) -> 
 
 def test_frozen_processes_stand_still(network: Network) -> None:
     host = network.host("a")
-    ticking = host.start(sys.executable, "-uc", "import time\nwhile True: print(1); time.sleep(0.001)")
+    tick = "import os, time\nprint(os.getpid())\nwhile True: print(1); time.sleep(0.001)"
+    ticking = host.start(sys.executable, "-uc", tick)
     assert ticking.stdout is not None
-    os.set_blocking(ticking.stdout.fileno(), False)
     pid = host.pid_of(ticking)
-    assert host.outer(int(host.run("pgrep", "-f", "import time").out.split()[0])) == pid
+    assert host.outer(int(ticking.stdout.readline())) == pid
+    os.set_blocking(ticking.stdout.fileno(), False)
 
     def ticks() -> int:
         try:

@@ -247,9 +247,10 @@ class Forebay:
             for stream in (process.stdout, process.stderr):
                 if stream is not None:
                     stream.close()
-        return wrong + self._log_surprises()
+        return wrong + self.log_surprises()
 
-    def _log_surprises(self) -> list[str]:
+    def log_surprises(self) -> list[str]:
+        """Warnings and errors in logs that nobody expected."""
         found = []
         for log in [*self.root.glob("*/*.log"), *self.root.glob("*/*/*.log")]:
             for line in log.read_text(errors="replace").splitlines():
