@@ -2,8 +2,9 @@
 
 import logging
 import os
+import queue
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,14 +38,17 @@ from forebay.cacheruntime.errors import (
 from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.understore.base import Entry, UnderStore
 from forebay.cacheruntime.worker.catalogue_tree import CatalogueTree
+from forebay.cacheruntime.worker.cluster_report import report, survey
 from forebay.cacheruntime.worker.dataset import Dataset
 from forebay.cacheruntime.worker.definitions import definition_of, refuse_local, take_secrets_away
 from forebay.cacheruntime.worker.memory import Lease
 from forebay.cacheruntime.worker.peer_gate import DATASET_SCHEME, PeerGate, client_side
+from forebay.cacheruntime.worker.peer_loads import load, note_stale
 from forebay.cacheruntime.worker.peer_reads import NotOurs, PeerReads
 from forebay.cacheruntime.worker.peer_server import DataPort
 from forebay.cacheruntime.worker.peer_service import set_health, start_peer_server
 from forebay.cacheruntime.worker.peer_source import PeerSource
+from forebay.cacheruntime.worker.spread import failed
 from forebay.proto import peer_pb2 as pb
 from forebay.proto import worker_pb2 as worker_pb
 
@@ -95,6 +99,8 @@ class ClusterNode:
         self._checks: Any = None
         self._data: DataPort | None = None
         self._defining = trio.Lock()
+        self.left_bytes = 0
+        """That a drain has still to move."""
         self.id = worker_id(config.cache_dir)
         mine = None
         if cluster.is_member:
@@ -135,7 +141,7 @@ class ClusterNode:
 
     def _serve(self) -> None:
         token = trio.lowlevel.current_trio_token()
-        reads = PeerReads(self, self._core.index, self._core.touch, token)
+        reads = PeerReads(self, self._core.storage.index.reader, self._core.storage.touch, token)
         authorizer = Authorizer(self.security.folder)
         gate = PeerGate(self.security, authorizer, self.cluster.limits, self.name_of)
         self._data = self._open_data_port(reads, gate)
@@ -233,6 +239,38 @@ class ClusterNode:
                 await self._core.datasets.refresh_file(dataset, path)
                 raise
 
+    async def load_one(self, dataset_id: str, want: pb.Want, medium: str, skip_existing: bool) -> pb.LoadReply:
+        """Bring a piece into this worker's own tiers; what goes wrong is in the reply."""
+        path = os.fsdecode(want.path)
+        try:
+            with self._core.busy():
+                dataset = await self.dataset(dataset_id)
+                file = dataset.file(path, want.size, want.version, 1)
+                if file.content != want.content:
+                    raise UsageError(f"{path!r} of that size and version is another file here: the sources differ")
+                return await load(self._core, file, want, medium, skip_existing)
+        except ForebayError as error:
+            await note_stale(self._core, error, dataset_id, path)
+            return failed(error)
+
+    def begin_load(self, request: pb.LoadRequest, replies: "queue.SimpleQueue[pb.LoadReply]") -> trio.CancelScope:
+        """Bring all pieces of a request, and put a reply for each into the queue."""
+        scope = trio.CancelScope()
+
+        async def one(number: int, want: pb.Want) -> None:
+            reply = await self.load_one(request.dataset_id, want, request.medium, request.skip_existing)
+            reply.want = number
+            replies.put(reply)
+
+        async def run() -> None:
+            with scope:
+                async with trio.open_nursery() as nursery:
+                    for number, want in enumerate(request.wants):
+                        nursery.start_soon(one, number, want)
+
+        self.nursery.start_soon(run)
+        return scope
+
     async def define(self, request: pb.DefineRequest) -> pb.DefineReply:
         """What a dataset is made of, with credentials where these may travel."""
         dataset = self._core.datasets.get(request.dataset_id)
@@ -282,6 +320,14 @@ class ClusterNode:
                 raise
             tree = CatalogueTree(dataset.store.url, snapshot.catalogue, os.fsdecode(request.path))
             return Listing(snapshot.number, tree, held)
+
+    async def report(self, request: pb.ReportRequest, may_list: Callable[[str], bool]) -> pb.ReportReply:
+        """See `cluster_report.report`."""
+        return await report(self._core, self, request, may_list)
+
+    async def survey(self, request: worker_pb.MembersRequest) -> worker_pb.MembersReply:
+        """See `cluster_report.survey`."""
+        return await survey(self._core, self, request)
 
     async def look(self, request: pb.LookRequest) -> worker_pb.StatReply:
         """One file or directory as the source has it now."""

@@ -45,6 +45,9 @@ HEADER_S = 2.0
 FETCH_S = 45.0
 """For an owner who fetches; his store's own deadline is shorter."""
 
+_FURTHER = 3
+"""Workers behind the owners that may stand in for them."""
+
 _FINAL = (SourceStale, SourceNotFound)
 """What an owner says of the source that another would not say otherwise."""
 
@@ -150,6 +153,13 @@ class PeerSource:
         me = self._membership.view.me
         with self._lock:
             return me in self._router.placement.owners(file.content, slice_of(offset), self._replicas)
+
+    def order(self, file: SourceFile, offset: int) -> list[WorkerId]:
+        """The workers that a slice belongs to, in order, without those that are set aside; this one may be among
+        them."""
+        with self._lock:
+            ranked = self._router.placement.rank(file.content, slice_of(offset), self._replicas + _FURTHER)
+            return [worker for worker in ranked if self._router.health.usable(worker)]
 
     def served(self, content: ContentId, slice_: int, size: int) -> int:
         """Count what was served to a reader; how far it should spread, for the header: 0 for not at all."""

@@ -14,6 +14,8 @@ from loopback import Loopback, Node, until
 from range_server import RangeServer
 from source_tree import MIB
 
+from forebay.proto import worker_pb2 as pb
+
 LARGE = 20 * MIB + 12345
 SMALL = 70_000
 
@@ -133,3 +135,43 @@ def test_a_worker_keeps_its_share_through_a_restart(make_server: Any, make_clust
     for one in range(6):
         assert digest(cluster.members[2], one) == server.digest(one)
     assert len(server.gets) == gets
+
+
+@pytest.mark.parametrize(("count", "size"), [(3, 70 * MIB), (60, SMALL)])
+def test_a_warm_up_loads_each_share_where_it_belongs(
+    make_server: Any, make_cluster: Any, count: int, size: int
+) -> None:
+    server = make_server(count, size)
+    cluster = make_cluster(3, server)
+    dataset = cluster.attach(server.source)
+    node = cluster.members[0]
+    *_, last = node.client.warmup(pb.WarmupRequest(dataset_id=dataset))
+    assert (last.state, last.files_done, last.files_failed, last.files_uncached) == ("done", count, 0, 0)
+    assert last.bytes_done == last.bytes_total == last.bytes_fetched == count * size
+    assert fetched_once(server)
+    members = node.client.call("Members", pb.MembersRequest(dataset_id=dataset)).members
+    held = {member.address: member.datasets[0].bytes if member.datasets else 0 for member in members}
+    assert sum(held.values()) == count * size
+    assert len([size for size in held.values() if size]) > 1
+    gets = len(server.gets)
+    for one in range(count):
+        assert digest(cluster.members[2], one) == server.digest(one)
+    assert len(server.gets) == gets
+
+
+def test_who_holds_what_below_a_path(make_server: Any, make_cluster: Any) -> None:
+    server = make_server(4, 2 * MIB)
+    cluster = make_cluster(2, server)
+    dataset = cluster.attach(server.source)
+    cluster.members[1].client.attach(cluster.spec(server.source), list_tree=True)
+    list(cluster.members[1].client.warmup(pb.WarmupRequest(dataset_id=dataset, paths=[b"0", b"1"], local=True)))
+    asked = pb.MembersRequest(dataset_id=dataset, path=b"0")
+    members = {member.address: member for member in cluster.members[0].client.call("Members", asked).members}
+    own = cluster.members[1].config.cluster.listen
+    held = members[own].datasets[0]
+    assert (held.bytes, held.files, held.path_bytes, held.path_files) == (4 * MIB, 2, 2 * MIB, 1)
+    gone = cluster.members[1]
+    gone.end()
+    members = {member.address: member for member in cluster.members[0].client.call("Members", asked).members}
+    assert members[own].state == "away"
+    assert members[own].trouble

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from forebay.cacheruntime.client import WorkerClient, start_worker, worker_pid
 from forebay.cacheruntime.config import GIB, CacheConfig, ClusterConfig, Medium, TierConfig
+from forebay.cacheruntime.dataset_source import SourceSpec
 from forebay.cacheruntime.fsspec_client import CachedFile, ForebayFileSystem
 from forebay.cacheruntime.mounts import start_time
 from forebay.proto import worker_pb2 as pb
@@ -131,11 +132,12 @@ class Loopback:
         self.clients.append(node)
         return node.start()
 
-    def attach(self, source: str) -> None:
-        """Make a source known to the first member."""
-        from forebay.cacheruntime.dataset_source import SourceSpec
+    def spec(self, source: str) -> SourceSpec:
+        return SourceSpec(source, self._options)
 
-        self.members[0].client.attach(SourceSpec(source, self._options), list_tree=True)
+    def attach(self, source: str) -> str:
+        """Make a source known to the first member; returns its dataset's id."""
+        return str(self.members[0].client.attach(self.spec(source), list_tree=True).dataset_id)
 
     def close(self) -> None:
         for node in (*self.clients, *self.members):
