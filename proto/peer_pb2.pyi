@@ -235,3 +235,21 @@ class PeerTraffic(_message.Message):
     header_counts: _containers.RepeatedScalarFieldContainer[int]
     header_sum_s: float
     def __init__(self, id: _Optional[str] = ..., requests: _Optional[int] = ..., bytes: _Optional[int] = ..., errors: _Optional[int] = ..., wrong: _Optional[int] = ..., usable: _Optional[bool] = ..., header_counts: _Optional[_Iterable[int]] = ..., header_sum_s: _Optional[float] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ("undo",)
+    UNDO_FIELD_NUMBER: _ClassVar[int]
+    undo: bool
+    def __init__(self, undo: _Optional[bool] = ...) -> None: ...
+
+class DrainProgress(_message.Message):
+    __slots__ = ("left_bytes", "moved_bytes", "lost_bytes", "finished")
+    LEFT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MOVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    left_bytes: int
+    moved_bytes: int
+    lost_bytes: int
+    finished: bool
+    def __init__(self, left_bytes: _Optional[int] = ..., moved_bytes: _Optional[int] = ..., lost_bytes: _Optional[int] = ..., finished: _Optional[bool] = ...) -> None: ...

@@ -6,7 +6,7 @@ import queue
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -17,7 +17,7 @@ from forebay.cacheruntime.cluster.certs import SERVER_NAME
 from forebay.cacheruntime.cluster.channels import Channels
 from forebay.cacheruntime.cluster.directory import join_address, parse_directory
 from forebay.cacheruntime.cluster.health import Health
-from forebay.cacheruntime.cluster.membership import Address, Known, Membership, worker_id
+from forebay.cacheruntime.cluster.membership import DRAINING, SERVING, Address, Known, Membership, worker_id
 from forebay.cacheruntime.cluster.peer_client import PeerClient
 from forebay.cacheruntime.cluster.placement import slice_of
 from forebay.cacheruntime.cluster.remote_store import RemoteStore
@@ -48,6 +48,7 @@ from forebay.cacheruntime.worker.peer_reads import NotOurs, PeerReads
 from forebay.cacheruntime.worker.peer_server import DataPort
 from forebay.cacheruntime.worker.peer_service import set_health, start_peer_server
 from forebay.cacheruntime.worker.peer_source import PeerSource
+from forebay.cacheruntime.worker.rebalance import Rebalance
 from forebay.cacheruntime.worker.spread import failed
 from forebay.proto import peer_pb2 as pb
 from forebay.proto import worker_pb2 as worker_pb
@@ -78,6 +79,26 @@ class Listing:
         return self.tree.list_tree()
 
 
+@dataclass
+class Drain:
+    """One that is under way."""
+
+    rebalance: Rebalance
+    finished: bool = False
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+    async def run(self) -> None:
+        with self.scope:
+            await self.rebalance.drain()
+            self.finished = True
+
+    def progress(self) -> pb.DrainProgress:
+        return pb.DrainProgress(
+            left_bytes=self.rebalance.left_bytes, moved_bytes=self.rebalance.moved_bytes,
+            lost_bytes=self.rebalance.lost_bytes, finished=self.finished,
+        )  # fmt: skip
+
+
 class ClusterNode:
     """See the module. For the worker's event loop, but for what says otherwise.
 
@@ -99,8 +120,6 @@ class ClusterNode:
         self._checks: Any = None
         self._data: DataPort | None = None
         self._defining = trio.Lock()
-        self.left_bytes = 0
-        """That a drain has still to move."""
         self.id = worker_id(config.cache_dir)
         mine = None
         if cluster.is_member:
@@ -108,7 +127,7 @@ class ClusterNode:
             self._host, self._port = host, port
             own = Address(cluster.advertise or join_address(host, port))
             capacity = sum(tier.quota_bytes for tier in config.tiers)
-            mine = Known(self.id, own, 0, capacity, "serving", core.version)
+            mine = Known(self.id, own, 0, capacity, SERVING, core.version)
         self.membership = Membership(
             parse_directory(cluster.peers), mine, self.channels.stub, config.cache_dir / "peers.json",
             learn=not cluster.is_member,
@@ -122,16 +141,26 @@ class ClusterNode:
             replicas=cluster.replicas, alone_s=config.retry.deadline_s,
         )  # fmt: skip
         self.membership.on_seen = self.source.seen
+        self.rebalance = Rebalance(core, self)
+        self._draining_path = config.cache_dir / "draining"
 
     @property
     def has_store(self) -> bool:
         """Whether this node reads under-stores itself; a client node does not."""
         return self.cluster.is_member
 
+    @property
+    def is_draining(self) -> bool:
+        mine = self.membership.mine
+        return mine is not None and mine.state == DRAINING
+
     async def start(self) -> None:
         """Serve, and look who else is there."""
         if self.cluster.is_member:
+            if self._draining_path.exists():
+                self.membership.set_mine(state=DRAINING)
             self._serve()
+            self.nursery.start_soon(self.rebalance.run)
         self.source.see()
         self.nursery.start_soon(self._follow)
         self.nursery.start_soon(self.membership.run)
@@ -320,6 +349,21 @@ class ClusterNode:
                 raise
             tree = CatalogueTree(dataset.store.url, snapshot.catalogue, os.fsdecode(request.path))
             return Listing(snapshot.number, tree, held)
+
+    async def begin_drain(self, request: pb.DrainRequest) -> "Drain":
+        """Own nothing from now on, also after a restart, and have the others load what is here; or undo that."""
+        if request.undo:
+            self._draining_path.unlink(missing_ok=True)
+            self.membership.set_mine(state=SERVING)
+        else:
+            if not self.membership.view.workers:
+                raise UsageError("there is no other worker that could take what is here")
+            write_durably(self._draining_path, "")
+            self.membership.set_mine(state=DRAINING)
+        drain = Drain(self.rebalance, finished=request.undo)
+        if not request.undo:
+            self.nursery.start_soon(drain.run)
+        return drain
 
     async def report(self, request: pb.ReportRequest, may_list: Callable[[str], bool]) -> pb.ReportReply:
         """See `cluster_report.report`."""

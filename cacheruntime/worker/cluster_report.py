@@ -35,7 +35,7 @@ async def report(
     assert mine is not None
     status = await core.status(worker_pb.StatusRequest())
     reply = pb.ReportReply(
-        id=mine.id, version=mine.version, state=mine.state, tiers=status.tiers, left_bytes=node.left_bytes
+        id=mine.id, version=mine.version, state=mine.state, tiers=status.tiers, left_bytes=node.rebalance.left_bytes
     )
     for traffic in core.filler.traffic.values():
         reply.gets += traffic.gets

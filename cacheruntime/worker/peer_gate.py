@@ -74,6 +74,7 @@ class PeerGate:
             f"{service}/List": by_id,
             f"{service}/Look": by_id,
             f"{service}/Load": on_dataset(Verb.WARM, lambda request: self._name_of(request.dataset_id)),
+            f"{service}/Drain": on_dataset(Verb.ADMIN, lambda request: "**"),
             f"{service}/Report": Rule(Verb.LIST),
             READ_METHOD: on_dataset(Verb.READ, lambda raw: self._name_of(pb.ReadRequest.FromString(raw).dataset_id)),
             "/grpc.health.v1.Health/Check": OPEN,

@@ -1,6 +1,7 @@
 """The worker's gRPC face towards other nodes: `proto/peer.proto`. What is for this node alone is in `server.py`."""
 
 import queue
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -84,6 +85,18 @@ class PeerService(peer_pb2_grpc.PeerServicer):
                     left -= 1
         finally:
             rpc.in_loop(self._token, scope.cancel)
+
+    def Drain(self, request: pb.DrainRequest, context: grpc.ServicerContext) -> Iterator[pb.DrainProgress]:
+        drain = rpc.enter(self._token, self._node.begin_drain, context, request)
+        try:
+            while True:
+                progress = drain.progress()
+                yield progress
+                if progress.finished or not context.is_active():
+                    return
+                time.sleep(_LOOK_S)
+        finally:
+            rpc.in_loop(self._token, drain.scope.cancel)
 
     def Report(self, request: pb.ReportRequest, context: grpc.ServicerContext) -> pb.ReportReply:
         allowed = self._gate.lists(context)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from forebay.cacheruntime.cluster.hedging import Hedger
-from forebay.cacheruntime.cluster.membership import Known, Membership
+from forebay.cacheruntime.cluster.membership import DRAINING, Known, Membership
 from forebay.cacheruntime.cluster.overload import Overload
 from forebay.cacheruntime.cluster.peer_client import STALL_S, Exchange, PeerClient, WrongBytes, body_of
 from forebay.cacheruntime.cluster.peer_wire import PeerBroken
@@ -119,11 +119,16 @@ class PeerSource:
 
     # For the event loop
 
+    @property
+    def placement(self) -> Placement:
+        """Of the view."""
+        return self._router.placement
+
     def see(self) -> None:
         """The view has changed."""
         view = self._membership.view
         with self._lock:
-            draining = [known.member for known in view.workers.values() if known.state == "draining"]
+            draining = [known.member for known in view.workers.values() if known.state == DRAINING]
             self._router.set_view(Placement(view.members), self._clock(), draining)
             self._router.health.keep(list(view.workers))
             for worker, client in list(self._clients.items()):

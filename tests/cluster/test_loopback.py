@@ -14,6 +14,7 @@ from loopback import Loopback, Node, until
 from range_server import RangeServer
 from source_tree import MIB
 
+from forebay.proto import peer_pb2 as peer_pb
 from forebay.proto import worker_pb2 as pb
 
 LARGE = 20 * MIB + 12345
@@ -175,3 +176,42 @@ def test_who_holds_what_below_a_path(make_server: Any, make_cluster: Any) -> Non
     members = {member.address: member for member in cluster.members[0].client.call("Members", asked).members}
     assert members[own].state == "away"
     assert members[own].trouble
+
+
+def held(cluster: Loopback, asked: int = 0) -> list[int]:
+    """Bytes that each member holds, as one of them says."""
+    members = cluster.members[asked].client.call("Members", pb.MembersRequest()).members
+    by_address = {member.address: sum(one.bytes for one in member.datasets) for member in members}
+    return [by_address[node.config.cluster.listen] for node in cluster.members if node.config.cluster is not None]
+
+
+@pytest.mark.parametrize(("count", "size"), [(3, 70 * MIB), (60, SMALL)])
+def test_a_drained_worker_takes_nothing_with_it(make_server: Any, make_cluster: Any, count: int, size: int) -> None:
+    server = make_server(count, size)
+    cluster = make_cluster(3, server)
+    dataset = cluster.attach(server.source)
+    list(cluster.members[0].client.warmup(pb.WarmupRequest(dataset_id=dataset)))
+    gets = len(server.gets)
+    leaving = max((1, 2), key=lambda number: held(cluster)[number])
+    *_, last = cluster.stub(leaving).Drain(peer_pb.DrainRequest())
+    assert (last.finished, last.lost_bytes) == (True, 0)
+    assert last.moved_bytes == held(cluster)[leaving]
+    cluster.members[leaving].end(signal.SIGKILL)
+    for one in range(count):
+        assert digest(cluster.members[0], one) == server.digest(one)
+    assert len(server.gets) == gets
+
+
+def test_who_comes_gets_its_share_from_the_others(make_server: Any, make_cluster: Any) -> None:
+    server = make_server(80, SMALL)
+    cluster = make_cluster(3, server, later=1)
+    dataset = cluster.attach(server.source)
+    list(cluster.members[0].client.warmup(pb.WarmupRequest(dataset_id=dataset)))
+    gets, before = len(server.gets), held(cluster)
+    assert sum(before[:2]) == 80 * SMALL
+    cluster.members[2].start()
+    share = 80 * SMALL // 8  # a third is expected
+    until(lambda: held(cluster)[2] >= share, 60.0)
+    for one in range(80):
+        assert digest(cluster.members[2], one) == server.digest(one)
+    assert len(server.gets) == gets
