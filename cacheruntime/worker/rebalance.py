@@ -1,11 +1,10 @@
 """Moving what is cached to where it belongs: when this worker is to leave, and when others have come.
 
-Nothing is sent by this worker. It tells the owners what to load (`spread.py`), and they read it from here, where they find
-it by their own routing: a member that drains is asked before the under-store, and so is a former owner while the cluster is
-unsettled. What they have no room for stays where it is, and is lost with this worker.
+Nothing is sent by this worker. It tells the owners what to load (`spread.py`), and they read it from here, where they
+find it by their own routing: a member that drains is asked before the under-store, and so is a former owner while the
+cluster is unsettled. What they have no room for stays where it is, and is lost with this worker.
 
-The files are those of the newest snapshots: what older ones had is not moved. One thing at a time, behind readers, and at
-a rate.
+The files are those of the newest snapshots: what older ones had is not moved. It goes behind readers, and at a rate.
 """
 
 import logging
