@@ -210,31 +210,11 @@ class ReportReply(_message.Message):
     state: str
     tiers: _containers.RepeatedCompositeFieldContainer[_worker_pb2.TierStatus]
     datasets: _containers.RepeatedCompositeFieldContainer[_worker_pb2.MemberHoldings]
-    peers: _containers.RepeatedCompositeFieldContainer[PeerTraffic]
+    peers: _containers.RepeatedCompositeFieldContainer[_worker_pb2.PeerTraffic]
     gets: int
     fetched_bytes: int
     left_bytes: int
-    def __init__(self, id: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., tiers: _Optional[_Iterable[_Union[_worker_pb2.TierStatus, _Mapping]]] = ..., datasets: _Optional[_Iterable[_Union[_worker_pb2.MemberHoldings, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[PeerTraffic, _Mapping]]] = ..., gets: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., left_bytes: _Optional[int] = ...) -> None: ...
-
-class PeerTraffic(_message.Message):
-    __slots__ = ("id", "requests", "bytes", "errors", "wrong", "usable", "header_counts", "header_sum_s")
-    ID_FIELD_NUMBER: _ClassVar[int]
-    REQUESTS_FIELD_NUMBER: _ClassVar[int]
-    BYTES_FIELD_NUMBER: _ClassVar[int]
-    ERRORS_FIELD_NUMBER: _ClassVar[int]
-    WRONG_FIELD_NUMBER: _ClassVar[int]
-    USABLE_FIELD_NUMBER: _ClassVar[int]
-    HEADER_COUNTS_FIELD_NUMBER: _ClassVar[int]
-    HEADER_SUM_S_FIELD_NUMBER: _ClassVar[int]
-    id: str
-    requests: int
-    bytes: int
-    errors: int
-    wrong: int
-    usable: bool
-    header_counts: _containers.RepeatedScalarFieldContainer[int]
-    header_sum_s: float
-    def __init__(self, id: _Optional[str] = ..., requests: _Optional[int] = ..., bytes: _Optional[int] = ..., errors: _Optional[int] = ..., wrong: _Optional[int] = ..., usable: _Optional[bool] = ..., header_counts: _Optional[_Iterable[int]] = ..., header_sum_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, id: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., tiers: _Optional[_Iterable[_Union[_worker_pb2.TierStatus, _Mapping]]] = ..., datasets: _Optional[_Iterable[_Union[_worker_pb2.MemberHoldings, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[_worker_pb2.PeerTraffic, _Mapping]]] = ..., gets: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., left_bytes: _Optional[int] = ...) -> None: ...
 
 class DrainRequest(_message.Message):
     __slots__ = ("undo",)

@@ -503,12 +503,40 @@ class TrafficRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class TrafficReply(_message.Message):
-    __slots__ = ("sources", "uptime_s")
+    __slots__ = ("sources", "uptime_s", "peers", "peer_requests", "hedges", "certificate_left_s")
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    PEER_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    HEDGES_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_LEFT_S_FIELD_NUMBER: _ClassVar[int]
     sources: _containers.RepeatedCompositeFieldContainer[SourceTraffic]
     uptime_s: float
-    def __init__(self, sources: _Optional[_Iterable[_Union[SourceTraffic, _Mapping]]] = ..., uptime_s: _Optional[float] = ...) -> None: ...
+    peers: _containers.RepeatedCompositeFieldContainer[PeerTraffic]
+    peer_requests: int
+    hedges: int
+    certificate_left_s: float
+    def __init__(self, sources: _Optional[_Iterable[_Union[SourceTraffic, _Mapping]]] = ..., uptime_s: _Optional[float] = ..., peers: _Optional[_Iterable[_Union[PeerTraffic, _Mapping]]] = ..., peer_requests: _Optional[int] = ..., hedges: _Optional[int] = ..., certificate_left_s: _Optional[float] = ...) -> None: ...
+
+class PeerTraffic(_message.Message):
+    __slots__ = ("id", "requests", "bytes", "errors", "wrong", "usable", "header_counts", "header_sum_s")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    WRONG_FIELD_NUMBER: _ClassVar[int]
+    USABLE_FIELD_NUMBER: _ClassVar[int]
+    HEADER_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    HEADER_SUM_S_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    requests: int
+    bytes: int
+    errors: int
+    wrong: int
+    usable: bool
+    header_counts: _containers.RepeatedScalarFieldContainer[int]
+    header_sum_s: float
+    def __init__(self, id: _Optional[str] = ..., requests: _Optional[int] = ..., bytes: _Optional[int] = ..., errors: _Optional[int] = ..., wrong: _Optional[int] = ..., usable: _Optional[bool] = ..., header_counts: _Optional[_Iterable[int]] = ..., header_sum_s: _Optional[float] = ...) -> None: ...
 
 class SourceTraffic(_message.Message):
     __slots__ = ("dataset_id", "gets", "bytes", "errors", "get_counts", "get_sum_s", "queue_counts", "queue_sum_s", "peer_reads", "peer_bytes")

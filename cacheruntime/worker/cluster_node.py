@@ -38,7 +38,7 @@ from forebay.cacheruntime.errors import (
 from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.understore.base import Entry, UnderStore
 from forebay.cacheruntime.worker.catalogue_tree import CatalogueTree
-from forebay.cacheruntime.worker.cluster_report import report, survey
+from forebay.cacheruntime.worker.cluster_report import peer_traffic, report, survey
 from forebay.cacheruntime.worker.dataset import Dataset
 from forebay.cacheruntime.worker.definitions import definition_of, refuse_local, take_secrets_away
 from forebay.cacheruntime.worker.memory import Lease
@@ -368,6 +368,12 @@ class ClusterNode:
     async def report(self, request: pb.ReportRequest, may_list: Callable[[str], bool]) -> pb.ReportReply:
         """See `cluster_report.report`."""
         return await report(self._core, self, request, may_list)
+
+    def add_traffic(self, reply: worker_pb.TrafficReply) -> None:
+        """What was read from other workers."""
+        reply.peers.extend(peer_traffic(self))
+        reply.peer_requests, reply.hedges = self.source.hedges
+        reply.certificate_left_s = self.security.expires_in_s() or 0.0
 
     async def survey(self, request: worker_pb.MembersRequest) -> worker_pb.MembersReply:
         """See `cluster_report.survey`."""

@@ -51,12 +51,19 @@ async def report(
     if request.dataset_id and request.path:
         for shown in reply.datasets:
             shown.path_bytes, shown.path_files = await _below(core, node, request.dataset_id, request.path)
-    for worker, peer in node.source.traffic.items():
-        reply.peers.add(
+    reply.peers.extend(peer_traffic(node))
+    return reply
+
+
+def peer_traffic(node: "ClusterNode") -> list[worker_pb.PeerTraffic]:
+    """What was read from each other worker, and how that went."""
+    return [
+        worker_pb.PeerTraffic(
             id=worker, requests=peer.requests, bytes=peer.bytes, errors=peer.errors, wrong=peer.wrong,
             usable=node.source.usable(worker), header_counts=peer.times.counts, header_sum_s=peer.times.sum_s,
-        )  # fmt: skip
-    return reply
+        )
+        for worker, peer in node.source.traffic.items()
+    ]  # fmt: skip
 
 
 async def _below(core: "Core", node: "ClusterNode", dataset_id: str, path: bytes) -> tuple[int, int]:

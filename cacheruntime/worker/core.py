@@ -209,6 +209,8 @@ class Core:
                 queue_counts=traffic.queue_times.counts, queue_sum_s=traffic.queue_times.sum_s,
                 peer_reads=traffic.peer_reads, peer_bytes=traffic.peer_bytes,
             )  # fmt: skip
+        if self.cluster is not None:
+            self.cluster.add_traffic(reply)
         return reply
 
     async def serve_metrics(self, request: pb.ServeMetricsRequest) -> pb.ServeMetricsReply:
