@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -215,3 +217,37 @@ def test_who_comes_gets_its_share_from_the_others(make_server: Any, make_cluster
     for one in range(80):
         assert digest(cluster.members[2], one) == server.digest(one)
     assert len(server.gets) == gets
+
+
+_SPOIL_SUMS = """
+import lmdb, sys
+with lmdb.open(sys.argv[1], max_dbs=20, map_size=1 << 37) as index, index.begin(write=True) as txn:
+    sums = index.open_db(b"sums", txn, create=False)
+    for key, value in list(txn.cursor(db=sums)):
+        txn.put(key, bytes([value[0] ^ 1]) + value[1:], db=sums)
+"""
+
+
+def test_wrong_bytes_of_a_worker_are_refused_counted_and_mended(make_server: Any, make_cluster: Any) -> None:
+    """Its index says another checksum than the bytes have: as when they were damaged on the disk, or on the way."""
+    server = make_server(4, 2 * MIB)
+    cluster = make_cluster(2, server)
+    owner, reader = cluster.members
+    for one in range(4):
+        digest(owner, one)
+    owned = held(cluster)[0]
+    assert owned == 4 * 2 * MIB
+    owner.end()
+    # LMDB is opened once in a process, and this one has it.
+    subprocess.run([sys.executable, "-c", _SPOIL_SUMS, str(owner.config.index_dir)], check=True)
+    owner.start()
+    cluster.attach(server.source)
+    until(lambda: owner.pid != 0)
+    for one in range(4):
+        assert digest(reader, one) == server.digest(one)
+    traffic = reader.client.call("Traffic", pb.TrafficRequest())
+    wrong = sum(peer.wrong for peer in traffic.peers)
+    asked = sum(peer.requests for peer in traffic.peers)
+    assert wrong >= 1 or asked == 0
+    if wrong:
+        until(lambda: owner.client.call("Status", pb.StatusRequest()).damaged_files >= 1)
