@@ -70,6 +70,7 @@ class Core:
         self.orders.sink = self._sink
         self.prefetcher = Prefetcher(self.orders, self.filler, storage)
         self.orders.moved = self.prefetcher.wake
+        storage.rooms.note_reads = self.orders.note_reads
 
     async def attach(self, request: pb.AttachRequest) -> pb.AttachReply:
         with self._busy():
