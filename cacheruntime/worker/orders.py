@@ -46,7 +46,7 @@ _IN_FLIGHT = 4096
 """Files of one reader, asked for and not known to be read, whose touch bits are looked at."""
 
 _READING_S = 0.02
-"""From a touch until a file counts as read: a reader finds a whole batch at first, and has it open until it is read."""
+"""From a touch until a file counts as read: while its reader has it open, evicting it gives no room."""
 
 _STEP_FADES = 0.9
 """Of the longest step so much is left after another: batches are alike, but the last of an epoch."""
