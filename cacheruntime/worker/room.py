@@ -29,6 +29,10 @@ _LOADED_AT_ONCE = 40_000
 _DEPARTED_S = 0.02
 """Files that were evicted while they were open are looked at this often at most, a system call each."""
 
+_HELD_SHARE = 1 / 64
+"""Of a tier: so much of what was evicted may be open somewhere before it is waited for. Else a reader that does not run
+for a while, with one file open, keeps all others from getting room."""
+
 _LOOK_S = 1.0
 """Touch bits are looked at this often at most."""
 
@@ -196,7 +200,8 @@ class Rooms:
 
     def _missing(self, tier: Tier, need: int) -> int:
         """What is to be dropped in a tier; what was dropped already and is still open somewhere will come."""
-        return need - tier.room_bytes() - self._storage.departed.pending_bytes(tier)
+        pending = self._storage.departed.pending_bytes(tier)
+        return need - tier.room_bytes() - (pending if pending > _HELD_SHARE * tier.config.quota_bytes else 0)
 
     def _choose_idle(self, tier: Tier, missing: int) -> list[Item] | None:
         """What of unused datasets would do; None when all of it would not suffice."""

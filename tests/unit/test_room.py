@@ -395,6 +395,23 @@ def test_a_move_to_a_full_disk_leaves_nothing(make_box: MakeBox, monkeypatch: py
 # Files that are open
 
 
+def test_one_open_file_does_not_keep_others_from_getting_room(make_box: MakeBox) -> None:
+    """A reader that does not run for a while has an evicted file open: another one goes for what comes."""
+    size = 10_000
+    box = make_box(100 * size)
+    use(box, "lru")
+    files = [box.source(f"f{n}", bytes_of(size, n)) for n in range(110)]
+    fill(box, *files[:100])
+    space = box.storage.space(box.dataset)
+    box.storage.rooms.load(space)
+    first = next(space.policy.victims())
+    with box.tier_file(ContentId(first)).open("rb") as opened:  # type: ignore[arg-type]
+        fill(box, *files[100:])
+        assert len(opened.read()) == size
+        assert cached(box, files)[100:] == "x" * 10
+        assert cached(box, files).count("x") == 99, "and it counts until it is closed"
+
+
 def test_evicted_files_count_until_they_are_closed(make_box: MakeBox) -> None:
     box = make_box(3 * MIB)
     use(box, "lru")
