@@ -27,7 +27,7 @@ from forebay.torch.orders import EpochOrder
 _BELADY = {2: {0.10: 0.31, 0.25: 0.50, 0.50: 0.73, 0.75: 0.88}, 4: {0.10: 0.36, 0.25: 0.56, 0.50: 0.77, 0.75: 0.90}}
 """Jobs -> cache as a share of the data -> hit ratio of offline Belady."""
 
-_FILES = 1500
+_FILES = 2000
 _READS = 6000
 """That are counted at least, in whole epochs, behind one that is not."""
 
