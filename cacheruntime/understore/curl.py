@@ -1,8 +1,4 @@
-"""GETs by libcurl, for stores whose URLs can be signed beforehand (docs/decisions/0028).
-
-It takes a third of the CPU time that obstore takes for a large object, and a quarter for many small ones, as one thread
-reads from many connections. `Transfers` is for one thread at a time; `CurlClient` for any number.
-"""
+"""Many small objects by libcurl, in one thread, for stores whose URLs can be signed beforehand (docs/decisions/0028)."""
 
 import contextlib
 import math
@@ -10,23 +6,20 @@ import os
 import select
 import ssl
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import botocore.httpsession
 import pycurl
 
-from forebay.cacheruntime.errors import SourceDenied, SourceError, SourceStale, SourceUnavailable
-from forebay.cacheruntime.understore.objectstore import PIECE_BYTES, REQUEST_TIMEOUT, UNTRUSTED, mapped_reply
+from forebay.cacheruntime.errors import SourceError
+from forebay.cacheruntime.understore.objectstore import REQUEST_TIMEOUT
 from forebay.cacheruntime.understore.options import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, seconds
 from forebay.cacheruntime.version import VERSION
 
 _RECEIVE_BYTES = 256 << 10
 """libcurl asks the socket for so much at once, and gives it out in pieces of 16 KiB."""
-
-_PIECES = PIECE_BYTES // (16 << 10)
 
 _OTHER_BODY_BYTES = 64 << 10
 """Of what a store says instead of a body, most: its code is in the first few hundred."""
@@ -39,29 +32,12 @@ _REDIRECTS = 5
 _STEP_S = 1.0
 """libcurl's own timers end a wait earlier; this only bounds one that they do not."""
 
-_BROKEN = (
-    pycurl.E_PARTIAL_FILE,
-    pycurl.E_GOT_NOTHING,
-    pycurl.E_SEND_ERROR,
-    pycurl.E_RECV_ERROR,
-    pycurl.E_HTTP2,
-)
-_UNTRUSTED = (pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CACERT_BADFILE)
-
-_WORDS = {
-    pycurl.E_COULDNT_RESOLVE_HOST: "its name cannot be resolved",
-    pycurl.E_COULDNT_RESOLVE_PROXY: "its proxy's name cannot be resolved",
-    pycurl.E_OPERATION_TIMEDOUT: "timed out",
-    **dict.fromkeys(_BROKEN, "the connection broke"),
-}
-
 
 class Get(NamedTuple):
-    """A range of one version of one object."""
+    """One version of one object."""
 
     url: str
     """Signed: a secret."""
-    start: int
     length: int
     """In bytes, more than none."""
     version: str
@@ -108,15 +84,18 @@ class Transfer:
     error: tuple[int, str] | None = None
     """Of libcurl."""
 
-    def trouble(self, what: str) -> SourceError | None:
-        """What is wrong with the reply's head, if there is one; None while it is what was asked for.
+    @property
+    def is_refused(self) -> bool:
+        """Whether the store knows the signature not, or takes none in a URL."""
+        return self.error is None and int(self.curl.getinfo(pycurl.RESPONSE_CODE)) in (401, 403)
 
-        Args:
-            what: the object in words.
-        """
-        status = int(self.curl.getinfo(pycurl.RESPONSE_CODE))
-        if status != 206 and not (status == 200 and self.get.start == 0):
-            return mapped_reply(status, b"".join(self.body).decode(errors="replace"), what)
+    @property
+    def is_good(self) -> bool:
+        """Whether what came is the whole of what was asked for, of that version."""
+        if self.error is not None or sum(map(len, self.body)) != self.get.length:
+            return False
+        if int(self.curl.getinfo(pycurl.RESPONSE_CODE)) not in (200, 206):
+            return False
         etag, sent = "", ""
         for line in self.head:
             name = line[:14].lower()
@@ -127,25 +106,8 @@ class Transfer:
             elif name.startswith(b"content-range:"):
                 sent = line[14:].strip().decode("latin-1")
         if self.get.version and etag and etag != self.get.version:  # some S3 look-alikes ignore If-Match
-            return SourceStale(f"{what} has changed since it was listed")
-        end = self.get.start + self.get.length
-        if sent and not sent.startswith(f"bytes {self.get.start}-{end - 1}/"):
-            return SourceStale(f"{what} does not have the {end} bytes that it had ({sent})")
-        return None
-
-    def failure(self, what: str) -> SourceError:
-        """What libcurl's error means."""
-        assert self.error is not None
-        number, words = self.error
-        if number in _UNTRUSTED:
-            return SourceDenied(f"{what}: {UNTRUSTED}")
-        if number == pycurl.E_FILESIZE_EXCEEDED:
-            return SourceUnavailable(f"{what}: the store answers with more than what was asked for")
-        if number == pycurl.E_COULDNT_CONNECT:
-            reason = "no route to it" if "unreachable" in words or "No route" in words else "connection refused"
-        else:
-            reason = _WORDS.get(number, words)
-        return SourceUnavailable(f"{what} cannot be reached: {reason}")
+            return False
+        return not sent or sent.startswith(f"bytes 0-{self.get.length - 1}/")
 
 
 class Transfers:
@@ -177,7 +139,7 @@ class Transfers:
         curl = self._idle.pop() if self._idle else _new_curl(self._settings)
         transfer = self._under_way[curl] = Transfer(get, tag, curl)
         curl.setopt(pycurl.URL, get.url)
-        curl.setopt(pycurl.RANGE, f"{get.start}-{get.start + get.length - 1}")
+        curl.setopt(pycurl.RANGE, f"0-{get.length - 1}")
         curl.setopt(pycurl.HTTPHEADER, [f"If-Match: {get.version}"] if get.version else [])
         curl.setopt(pycurl.MAXFILESIZE, max(get.length, _OTHER_BODY_BYTES))
         curl.setopt(pycurl.HEADERFUNCTION, transfer.head.append)
@@ -253,58 +215,21 @@ class Transfers:
         self._due = None if wait_ms < 0 else time.monotonic() + wait_ms / 1000
 
 
-class CurlClient:
-    """Streams ranges to threads. *Resources*: `close`; reads that go on keep what they have."""
-
-    def __init__(self, settings: CurlSettings) -> None:
-        self._settings = settings
-        self._idle: deque[Transfers] = deque()
-
-    def read(self, get: Get, what: str) -> Iterator[bytes]:
-        """Stream a range.
-
-        Args:
-            get: which.
-            what: the object in words, for messages.
-
-        Raises:
-            SourceDenied: before anything was given out. SourceStale: another version, gone, or shorter.
-            SourceUnavailable: broken off; what came is good.
-        """
-        try:
-            transfers = self._idle.pop()
-        except IndexError:
-            transfers = Transfers(self._settings)
-        kept = False
-        try:
-            transfer = transfers.start(get)
-            yield from _stream(transfers, transfer, what)
-            transfers.release(transfer)
-            self._idle.append(transfers)
-            kept = True
-        finally:
-            if not kept:
-                transfers.close()
-
-    def whole_files(self, request: Callable[[str, int, str], Get | None]) -> "CurlWholeFiles":
-        """See `ReadsMany`.
-
-        Args:
-            request: from path, size and version; None, or raises SourceError: it is not to be had this way.
-        """
-        return CurlWholeFiles(Transfers(self._settings), request)
-
-    def close(self) -> None:
-        while self._idle:
-            self._idle.pop().close()
-
-
 class CurlWholeFiles:
     """See `WholeFiles`."""
 
-    def __init__(self, transfers: Transfers, request: Callable[[str, int, str], Get | None]) -> None:
-        self._transfers = transfers
+    def __init__(
+        self, settings: CurlSettings, request: Callable[[str, int, str], Get | None], refused: Callable[[], None]
+    ) -> None:
+        """
+        Args:
+            settings: of the connections.
+            request: from path, size and version; None, or raises SourceError: it is not to be had this way.
+            refused: told, in the thread that waits, that the store has refused one.
+        """
+        self._transfers = Transfers(settings)
         self._request = request
+        self._refused = refused
         self._unfit: list[object] = []
 
     def start(self, path: str, size: int, version: str, tag: object) -> None:
@@ -323,9 +248,9 @@ class CurlWholeFiles:
         found: list[tuple[object, list[bytes] | None]] = [(tag, None) for tag in self._unfit]
         self._unfit.clear()
         for transfer in self._transfers.step(0 if found else most_s):
-            good = transfer.error is None and transfer.trouble("") is None
-            good = good and sum(map(len, transfer.body)) == transfer.get.length
-            found.append((transfer.tag, transfer.body if good else None))
+            if transfer.is_refused:
+                self._refused()
+            found.append((transfer.tag, transfer.body if transfer.is_good else None))
             self._transfers.release(transfer)
         return found
 
@@ -336,37 +261,6 @@ class CurlWholeFiles:
     def close(self) -> None:
         """See `WholeFiles.close`."""
         self._transfers.close()
-
-
-def _stream(transfers: Transfers, transfer: Transfer, what: str) -> Iterator[bytes]:
-    left, begun = transfer.get.length, False
-    while not transfer.ended or transfer.body:
-        if not transfer.ended:
-            transfers.step(_STEP_S)
-        pieces = transfer.body
-        if not begun:
-            if not pieces and not transfer.ended:
-                continue
-            if transfer.error is not None and not pieces:
-                break
-            if int(transfer.curl.getinfo(pycurl.RESPONSE_CODE)) >= 300 and not transfer.ended:
-                continue
-            if (trouble := transfer.trouble(what)) is not None:
-                raise trouble
-            begun = True
-        if pieces and (transfer.ended or len(pieces) >= _PIECES):
-            piece = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            pieces.clear()
-            left -= len(piece)
-            if left < 0:
-                raise SourceUnavailable(f"{what}: the reply is longer than what was asked for")
-            yield piece
-    if transfer.error is not None:
-        raise transfer.failure(what)
-    if not begun and (trouble := transfer.trouble(what)) is not None:
-        raise trouble
-    if left:
-        raise SourceUnavailable(f"{what}: the reply ended {left} bytes early")
 
 
 def _new_curl(settings: CurlSettings) -> pycurl.Curl:

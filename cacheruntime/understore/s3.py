@@ -2,8 +2,8 @@
 
 Several clients share the work. botocore lists, describes and probes: obstore refuses a whole listing page when one key
 of it has an empty, '.' or '..' segment or a control character, and strips the slash by which directory markers are
-known. libcurl reads data from URLs that obstore signs. What is refused that way is asked for by obstore, with the
-signature in a header; a key that obstore cannot address is read by botocore.
+known. obstore reads data; many small objects at once are read by libcurl, from URLs that obstore signs, unless the
+store refuses these. A key that obstore cannot address is read by botocore.
 """
 
 import threading
@@ -18,7 +18,6 @@ from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
 from forebay.cacheruntime.errors import (
-    SourceDenied,
     SourceNotFound,
     SourceStale,
     SourceUnavailable,
@@ -34,7 +33,7 @@ from forebay.cacheruntime.understore.aws import (
     not_s3,
 )
 from forebay.cacheruntime.understore.base import Entry, Kind, WholeFiles
-from forebay.cacheruntime.understore.curl import CurlClient, CurlSettings, Get
+from forebay.cacheruntime.understore.curl import CurlSettings, CurlWholeFiles, Get
 from forebay.cacheruntime.understore.objectstore import (
     NO_RETRIES,
     PIECE_BYTES,
@@ -86,9 +85,9 @@ class S3UnderStore:
         self._client_made: Any = None
         self._data_made: S3Store | None = None
         self._signer_made: S3Store | None = None
-        self._curl = CurlClient(CurlSettings.of(options))
+        self._curl = CurlSettings.of(options)
         self._takes_signed_urls = True
-        """Until the store proves to take a signature only in a header: a policy may say so (`s3:authType`)."""
+        """Until it refuses one: a policy may want the signature in a header (`s3:authType`)."""
         self._root_is_file: bool | None = None
 
     @property
@@ -161,26 +160,20 @@ class S3UnderStore:
         key = self._address.path if self._is_root_file(path) else self._prefix + path
         if not addressable(key):
             return self._read_with_botocore(key, start, length, version)
-        if not self._takes_signed_urls:
-            return read_with_obstore(self._data(), key, start, length, version, self._bucket_words)
-        return self._read_with_curl(key, start, length, version)
+        return read_with_obstore(self._data(), key, start, length, version, self._bucket_words)
 
     def whole_files(self) -> WholeFiles | None:
         """See `ReadsMany`."""
-        return self._curl.whole_files(self._whole) if self._takes_signed_urls else None
+        if not self._takes_signed_urls:
+            return None
+        return CurlWholeFiles(self._curl, self._whole, self._refuses_signed_urls)
 
     def _whole(self, path: str, size: int, version: str) -> Get | None:
         key = self._prefix + path
-        return None if self._is_root_file(path) or not addressable(key) else Get(self._signed(key), 0, size, version)
+        return None if self._is_root_file(path) or not addressable(key) else Get(self._signed(key), size, version)
 
-    def _read_with_curl(self, key: str, start: int, length: int, version: str) -> "Iterator[Buffer]":
-        try:
-            yield from self._curl.read(
-                Get(self._signed(key), start, length, version), f"{key!r} at {self._bucket_words}"
-            )
-        except SourceDenied:  # before anything was given out
-            yield from read_with_obstore(self._data(), key, start, length, version, self._bucket_words)
-            self._takes_signed_urls = False
+    def _refuses_signed_urls(self) -> None:
+        self._takes_signed_urls = False
 
     def _signed(self, key: str) -> str:
         """The URL of an object, with what lets whoever has it read it."""
@@ -206,7 +199,6 @@ class S3UnderStore:
             if self._client_made is not None:
                 self._client_made.close()
             self._client_made = self._data_made = self._signer_made = self._session = None
-        self._curl.close()
 
     def _pages(self, **wanted: Any) -> Iterator[dict[str, Any]]:
         token: str | None = None

@@ -8,13 +8,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from forebay.cacheruntime.config import RetryConfig
-from forebay.cacheruntime.errors import ForebayError, SourceDenied, SourceStale, SourceUnavailable
-from forebay.cacheruntime.understore.base import ReadsMany
-from forebay.cacheruntime.understore.curl import CurlClient, CurlSettings, Get
+from forebay.cacheruntime.errors import SourceDenied
+from forebay.cacheruntime.understore.base import ReadsMany, WholeFiles
+from forebay.cacheruntime.understore.curl import CurlSettings, CurlWholeFiles, Get
 from forebay.cacheruntime.understore.factory import open_store
 
 DATA = bytes(range(256)) * 8192  # 2 MiB
-SECRET = "X-Amz-Signature=0123456789abcdef"
+BRIEFLY = CurlSettings(read_timeout_s=5)
 BRIEF = RetryConfig(first_delay_s=0.005, max_delay_s=0.01, deadline_s=0.3, probe_deadline_s=0.3)
 
 
@@ -102,100 +102,6 @@ def server() -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture
-def client() -> Iterator[CurlClient]:
-    client = CurlClient(CurlSettings(read_timeout_s=5))
-    yield client
-    client.close()
-
-
-def get(server: Server, start: int = 0, length: int = len(DATA), version: str = '"e1"') -> Get:
-    return Get(f"{server.url}/object?{SECRET}", start, length, version)
-
-
-def read(client: CurlClient, wanted: Get) -> bytes:
-    return b"".join(client.read(wanted, "'object'"))
-
-
-@pytest.mark.parametrize(("start", "length"), [(0, len(DATA)), (0, 1), (1, 70_000), (len(DATA) - 3, 3)])
-def test_ranges_have_their_bytes(server: Server, client: CurlClient, start: int, length: int) -> None:
-    for version in ('"e1"', ""):
-        assert read(client, get(server, start, length, version)) == DATA[start : start + length]
-
-
-def test_one_after_the_other_on_one_connection(server: Server, client: CurlClient) -> None:
-    for _ in range(5):
-        assert read(client, get(server, 10, 20)) == DATA[10:30]
-    assert server.connections == 1
-
-
-def test_what_has_come_is_given_out_before_the_rest(server: Server, client: CurlClient) -> None:
-    server.held = threading.Event()
-    stream = client.read(get(server), "'object'")
-    came = next(stream)
-    server.held.set()
-    assert came + b"".join(stream) == DATA
-
-
-def _other_version(server: Server) -> None:
-    server.etag = '"e2"'
-
-
-def _shorter(server: Server) -> None:
-    server.cut_at = 100_000
-
-
-def _ignores(server: Server) -> None:
-    server.ignores_ranges = True
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "words"),
-    [
-        (_other_version, SourceStale, "has changed"),
-        (_shorter, SourceUnavailable, "broke"),
-        (_ignores, SourceUnavailable, "more than what was asked for"),
-        (lambda server: server.statuses.append(412), SourceStale, "HTTP 412 Told"),
-        (lambda server: server.statuses.append(416), SourceStale, "HTTP 416"),
-        (lambda server: server.statuses.append(404), SourceStale, "is gone"),
-        (lambda server: server.statuses.append(403), SourceDenied, "access denied (HTTP 403 Told)"),
-        (lambda server: server.statuses.append(503), SourceUnavailable, "HTTP 503"),
-        (lambda server: server.statuses.append(429), SourceUnavailable, "HTTP 429"),
-    ],
-)
-def test_what_goes_wrong_is_named(
-    server: Server, client: CurlClient, change: Callable[[Server], None], error: type[ForebayError], words: str
-) -> None:
-    change(server)
-    came: list[bytes] = []
-    with pytest.raises(error) as caught:
-        came.extend(client.read(get(server, 5, 900_000), "'object'"))
-    assert words in str(caught.value)
-    assert SECRET not in str(caught.value)
-    assert DATA[5:].startswith(b"".join(came))
-    server.statuses, server.etag, server.cut_at, server.ignores_ranges = [], '"e1"', None, False
-    assert read(client, get(server, 5, 1000)) == DATA[5:1005], "the next read is not spoilt"
-
-
-def test_an_object_that_ends_before_the_range(server: Server, client: CurlClient) -> None:
-    with pytest.raises(SourceStale):
-        read(client, get(server, len(DATA) - 10, 20))
-
-
-def test_nobody_listens(client: CurlClient) -> None:
-    with Server().running() as gone:
-        wanted = get(gone)
-    with pytest.raises(SourceUnavailable, match="connection refused"):
-        read(client, wanted)
-
-
-def test_a_reader_that_leaves_early(server: Server, client: CurlClient) -> None:
-    stream = client.read(get(server), "'object'")
-    assert DATA.startswith(next(stream))
-    stream.close()
-    assert read(client, get(server, 0, 10)) == DATA[:10]
-
-
 def _wait_all(files: object, count: int) -> dict[object, bytes | None]:
     found: dict[object, bytes | None] = {}
     while len(found) < count:
@@ -204,15 +110,15 @@ def _wait_all(files: object, count: int) -> dict[object, bytes | None]:
     return found
 
 
-def test_many_whole_files_at_once(server: Server, client: CurlClient) -> None:
+def test_many_whole_files_at_once(server: Server) -> None:
     def request(path: str, size: int, version: str) -> Get | None:
         if path == "unfit":
             return None
         if path == "unsigned":
             raise SourceDenied("no credentials")
-        return Get(f"{server.url}/{path}", 0, size, version)
+        return Get(f"{server.url}/{path}", size, version)
 
-    files = client.whole_files(request)
+    files = CurlWholeFiles(BRIEFLY, request, lambda: None)
     try:
         for number in range(40):
             files.start(f"f{number}", 1000 + number, '"e1"', number)
@@ -233,8 +139,8 @@ def test_many_whole_files_at_once(server: Server, client: CurlClient) -> None:
         files.close()
 
 
-def test_a_wait_is_ended_from_outside(client: CurlClient) -> None:
-    files = client.whole_files(lambda path, size, version: None)
+def test_a_wait_is_ended_from_outside() -> None:
+    files = CurlWholeFiles(BRIEFLY, lambda path, size, version: None, lambda: None)
     try:
         files.wake()
         assert files.wait(60) == []
@@ -245,27 +151,59 @@ def test_a_wait_is_ended_from_outside(client: CurlClient) -> None:
 S3 = {"region": "us-east-1", "access_key_id": "a", "secret_access_key": "b"}
 
 
+def _one(files: WholeFiles | None, path: str, size: int = 10) -> bytes | None:
+    assert files is not None
+    try:
+        files.start(path, size, '"e1"', path)
+        return _wait_all(files, 1)[path]
+    finally:
+        files.close()
+
+
+@pytest.mark.parametrize("status", [404, 412, 429, 500, 503])
+def test_what_fails_is_left_to_the_other_way(server: Server, status: int) -> None:
+    server.statuses.append(status)
+    store = open_store("s3://bucket", {**S3, "endpoint": server.url}, BRIEF)
+    assert isinstance(store, ReadsMany)
+    assert _one(store.whole_files(), "a") is None
+    assert _one(store.whole_files(), "a") == DATA[:10]
+    store.close()
+
+
+@pytest.mark.parametrize("cut_at", [0, 3, 9])
+def test_what_breaks_off_is_not_taken(server: Server, cut_at: int) -> None:
+    server.cut_at = cut_at
+    store = open_store("s3://bucket", {**S3, "endpoint": server.url}, BRIEF)
+    assert isinstance(store, ReadsMany)
+    assert _one(store.whole_files(), "a") is None
+    store.close()
+
+
+def test_a_whole_object_instead_of_a_range_is_not_taken(server: Server) -> None:
+    server.ignores_ranges = True
+    store = open_store("s3://bucket", {**S3, "endpoint": server.url}, BRIEF)
+    assert isinstance(store, ReadsMany)
+    assert _one(store.whole_files(), "a") is None
+    assert _one(store.whole_files(), "a", len(DATA)) == DATA
+    store.close()
+
+
 def test_urls_are_signed_and_a_store_that_refuses_them_is_asked_otherwise(server: Server) -> None:
     store = open_store("s3://bucket", {**S3, "endpoint": server.url}, BRIEF)
     assert isinstance(store, ReadsMany)
-    assert b"".join(store.read_range("ü +%/a b", 3, 10, '"e1"')) == DATA[3:13]
+    assert _one(store.whole_files(), "ü +%/a b") == DATA[:10]
     assert server.asked[-1].startswith("/bucket/%C3%BC%20%2B%25/a%20b?X-Amz-Algorithm=AWS4-HMAC-SHA256")
-    files = store.whole_files()
-    assert files is not None
-    files.close()
     server.refuses = lambda path, head: "X-Amz-Signature" in path
-    assert b"".join(store.read_range("a", 3, 10, '"e1"')) == DATA[3:13]
-    assert "?" not in server.asked[-1]
+    assert _one(store.whole_files(), "a") is None
     assert store.whole_files() is None
-    asked = len(server.asked)
     assert b"".join(store.read_range("a", 3, 10, '"e1"')) == DATA[3:13]
-    assert len(server.asked) == asked + 1, "it is not tried again"
     store.close()
 
 
 def test_anonymous_urls_carry_no_signature(server: Server) -> None:
     store = open_store("s3://bucket", {"region": "us-east-1", "anon": "true", "endpoint": server.url}, BRIEF)
+    assert isinstance(store, ReadsMany)
     server.refuses = lambda path, head: "authorization" in head or "?" in path
-    assert b"".join(store.read_range("d/a", 0, 10, '"e1"')) == DATA[:10]
+    assert _one(store.whole_files(), "d/a") == DATA[:10]
     assert server.asked == ["/bucket/d/a"]
     store.close()
