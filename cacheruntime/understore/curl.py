@@ -1,4 +1,4 @@
-"""Many small objects by libcurl, in one thread, for stores whose URLs can be signed beforehand (docs/decisions/0028)."""
+"""Many small objects by libcurl, in one thread, for stores whose URLs can be signed (docs/decisions/0028)."""
 
 import contextlib
 import math
