@@ -7,7 +7,7 @@ DEBIAN := libfuse3-dev fuse3 pkg-config gcc libc6-dev python3-dev iproute2
 PEERS := nginx-light libnginx-mod-http-echo fio rclone s3fs
 AZURITE := 3.37.0
 
-.PHONY: demo test test-torch soak lint format bench proto setup clean
+.PHONY: demo test test-torch soak lint format bench simulate-cluster proto setup clean
 
 demo: setup
 	$(BIN)/python -m forebay.bench.demo
@@ -44,6 +44,10 @@ bench: setup $(VENV)/.pyfuse3
 	fi
 	-@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/python -m forebay.bench.bench --markdown $(ARGS)
+
+# A thousand workers and ten thousand clients without hosts. Another seed: make simulate-cluster ARGS="--seed 7"
+simulate-cluster: setup
+	$(BIN)/python -m forebay.bench.cluster_simulation $(ARGS)
 
 # protoc maps proto/ to the import path forebay.proto; the links of the editable install put the output back.
 proto: setup
