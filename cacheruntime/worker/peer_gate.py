@@ -66,6 +66,7 @@ class PeerGate:
             "/grpc.health.v1.Health/Check": OPEN,
             "/grpc.health.v1.Health/Watch": OPEN,
             "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": OPEN,
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": OPEN,
         }
 
 

@@ -120,7 +120,8 @@ class PeerSource:
         """The view has changed."""
         view = self._membership.view
         with self._lock:
-            self._router.set_view(Placement(view.members), self._clock())
+            draining = [known.member for known in view.workers.values() if known.state == "draining"]
+            self._router.set_view(Placement(view.members), self._clock(), draining)
             self._router.health.keep(list(view.workers))
             for worker, client in list(self._clients.items()):
                 known = view.workers.get(worker)
@@ -153,8 +154,7 @@ class PeerSource:
     def served(self, content: ContentId, slice_: int, size: int) -> int:
         """Count what was served to a reader; how far it should spread, for the header: 0 for not at all."""
         with self._lock:
-            position = self._router.position(content, slice_)
-            spread = self._overload.record(content, position, size, self._clock())
+            spread = self._overload.record(content, lambda: self._router.position(content, slice_), size, self._clock())
         return spread if spread > 1 else 0
 
     def relays(self, file: SourceFile) -> bool:

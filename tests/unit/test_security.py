@@ -291,6 +291,7 @@ def test_a_port_that_is_taken_is_one_line(parties: Parties) -> None:
 # Files that change
 
 
+@pytest.mark.slow
 def test_new_connections_have_the_new_certificate(parties: Parties) -> None:
     worker, client = parties.worker(), parties.client()
     serving_before, _ = contexts(worker, client)
@@ -330,6 +331,7 @@ def test_an_authority_that_is_replaced_is_believed_no_more(tmp_path: Path, parti
         shake(serving_now, raw_context(ssl.PROTOCOL_TLS_CLIENT, former, ca=other.folder))
 
 
+@pytest.mark.slow
 @pytest.mark.semantics("K3")
 @pytest.mark.parametrize("half", ["nothing", "cut", "other key", "other ca", "gone", "expired", "no role"])
 def test_half_of_a_bundle_breaks_nothing(
@@ -491,6 +493,7 @@ def test_a_key_with_a_pass_phrase_does_not_ask_for_it(parties: Parties) -> None:
         Security(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.semantics("K3")
 def test_an_authority_is_exchanged_in_three_rounds(tmp_path: Path, parties: Parties) -> None:
     """As in docs/how-to/secure-a-cluster.md, one bundle after the other: at no step is anybody refused."""
