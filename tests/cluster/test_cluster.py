@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from chaos_proxy import Rule
 from epoch import Epoch
 from named_files import FileSet
 from network import Network
@@ -14,7 +15,7 @@ from trial import Trial
 pytestmark = [pytest.mark.slow]
 
 MIB = 1 << 20
-SHORT = [FileSet(150, (4 * MIB,), seed) for seed in range(5)]
+SHORT = [FileSet(150, (4 * MIB,), seed) for seed in range(6)]
 
 
 def _trial(network: Network, clock_library: Path, sets: list[FileSet], clients: int, latency_s: float = 0.1) -> Trial:
@@ -40,6 +41,23 @@ def test_an_epoch_goes_on(short: Trial, fault: str) -> None:
     """No failed read, no wrong byte, and hardly a block that is fetched again. Then all is as before."""
     short.epoch(1, short.stages()[fault], 90)
     short.converge()
+
+
+@pytest.mark.soak
+def test_a_store_in_trouble(short: Trial) -> None:
+    """One request of three meets with something; the readers know nothing of it."""
+    troubles = [
+        Rule(instead="503", probability=0.1, seed=1),
+        Rule(instead="reset", probability=0.05, seed=2),
+        Rule(body="half", probability=0.05, seed=3),
+        Rule(body="length", amount=-1, probability=0.05, seed=4),
+        Rule(body="length", amount=1, probability=0.05, seed=5),
+        Rule(rate=500_000, probability=0.05, seed=6),
+    ]
+    numbers = [short.store.chaos.add(rule) for rule in troubles]
+    short.read("a store in trouble", short.sets.pop(0), 3, 300)
+    struck = [short.store.chaos.remove(number) for number in numbers]
+    assert all(struck), struck
 
 
 def test_bits_that_rot_on_a_peer_reach_nobody(short: Trial) -> None:
