@@ -110,6 +110,29 @@ def verify_file(
         os.close(descriptor)
 
 
+def read_verified(descriptor: int, extents: Iterable[Extent], start: int, end: int) -> bytes | None:
+    """[start, end) of a file of its own, compared with its checksums; None when it is not right, or not all there.
+
+    Args:
+        descriptor: of the tier file.
+        extents: of all blocks that the range touches.
+        start, end: in bytes.
+
+    Raises:
+        OSError: from reading.
+    """
+    pieces, at = [], start
+    for span, sums in extents:
+        if span.end <= at or span.start >= end:
+            continue
+        data = os.pread(descriptor, span.size, span.start)
+        if span.start > at or not is_what_was_written(data, sums):
+            return None
+        pieces.append(data[at - span.start : end - span.start])
+        at = span.end
+    return b"".join(pieces) if at >= end else None
+
+
 def verify_packed(
     path: Path, entries: Iterable[tuple[int, int, int]], pace: Pace | None = None, direct: bool = False
 ) -> Verdict:
@@ -321,20 +344,11 @@ class Verifier:
             except OSError:
                 return None
             try:
-                pieces, at = [], start
-                for span, sums in index.extents(content, cached, blocks_of(start, end)):
-                    if span.end <= at or span.start >= end:
-                        continue
-                    data = os.pread(descriptor, span.size, span.start)
-                    if span.start > at or not is_what_was_written(data, sums):
-                        return None
-                    pieces.append(data[at - span.start : end - span.start])
-                    at = span.end
+                return read_verified(descriptor, index.extents(content, cached, blocks_of(start, end)), start, end)
             except OSError:
                 return None
             finally:
                 os.close(descriptor)
-            return b"".join(pieces) if at >= end else None
 
         data = await self._in_thread(read)
         if data is None and index.find(content) == cached:
