@@ -161,7 +161,7 @@ class PeerReads:
         return header, Payload(descriptor, place.base + offset, end - offset, None, lambda: os.close(descriptor))
 
     def _sums(self, content: ContentId, cached: Cached, offset: int, end: int) -> tuple[int, list[int]]:
-        """The stored sums of [offset, end) and how many bytes each is of; none unless that is blocks that came whole."""
+        """The stored sums of [offset, end) and how many bytes each is of; none unless its blocks came as a whole."""
         if cached.pack:
             return max(cached.size, 1), [cached.checksum]
         if offset % BLOCK_BYTES or (end % BLOCK_BYTES and end != cached.size):
