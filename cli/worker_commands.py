@@ -168,7 +168,7 @@ class _Keeper:
 
 def drain(address: str, tls: Path | None, insecure: bool, *, undo: bool, json: bool) -> None:
     channels = Channels(Security.from_setting(bundle_setting(tls, insecure)))
-    last = pb.DrainProgress()
+    last, shown = pb.DrainProgress(), ""
     try:
         stub = channels.stub(Address(join_address(*split_address(address))))
         for last in stub.Drain(pb.DrainRequest(undo=undo)):
@@ -176,8 +176,10 @@ def drain(address: str, tls: Path | None, insecure: bool, *, undo: bool, json: b
                 print(
                     jsonlib.dumps({name.name: getattr(last, name.name) for name in last.DESCRIPTOR.fields}), flush=True
                 )
-            elif not undo:
-                print(f"{size_text(last.left_bytes)} left, {size_text(last.moved_bytes)} moved", flush=True)
+            elif not undo and shown != (
+                shown := f"{size_text(last.left_bytes)} left, {size_text(last.moved_bytes)} moved"
+            ):
+                print(shown, flush=True)
     except grpc.RpcError as error:
         raise rpc.to_error(error) from error
     finally:
