@@ -14,13 +14,13 @@ from pathlib import Path
 from forebay.cacheruntime.client import WorkerClient, start_worker, worker_pid
 from forebay.cacheruntime.cluster.directory import join_address, parse_directory, split_address
 from forebay.cacheruntime.cluster.security import Security
+from forebay.cacheruntime.cluster.settings import bundle_setting
 from forebay.cacheruntime.config import CacheConfig, ClusterConfig
+from forebay.cacheruntime.dataset_reference import parse_reference
 from forebay.cacheruntime.errors import ForebayError
 from forebay.cacheruntime.mounts import start_time
-from forebay.cli.cluster_sources import bundle_setting
 from forebay.cli.commands import cache_config
 from forebay.cli.dataset_sources import make_resolver, state_folder_path
-from forebay.dataset_controller.dataset_rules import parse_reference
 from forebay.dataset_controller.state_folder import StateFolder
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def worker(
     replicas: int,
     data_port: int,
 ) -> None:
-    security = Security.from_setting(bundle_setting(tls, insecure))
+    security = Security.from_setting(bundle_setting(tls, insecure, os.environ))
     host, port = security.listen_address(listen)
     own = advertise or join_address(_reachable(host), port)
     split_address(own)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from forebay.cacheruntime.dataset_source import StoreMount
+from forebay.cacheruntime.dataset_source import ClusterView, StoreMount
 from forebay.cacheruntime.keys import DatasetId, Roots
 from forebay.cacheruntime.snapshot_history import Keep
 from forebay.cacheruntime.understore.base import UnderStore
@@ -20,6 +20,8 @@ class Definition:
     options: dict[str, str]
     stores: tuple[StoreMount, ...] = ()
     """Of a dataset with a name; `source` is that name then."""
+    view: ClusterView | None = None
+    """On a client node, where it is a part of one."""
 
 
 @dataclass
@@ -65,6 +67,6 @@ class Dataset:
             return SourceFile(self.id, self.store, path, size, version, path, self.id, path, self.peers, hops)
         place = self.store.locate(path)
         owner = DatasetId(place.owner or self.id)
-        return SourceFile(
-            owner, place.store, place.path, size, version, place.owner_path, self.id, path, self.peers, hops
-        )
+        view = self.definition.view
+        asked = (view.dataset_id, view.below(path)) if view is not None else (self.id, path)
+        return SourceFile(owner, place.store, place.path, size, version, place.owner_path, *asked, self.peers, hops)
