@@ -53,3 +53,9 @@ def parse_name(text: str) -> tuple[str, int] | None:
     """Name and snapshot (or 0) from `NAME[@N]`; None when it is neither."""
     match = _NAME_AT.fullmatch(text)
     return (match["name"], int(match["snapshot"] or 0)) if match else None
+
+
+def plain_name(source: str) -> str:
+    """How people write `dataset://NAMESPACE/NAME`: NAME in the default namespace, NAMESPACE/NAME elsewhere; a URL as it
+    is."""
+    return source.removeprefix("dataset://").removeprefix(f"{DEFAULT_NAMESPACE}/") if "://" in source else source

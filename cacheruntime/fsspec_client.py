@@ -8,7 +8,6 @@ source that `forebay mount` takes.
 import io
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fsspec import AbstractFileSystem
@@ -92,10 +91,10 @@ class ForebayFileSystem(AbstractFileSystem):  # type: ignore[misc]
         from forebay.cacheruntime.cluster.remote_sources import find_remote
 
         found = find_remote(url, cluster)
-        root = url.removesuffix(found.below).rstrip("/")
-        whole = replace(found, below="").spec(root)
+        root = url.removesuffix(found.rest).rstrip("/")
+        whole = found.root().spec(root)
         spec = self._remote[root] = HashedSpec(whole.source, whole.options, whole.tree, shown=root)
-        return spec, found.below
+        return spec, found.rest
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
         spec, inner = self._locate(path)

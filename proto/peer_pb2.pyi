@@ -121,16 +121,18 @@ class FindRequest(_message.Message):
     def __init__(self, source: _Optional[str] = ..., dataset_id: _Optional[str] = ...) -> None: ...
 
 class FindReply(_message.Message):
-    __slots__ = ("attach", "dataset_id", "snapshot", "path")
+    __slots__ = ("attach", "dataset_id", "snapshot", "path", "rest")
     ATTACH_FIELD_NUMBER: _ClassVar[int]
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
+    REST_FIELD_NUMBER: _ClassVar[int]
     attach: _worker_pb2.AttachRequest
     dataset_id: str
     snapshot: int
     path: str
-    def __init__(self, attach: _Optional[_Union[_worker_pb2.AttachRequest, _Mapping]] = ..., dataset_id: _Optional[str] = ..., snapshot: _Optional[int] = ..., path: _Optional[str] = ...) -> None: ...
+    rest: str
+    def __init__(self, attach: _Optional[_Union[_worker_pb2.AttachRequest, _Mapping]] = ..., dataset_id: _Optional[str] = ..., snapshot: _Optional[int] = ..., path: _Optional[str] = ..., rest: _Optional[str] = ...) -> None: ...
 
 class ListRequest(_message.Message):
     __slots__ = ("dataset_id", "path", "fresh", "snapshot")

@@ -6,7 +6,7 @@ NAME is the dataset as the workers have it. NAME@N, dataset://NAME/sub and a URL
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import grpc
@@ -18,7 +18,7 @@ from forebay.cacheruntime.cluster.security import INSECURE, Security
 from forebay.cacheruntime.config import ClusterConfig
 from forebay.cacheruntime.dataset_reference import DEFAULT_NAMESPACE, parse_name, parse_reference
 from forebay.cacheruntime.dataset_source import ClusterView, SourceSpec, StoreMount, Tree
-from forebay.cacheruntime.errors import AccessDenied, ForebayError, SourceNotFound, UsageError
+from forebay.cacheruntime.errors import AccessDenied, ForebayError, SourceNotFound, UsageError, WorkerUnavailable
 from forebay.cacheruntime.keys import DatasetId
 from forebay.proto import peer_pb2 as pb
 
@@ -33,8 +33,14 @@ class RemoteSource:
     reply: pb.FindReply
     below: str
     """Path in the dataset."""
+    rest: str
+    """The end of that which is also the end of what the user wrote."""
     snapshot: int
     """Of the workers; 0: the newest."""
+
+    def root(self) -> "RemoteSource":
+        """What `rest` is in."""
+        return replace(self, below=self.below.removesuffix(self.rest).rstrip("/"), rest="")
 
     def spec(self, shown: str) -> SourceSpec:
         """To attach what is at that path, of that snapshot.
@@ -51,12 +57,8 @@ class RemoteSource:
         whole = SourceSpec(made.source, dict(made.options), Tree(stores, policy) if stores else None, shown=shown)
         if not self.below and not self.snapshot:
             return whole
-        owner = DatasetId(self.reply.dataset_id)
-        view = ClusterView(owner, self.below, self.snapshot)
-        seen = tuple(
-            StoreMount(path, url, owner=owner, owner_path=view.below(path))
-            for path, url in whole.roots.below(self.below)
-        )
+        view = ClusterView(DatasetId(self.reply.dataset_id), self.below, self.snapshot)
+        seen = tuple(StoreMount(path, url) for path, url in whole.roots.below(self.below))
         if not seen:
             raise SourceNotFound(f"{whole.url} has nothing at /{self.below}")
         name = whole.url + (f"@{self.snapshot}" if self.snapshot else "") + (f"/{self.below}" if self.below else "")
@@ -94,8 +96,8 @@ def find_remote(text: str, cluster: ClusterConfig) -> RemoteSource:
             for address in left:
                 for source, below, snapshot in wanted:
                     try:
-                        reply = _call(channels.stub(address).Find, pb.FindRequest(source=source))
-                        return RemoteSource(reply, "/".join(filter(None, (reply.path, below))), snapshot)
+                        reply = _call(address, channels.stub(address).Find, pb.FindRequest(source=source))
+                        return RemoteSource(reply, reply.path or below, reply.rest or below, snapshot)
                     except ForebayError as error:
                         trouble = _worse(trouble, error)
             left = _unasked(channels, asked) if isinstance(trouble, SourceNotFound) else []
@@ -128,16 +130,26 @@ def _unasked(channels: Channels, asked: set[Address]) -> list[Address]:
     """Members that those who were asked know of."""
     for address in sorted(asked):
         with suppress(ForebayError):
-            known = _call(channels.stub(address).Identify, pb.IdentifyRequest()).members
+            known = _call(address, channels.stub(address).Identify, pb.IdentifyRequest()).members
             return [Address(each) for each in known if each not in asked]
     return []
 
 
-def _call(method: Any, request: Any) -> Any:
+def _call(address: Address, method: Any, request: Any) -> Any:
     try:
         return method(request, timeout=_FIND_S)
     except grpc.RpcError as error:
-        raise rpc.to_error(error) from error
+        failure = rpc.to_error(error)
+        if not isinstance(failure, WorkerUnavailable):
+            raise failure from error
+        if "handshake failed" in str(failure).lower():
+            raise WorkerUnavailable(
+                f"the TLS handshake with worker {address} failed: it and this machine need certificates of one CA"
+                " (--tls DIR; forebay certs show DIR), or both --insecure"
+            ) from error
+        raise WorkerUnavailable(
+            f"worker {address} does not answer; see that it runs (forebay worker) and that its port can be reached"
+        ) from error
 
 
 def _worse(known: ForebayError | None, error: ForebayError) -> ForebayError:

@@ -13,7 +13,7 @@ import grpc
 from forebay.cacheruntime import rpc
 from forebay.cacheruntime.dataset_source import ClusterView
 from forebay.cacheruntime.entry_messages import entry_of
-from forebay.cacheruntime.errors import NotAttached, SourceUnavailable, WorkerUnavailable
+from forebay.cacheruntime.errors import NotAttached, SourceNotFound, SourceUnavailable, WorkerUnavailable
 from forebay.cacheruntime.keys import DatasetId
 from forebay.cacheruntime.understore.base import Entry
 from forebay.proto import peer_pb2 as pb
@@ -109,7 +109,7 @@ class RemoteStore:
             SourceError: what the source raised. AccessDenied: the member lets us not.
             SourceUnavailable: none answered that knows the dataset.
         """
-        trouble = ""
+        trouble, missing = "", None
         for stub in self._members():
             try:
                 return call(stub)
@@ -117,10 +117,14 @@ class RemoteStore:
                 failure = rpc.to_error(error)
                 if isinstance(failure, NotAttached):  # says more than that another one is away
                     trouble = str(failure)
+                elif isinstance(failure, SourceNotFound) and self._view.snapshot:
+                    missing = failure  # each worker has snapshots of its own
                 elif isinstance(failure, WorkerUnavailable):
                     trouble = trouble or f"no worker of the cluster answers ({failure})"
                 else:
                     raise failure from error
+        if missing is not None:
+            raise missing
         raise SourceUnavailable(f"{self._url}: {trouble or 'no worker of the cluster is known'}")
 
 

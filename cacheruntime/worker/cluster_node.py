@@ -24,6 +24,7 @@ from forebay.cacheruntime.cluster.routing import Router
 from forebay.cacheruntime.cluster.security import INSECURE, Security, is_loopback
 from forebay.cacheruntime.cluster.tokens import Authorizer
 from forebay.cacheruntime.config import CacheConfig, ClusterConfig
+from forebay.cacheruntime.dataset_reference import plain_name
 from forebay.cacheruntime.dataset_source import ClusterView
 from forebay.cacheruntime.durable import write_durably
 from forebay.cacheruntime.entry_messages import entry_message
@@ -193,7 +194,7 @@ class ClusterNode:
         )  # fmt: skip
 
     def name_of(self, dataset_id: str) -> str:
-        """The name that a token must be for: NAMESPACE/NAME, or the URL of a source without one. In any thread."""
+        """The name that a token must be for: NAME, NAMESPACE/NAME, or a URL. In any thread."""
         dataset = self._core.datasets.all.get(DatasetId(dataset_id))
         return _name(dataset) if dataset is not None else dataset_id
 
@@ -202,28 +203,29 @@ class ClusterNode:
         found = self._found(request)
         if found is not None:
             return _name(found[0])
-        return request.dataset_id or request.source.removeprefix(DATASET_SCHEME)
+        return request.dataset_id or plain_name(request.source)
 
-    def _found(self, request: pb.FindRequest) -> tuple[Dataset, str] | None:
-        """The dataset that is asked for, and the path in it. In any thread."""
+    def _found(self, request: pb.FindRequest) -> tuple[Dataset, str, str] | None:
+        """The dataset that is asked for, the path in it, and the part of that below a store. In any thread."""
         known = list(self._core.datasets.all.values())
         if request.dataset_id:
-            return next(((each, "") for each in known if each.id == request.dataset_id), None)
+            return next(((each, "", "") for each in known if each.id == request.dataset_id), None)
         if request.source.startswith(DATASET_SCHEME):
-            wanted = request.source.removeprefix(DATASET_SCHEME)
             named = [each for each in known if each.store.url.startswith(DATASET_SCHEME)]
-            of_all = [each for each in named if _name(each).partition("/")[2] == wanted]
-            found = [each for each in named if _name(each) == wanted] or (of_all if len(of_all) == 1 else [])
-            return (max(found, key=lambda each: each.last_used), "") if found else None
-        inside = [
-            (len(url), each, wanted[len(url) :].strip("/"))
-            for wanted in _spellings(request.source)
-            for each in known
-            for url in {each.store.url.rstrip("/"), without_userinfo(each.definition.source).rstrip("/")}
-            if (wanted + "/").startswith(url + "/")
-        ]
-        _, dataset, path = max(inside, key=lambda found: found[0], default=(0, None, ""))
-        return (dataset, path) if dataset is not None else None
+            alone = f"/{request.source.removeprefix(DATASET_SCHEME)}"
+            of_all = [each for each in named if each.store.url.endswith(alone)]
+            found = [each for each in named if each.store.url == request.source] or (of_all if len(of_all) == 1 else [])
+            return (max(found, key=lambda each: each.last_used), "", "") if found else None
+        best: tuple[int, bool] = (0, False)
+        inside: tuple[Dataset, str, str] | None = None
+        for wanted in _spellings(request.source):
+            for dataset in known:
+                for path, url in _places(dataset):
+                    rank = len(url), not dataset.definition.stores
+                    if rank > best and f"{wanted}/".startswith(f"{url}/"):
+                        rest = wanted[len(url) :].strip("/")
+                        best, inside = rank, (dataset, "/".join(filter(None, (path, rest))), rest)
+        return inside
 
     def may_read(self, dataset_id: str, owner: DatasetId) -> bool:
         """Whether what is cached as one dataset's is to be had through another. In any thread."""
@@ -282,13 +284,14 @@ class ClusterNode:
         """A dataset for a client node."""
         found = self._found(request)
         if found is None and not request.dataset_id:
-            raise SourceNotFound(f"the worker has no dataset {request.source.removeprefix(DATASET_SCHEME)!r}")
-        dataset, path = found or (await self.dataset(request.dataset_id), "")
+            raise SourceNotFound(f"the workers have no dataset {plain_name(request.source)!r}")
+        dataset, path, rest = found or (await self.dataset(request.dataset_id), "", "")
         made = definition_of(dataset)
         take_secrets_away(made)
         newest = self._core.datasets.history.stored(dataset)
         whole = [stored.number for stored in newest if stored.complete]
-        return pb.FindReply(attach=made, dataset_id=dataset.id, snapshot=whole[-1] if whole else 0, path=path)
+        newest_whole = whole[-1] if whole else 0
+        return pb.FindReply(attach=made, dataset_id=dataset.id, snapshot=newest_whole, path=path, rest=rest)
 
     async def begin_list(self, request: pb.ListRequest) -> Listing:
         """A whole snapshot for another node; it is held until the listing's `end`."""
@@ -403,7 +406,18 @@ def _never(dataset_id: DatasetId) -> bool:
 
 
 def _name(dataset: Dataset) -> str:
-    return dataset.store.url.removeprefix(DATASET_SCHEME)
+    return plain_name(dataset.store.url)
+
+
+def _places(dataset: Dataset) -> Iterator[tuple[str, str]]:
+    """Path and URL of each store, the URL as it is and as it was written."""
+    for path, url in dataset.roots.by_path:
+        yield os.fsdecode(path), url.rstrip("/")
+    for store in dataset.definition.stores:
+        if store.source:
+            yield store.path, without_userinfo(store.source).rstrip("/")
+    if not dataset.definition.stores:
+        yield "", without_userinfo(dataset.definition.source).rstrip("/")
 
 
 def _spellings(source: str) -> set[str]:

@@ -125,7 +125,13 @@ class Datasets:
         roots = Roots(store.url, store.roots()) if isinstance(store, CompositeStore) else Roots(store.url)
         peers = self.cluster.source if self.cluster is not None else None
         self.all[name] = Dataset(name, definition, store, roots, last_used=time.monotonic(), peers=peers)
+        self._note_source(self.all[name])
         return self.all[name]
+
+    def _note_source(self, dataset: Dataset) -> None:
+        """So that commands can tell what it is, listed or not."""
+        self.folder(dataset.id).mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.folder(dataset.id) / "source").write_text(dataset.store.url)
 
     async def _open_store(self, definition: Definition) -> UnderStore:
         if self.cluster is not None and not self.cluster.has_store:
@@ -275,7 +281,7 @@ class Datasets:
         writer = CatalogueWriter(self.folder(dataset.id) / str(number), dataset.roots)
         snapshot = Snapshot(number, writer, writer.reader())
         dataset.snapshots[number] = snapshot
-        (self.folder(dataset.id) / "source").write_text(dataset.store.url)
+        self._note_source(dataset)
         if snapshot.catalogue.complete:
             snapshot.first_page.set()
             snapshot.ended.set()
