@@ -69,7 +69,8 @@ def mount(
         str | None,
         typer.Option(
             metavar="HOST:PORT[,...]",
-            help="This machine is a client of these workers: they read SOURCE, which has to be known to them.",
+            help="This machine is a client of these workers: they read SOURCE, which has to be known to them."
+            " Default: $FOREBAY_WORKER, else as the cache folder was used last.",
         ),
     ] = None,
     tls: worker_app.Bundle = None,

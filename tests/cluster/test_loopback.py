@@ -14,6 +14,10 @@ from loopback import Loopback, Node, until
 from range_server import RangeServer
 from source_tree import MIB
 
+from forebay.cacheruntime.config import FillConfig
+from forebay.cacheruntime.fsspec_client import ForebayFileSystem
+from forebay.proto import worker_pb2 as pb
+
 LARGE = 20 * MIB + 12345
 SMALL = 70_000
 
@@ -133,3 +137,31 @@ def test_a_worker_keeps_its_share_through_a_restart(make_server: Any, make_clust
     for one in range(6):
         assert digest(cluster.members[2], one) == server.digest(one)
     assert len(server.gets) == gets
+
+
+def test_a_client_without_a_tier_reads_within_its_memory(make_server: Any, make_cluster: Any) -> None:
+    """[R5]"""
+    budget = 64 * MIB
+    server = make_server(2, 300 * MIB + 17)
+    cluster = make_cluster(2, server)
+    client = cluster.client(0, FillConfig(memory_bytes=budget))
+    view = client.files()
+    before = _peak_bytes(client.pid)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda one: _streamed(view, one), range(2))) == [server.digest(0), server.digest(1)]
+    assert _peak_bytes(client.pid) - before < 2 * budget
+    assert fetched_once(server)
+    assert client.client.call("Status", pb.StatusRequest()).tiers == []
+
+
+def _streamed(view: ForebayFileSystem, number: int) -> str:
+    found = sha256()
+    with view.open(f"forebay://s3://bucket/{number}") as file:
+        while piece := file.read(MIB):
+            found.update(piece)
+    return found.hexdigest()
+
+
+def _peak_bytes(pid: int) -> int:
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024

@@ -86,6 +86,7 @@ def assert_alike(remote: RemoteStore, own: UnderStore) -> None:
             assert remote.stat(path) == entry
 
 
+@pytest.mark.semantics("R1")
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_odd_names(remote: Remote, place: Place, name: str) -> None:
     place.put(f"dir/{name}", b"0123456789")

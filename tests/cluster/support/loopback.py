@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from forebay.cacheruntime.client import WorkerClient, start_worker, worker_pid
-from forebay.cacheruntime.config import GIB, CacheConfig, ClusterConfig, Medium, TierConfig
+from forebay.cacheruntime.config import GIB, CacheConfig, ClusterConfig, FillConfig, Medium, TierConfig
 from forebay.cacheruntime.fsspec_client import CachedFile, ForebayFileSystem
 from forebay.cacheruntime.mounts import start_time
 from forebay.proto import worker_pb2 as pb
@@ -29,9 +29,17 @@ def until(what: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
 class Node:
     """One node. `close` ends its worker."""
 
-    def __init__(self, root: Path, cluster: ClusterConfig, options: dict[str, str], quota_bytes: int = GIB) -> None:
-        tier = TierConfig(Medium.SSD, root / "tier", quota_bytes)
-        self.config = CacheConfig(root / "c", (tier,), root / "r", free_reserve_ratio=0.0, cluster=cluster)
+    def __init__(
+        self,
+        root: Path,
+        cluster: ClusterConfig,
+        options: dict[str, str],
+        quota_bytes: int = GIB,
+        fill: FillConfig = FillConfig(),  # noqa: B008
+    ) -> None:
+        """Args: quota_bytes: of its tier; 0: it has none."""
+        tiers = (TierConfig(Medium.SSD, root / "tier", quota_bytes),) if quota_bytes else ()
+        self.config = CacheConfig(root / "c", tiers, root / "r", free_reserve_ratio=0.0, cluster=cluster, fill=fill)
         self.client = WorkerClient(self.config)
         self._options = options
 
@@ -124,10 +132,10 @@ class Loopback:
         text = f"the cluster has {count} members"
         until(lambda: all(text in member.log() for member in self.members))
 
-    def client(self, **more: object) -> Node:
+    def client(self, quota_bytes: int = GIB, fill: FillConfig = FillConfig(), **more: object) -> Node:  # noqa: B008
         """Another client node."""
         cluster = ClusterConfig(peers=self.peers, **more)  # type: ignore[arg-type]
-        node = Node(self._root / f"x{len(self.clients)}", cluster, {})
+        node = Node(self._root / f"x{len(self.clients)}", cluster, {}, quota_bytes, fill)
         self.clients.append(node)
         return node.start()
 
