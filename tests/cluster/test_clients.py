@@ -95,7 +95,7 @@ def program(forebay: Forebay, code: str, *args: str) -> str:
     return done.stdout
 
 
-@pytest.mark.semantics("R1", "R2", "R6")
+@pytest.mark.semantics("R1", "M7", "R5")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_mount_by_name_with_tls_and_a_token(make: Any, bucket: Bucket, tmp_path: Path, engine: str) -> None:
     parties = Parties.create(tmp_path / "ca")
@@ -145,7 +145,7 @@ def _found_in(node: Forebay, *secrets: bytes) -> list[str]:
     return found
 
 
-@pytest.mark.semantics("R6")
+@pytest.mark.semantics("R5")
 def test_an_expired_token_is_an_error_and_no_hang(make: Any, bucket: Bucket, tmp_path: Path) -> None:
     parties = Parties.create(tmp_path / "ca")
     cluster = make(1, [["--tls", str(parties.issue("w0"))]])
@@ -185,7 +185,7 @@ def _old_token(tokens: Any, ca: Path) -> str:
     return jwt.encode(fresh, key, algorithm="EdDSA", headers=headers)
 
 
-@pytest.mark.semantics("R1", "R4")
+@pytest.mark.semantics("R1", "R3")
 def test_names_snapshots_views_and_urls(make: Any, bucket: Bucket) -> None:
     cluster = make(2)
     cluster.start(manifest("images", s3_mount(bucket.source, bucket.endpoint)))
@@ -215,7 +215,7 @@ def test_names_snapshots_views_and_urls(make: Any, bucket: Bucket) -> None:
     node.run("status", "images")
 
 
-@pytest.mark.semantics("R1", "R5")
+@pytest.mark.semantics("R1", "R4")
 @pytest.mark.parametrize("tier", ["none", None])
 def test_programs_without_a_mount(make: Any, bucket: Bucket, tier: str | None) -> None:
     cluster = make(2)
@@ -255,7 +255,7 @@ assert {files.path(n) for n in range(len(Files("dataset://images/train", **optio
         assert sum(path.stat().st_blocks * 512 for path in kept) < 1 << 20
 
 
-@pytest.mark.semantics("R5")
+@pytest.mark.semantics("R4")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_mount_without_tiers(make: Any, bucket: Bucket, engine: str) -> None:
     cluster = make(1)
@@ -270,7 +270,7 @@ def test_a_mount_without_tiers(make: Any, bucket: Bucket, engine: str) -> None:
     assert tree(again) == FILES
 
 
-@pytest.mark.semantics("R3")
+@pytest.mark.semantics("R2")
 def test_workers_that_go_and_come_back(make: Any, bucket: Bucket) -> None:
     big = {f"big/{number}": os.urandom(4 << 20) for number in range(6)}
     for path, data in big.items():
@@ -308,7 +308,7 @@ def _readable(path: Path) -> bool:
     return True
 
 
-@pytest.mark.semantics("R7")
+@pytest.mark.semantics("M7")
 def test_a_folder_that_not_every_worker_has(make: Any, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
