@@ -471,8 +471,7 @@ class ClusterNode:
 
     def list_anew(self, dataset: Dataset) -> None:
         """The next listing of a dataset is to be one of its source, not what the workers remember of it."""
-        view = dataset.definition.view
-        self._anew.add(view.dataset_id if view is not None else dataset.id)
+        self._anew.add(dataset.in_cluster.dataset_id)
 
     def _take_anew(self, dataset_id: DatasetId) -> bool:
         """In any thread."""

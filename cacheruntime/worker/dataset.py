@@ -48,6 +48,11 @@ class Dataset:
         return self.snapshots[max(self.snapshots)] if self.snapshots else None
 
     @property
+    def in_cluster(self) -> ClusterView:
+        """What it is to the workers: itself, or, on a client node, a part of one of their datasets."""
+        return self.definition.view or ClusterView(self.id)
+
+    @property
     def owners(self) -> set[str]:
         """Ids of the other datasets that what it caches belongs to."""
         return {store.owner for store in self.definition.stores if store.owner}
@@ -68,8 +73,8 @@ class Dataset:
             return SourceFile(self.id, self.store, path, size, version, path, self.id, path, self.peers, hops, content)
         place = self.store.locate(path)
         owner = DatasetId(place.owner or self.id)
-        view = self.definition.view
-        asked = (view.dataset_id, view.below(path)) if view is not None else (self.id, path)
+        view = self.in_cluster
         return SourceFile(
-            owner, place.store, place.path, size, version, place.owner_path, *asked, self.peers, hops, content
-        )
+            owner, place.store, place.path, size, version, place.owner_path, view.dataset_id, view.below(path),
+            self.peers, hops, content,
+        )  # fmt: skip

@@ -204,6 +204,7 @@ def test_names_snapshots_views_and_urls(make: Any, bucket: Bucket) -> None:
     assert "no dataset 'nothing'" in refused(node, "mount", "nothing", node.mount_point())
     for command in (
         ("status", "images"), ("status",), ("mounts",), ("info", at / "train/b.txt"), ("warmup", "images"),
+        ("warmup", "dataset://images/train"), ("warmup", "images@1", "--local"),
         ("snapshots", "images"), ("evict", "images"), ("stats", "--count", "1"),
     ):  # fmt: skip
         node.run(*command)

@@ -18,7 +18,6 @@ from range_server import RangeServer
 from source_tree import MIB
 
 from forebay.cacheruntime.config import FillConfig
-from forebay.cacheruntime.fsspec_client import ForebayFileSystem
 from forebay.proto import peer_pb2 as peer_pb
 from forebay.proto import worker_pb2 as pb
 
@@ -287,18 +286,18 @@ def test_a_client_without_a_tier_reads_within_its_memory(make_server: Any, make_
     server = make_server(2, 300 * MIB + 17)
     cluster = make_cluster(2, server)
     client = cluster.client(0, FillConfig(memory_bytes=budget))
-    view = client.files()
+    client.files().ls("forebay://s3://bucket")  # it is at work
     before = _peak_bytes(client.pid)
     with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(lambda one: _streamed(view, one), range(2))) == [server.digest(0), server.digest(1)]
+        assert list(pool.map(lambda one: _streamed(client, one), range(2))) == [server.digest(0), server.digest(1)]
     assert _peak_bytes(client.pid) - before < 2 * budget
     assert fetched_once(server)
     assert client.client.call("Status", pb.StatusRequest()).tiers == []
 
 
-def _streamed(view: ForebayFileSystem, number: int) -> str:
+def _streamed(node: Node, number: int) -> str:
     found = sha256()
-    with view.open(f"forebay://s3://bucket/{number}") as file:
+    with node.open("s3://bucket", str(number)) as file:
         while piece := file.read(MIB):
             found.update(piece)
     return found.hexdigest()

@@ -65,13 +65,17 @@ class Node:
         return view
 
     def read(self, source: str, path: str) -> bytes:
-        """A whole file, as the listing of its directory has it."""
+        """A whole file."""
+        with self.open(source, path) as file:
+            return file.readall()
+
+    def open(self, source: str, path: str) -> CachedFile:
+        """A file, as the listing of its directory has it."""
         view = self.files()
         spec, inner = view._locate(f"forebay://{source}/{path}")
         children = view._ask(spec, os.path.dirname(inner), children=True).children
         entry = next(entry for entry in children if os.fsdecode(entry.path) == inner)
-        with CachedFile(self.config, spec, inner, entry) as file:
-            return file.readall()
+        return CachedFile(self.config, spec, inner, entry)
 
     def traffic(self) -> pb.SourceTraffic:
         """Of all sources together."""
