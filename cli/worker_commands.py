@@ -28,6 +28,7 @@ from forebay.cacheruntime.mounts import start_time
 from forebay.cli.commands import cache_config
 from forebay.cli.dataset_sources import make_resolver, state_folder_path
 from forebay.cli.screens import size_text
+from forebay.dataset_controller.resolve import shown_name
 from forebay.dataset_controller.state_folder import StateFolder
 from forebay.proto import peer_pb2 as pb
 
@@ -133,7 +134,7 @@ class _Keeper:
             self._complain("", error)
             return
         for one in stored:
-            name = "/".join(one.key)
+            name = shown_name(one.key).removeprefix("dataset://")
             if self._attached.get(name) == (mark := f"{one.generation}"):
                 continue
             try:
