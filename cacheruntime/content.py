@@ -39,7 +39,8 @@ _Key = ContentId | PackNumber
 
 
 _SWEEP_S = 0.1
-"""Descriptors are looked at this often at most after the worker has said that something was evicted."""
+"""Descriptors are looked at this often at most after the worker has said that something was evicted, and the index,
+whether it is still the one that the worker writes, when something is missing in it."""
 
 _WRONG = 1024
 """Files found damaged that are remembered until they are asked for again."""
@@ -77,12 +78,21 @@ class ContentReader:
         """The last file that was found, if it is wholly cached."""
         self._wrong: dict[ContentId, None] = {}
         self._departures = touch.departures
-        self._swept_at = 0.0
+        self._swept_at = self._renewed_at = 0.0
+        self._generation = index.generation
 
     def find(self, content: ContentId, start: int, end: int) -> Place | None:
         """Where [start, end) of a file is, or None when not all of it is cached. `end` is at most the file's size."""
         if self._touch.departures != self._departures:
             self._sweep_soon()
+        if self._index.generation != self._generation:
+            self._start_anew()
+        place = self._find(content, start, end)
+        if place is None and self._renew_soon():
+            place = self._find(content, start, end)
+        return place
+
+    def _find(self, content: ContentId, start: int, end: int) -> Place | None:
         known = self._complete.get(content)
         if known is not None:
             opened, base, slot = known
@@ -168,7 +178,9 @@ class ContentReader:
         return descriptor
 
     def sweep(self) -> None:
-        """Close descriptors of files that were evicted, so that their space is free again."""
+        """Close descriptors of files that were evicted, so that their space is free again; take another index that the
+        worker has put in the place of ours."""
+        self._renew_soon()
         self._departures, self._swept_at = self._touch.departures, self._clock()
         for key, opened in list(self._opened.items()):
             if os.fstat(opened.descriptor).st_nlink == 0:
@@ -177,6 +189,25 @@ class ContentReader:
     def _sweep_soon(self) -> None:
         if self._clock() - self._swept_at >= _SWEEP_S:
             self.sweep()
+
+    def _renew_soon(self) -> bool:
+        """Whether there is another index, which may have what is not found in this one."""
+        now = self._clock()
+        if now - self._renewed_at < _SWEEP_S:
+            return False
+        self._renewed_at = now
+        self._index.renew()
+        if self._index.generation == self._generation:
+            return False
+        self._start_anew()
+        return True
+
+    def _start_anew(self) -> None:
+        """Numbers of tiers and packs mean others in another index."""
+        self._generation = self._index.generation
+        self.close()
+        self._folders = {}
+        self._whole = None
 
     def abandon(self) -> None:
         """Close the index too; for a forked child, which must not use it."""

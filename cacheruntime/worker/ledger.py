@@ -46,12 +46,15 @@ def open_index(config: CacheConfig, boot_id: str) -> IndexWriter:
         CacheFormatError: it is of another format.
     """
     trouble = _trouble(config, boot_id)
-    if trouble is not None and trouble != _UNSYNCED:
-        _restore(config, trouble)
-    _seal_path(config).unlink(missing_ok=True)
     try:
+        if trouble is not None and trouble != _UNSYNCED:
+            _restore(config, trouble)
+        elif not (config.index_dir / "data.mdb").exists():
+            # Who has it open also holds its lock file, which therefore never serves another one.
+            shutil.rmtree(config.index_dir, ignore_errors=True)
+        _seal_path(config).unlink(missing_ok=True)
         return IndexWriter(config.index_dir, boot_id, distrust=trouble is not None)
-    except OSError as error:
+    except (OSError, lmdb.Error) as error:
         raise _no_room(config.index_dir, error) from error
 
 
@@ -118,12 +121,22 @@ def _restore(config: CacheConfig, trouble: str) -> None:
     if _is_whole(config.ledger_dir):
         log.warning("the cache index is not to be believed (%s): going on from the last checkpoint", trouble)
         shutil.copyfile(config.ledger_dir / "data.mdb", draft / "data.mdb")
+        _distrust(draft)
     else:
         log.warning("the cache index is not to be believed (%s), and there is no checkpoint: starting empty", trouble)
         shutil.rmtree(config.ledger_dir, ignore_errors=True)
-    # Readers that have the old one mapped keep it: they see nothing new until they are started again.
+    # Readers that have the old one mapped keep it until they see that there is another (`Index.renew`).
     shutil.rmtree(config.index_dir, ignore_errors=True)
     draft.rename(config.index_dir)
+
+
+def _distrust(folder: Path) -> None:
+    """Before anybody sees it: readers take it as soon as it is in its place, and the worker may be killed there."""
+    with lmdb.open(str(folder), max_dbs=len(TABLES), map_size=MAP_BYTES) as env:
+        meta = env.open_db(b"meta")
+        with env.begin(write=True) as txn:
+            next_session = int.from_bytes(txn.get(b"session", db=meta) or b"", "big") + 1
+            txn.put(b"trusted", next_session.to_bytes(4, "big"), db=meta)
 
 
 def _is_whole(folder: Path) -> bool:

@@ -53,8 +53,8 @@ def check_index(index: Index | IndexWriter, *, on_disk: bool = True) -> None:
 
 
 def _dump(reader: Index) -> dict[str, dict[bytes, bytes]]:
-    with reader._env.begin() as txn:
-        return {name: dict(txn.cursor(db=table)) for name, table in reader._tables.items()}
+    with reader.raw() as txn:
+        return {name: dict(txn.cursor(db=reader.table(name))) for name in index_module.TABLES}
 
 
 def _record(key: bytes, raw: bytes) -> Cached:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forebay_command import Forebay, wait_until
+from forebay_command import Forebay, alive, wait_until
 from source_tree import MIB, payload
 
 pytestmark = [pytest.mark.slow]
@@ -126,6 +126,28 @@ def test_index_damaged(forebay: Forebay, folder: Any, side: Any) -> None:
         _read_all(forebay, mount, how)
     forebay.run("check", "--repair")
     forebay.run("check", "--deep")
+
+
+@pytest.mark.sides("modes")
+def test_index_removed_under_a_live_mount(forebay: Forebay, folder: Any, side: Any) -> None:
+    """The worker goes on from its last checkpoint, and so do the mount and a program that had the index open."""
+    forebay.expect_log("the cache index is not to be believed")
+    for name, data in CONTENTS.items():
+        folder.put(name, data)
+    mount = forebay.mount(folder.source, *side.args)
+    _read_all(forebay, mount, "read")
+    worker = forebay.pids(mount)["worker"]
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: not alive(worker), "the worker is gone")
+    shutil.rmtree(next(forebay.root.rglob("index/data.mdb")).parent)
+    forebay.run("warmup", mount)
+    worker = forebay.pids(mount)["worker"]
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        for how in HOWS:
+            _read_all(forebay, mount, how)
+    finally:
+        os.kill(worker, signal.SIGCONT)
 
 
 @pytest.fixture

@@ -1,14 +1,18 @@
 """The index: records, what survives which end, and numbers that are never used again."""
 
+import shutil
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import lmdb
 import pytest
 from check import check_index
 
 from forebay.cacheruntime.config import MIB
 from forebay.cacheruntime.errors import CacheFormatError
-from forebay.cacheruntime.index import Cached, Index, PackNumber, Seal, TierNumber, block_count
+from forebay.cacheruntime.index import TABLES, Cached, Index, PackNumber, Seal, TierNumber, block_count
 from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.worker.index_writer import Appended, IndexWriter
 
@@ -283,6 +287,64 @@ def test_changes_are_remembered_over_a_kill(tmp_path: Path) -> None:
 def test_reader_in_this_process_sees_each_commit(index: IndexWriter) -> None:
     assert index.reader.find(A) is None
     assert _some(index) == index.reader.find(A)
+
+
+def test_another_index_in_its_place_is_taken_under_its_readers(tmp_path: Path) -> None:
+    """As a worker does that goes on from its last checkpoint."""
+    made = [tmp_path / f"made{number}" for number in range(12)]
+    for number, folder in enumerate(made):
+        writer = IndexWriter(folder, "boot")
+        writer.start_file(A, 1000 + number, _tier(writer), ONE)
+        writer.close()
+    folder = tmp_path / "index"
+    made[0].rename(folder)
+    reader, ended, wrong = Index(folder), threading.Event(), set[int]()
+
+    def read() -> None:
+        while not ended.is_set():
+            found = reader.find(A)
+            wrong.add(found.size if found is not None else -1)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert not reader.renew()
+        for number, another in enumerate(made[1:], 1):
+            shutil.rmtree(folder)
+            assert not reader.renew(), "there is none yet"
+            another.rename(folder)
+            assert sum(_in_threads(reader.renew)) == 1, "one of them opens it"
+            assert reader.generation == number
+            found = reader.find(A)
+            assert found is not None
+            assert found.size == 1000 + number
+            assert reader.trusted_since == 1
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert wrong <= set(range(1000, 1012))
+    assert f"{folder}/data.mdb (deleted)" not in Path("/proc/self/maps").read_text()
+    reader.close()
+
+
+def _in_threads(work: Callable[[], bool]) -> list[bool]:
+    with ThreadPoolExecutor(3) as pool:
+        return [future.result() for future in [pool.submit(work) for _ in range(3)]]
+
+
+def test_an_index_of_another_format_is_not_taken(tmp_path: Path) -> None:
+    for name in ("index", "newer"):
+        IndexWriter(tmp_path / name, "boot").close()
+    with lmdb.open(str(tmp_path / "newer"), max_dbs=len(TABLES)) as env, env.begin(write=True) as txn:
+        txn.put(b"format", b"9", db=env.open_db(b"meta", txn))
+    reader = Index(tmp_path / "index")
+    shutil.rmtree(tmp_path / "index")
+    (tmp_path / "newer").rename(tmp_path / "index")
+    assert not reader.renew()
+    assert reader.find(A) is None, "the old one is still there"
+    reader.close()
 
 
 def test_not_an_index(tmp_path: Path) -> None:
