@@ -183,6 +183,11 @@ class Pack(NamedTuple):
     seal: Seal
     pinned: bool
 
+    @property
+    def is_thin(self) -> bool:
+        """Whether less than half of it is still of use."""
+        return 2 * self.live_bytes < self.length
+
 
 def block_count(size: int) -> int:
     """Blocks of a file of `size` bytes; an empty file has none."""

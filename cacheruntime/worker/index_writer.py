@@ -352,7 +352,7 @@ class IndexWriter:
                     self._put(txn, "contents", content, pack_cached(content, cached._replace(session=self.session)))
 
     def forget_packed(self, content: ContentId) -> Cached | None:
-        """Forget one file of a pack; its bytes stay there, dead, until the pack goes."""
+        """Forget one file of a pack; its bytes stay there, dead, until the pack goes (`compaction.py`)."""
         with self._txn() as txn:
             return self._drop(txn, content)
 

@@ -178,6 +178,8 @@ class Ledger:
             raise _no_room(folder, error) from error
         with self._env.begin() as txn:
             self._whole = bool(txn.get(_TAKEN_OVER, db=self._tables["meta"]))
+        self.begun = self.taken = 0
+        """Checkpoints since the start, and the number of the last one that was taken over."""
 
     def close(self) -> None:
         self._env.close()
@@ -194,8 +196,10 @@ class Ledger:
             OSError: nothing was begun.
         """
         changed, logs = self._index.take_changed()
+        self.begun += 1
         complete = self._whole or self._index.session == 1  # then all that there is has changed
-        return Checkpoint(self._index.reader, changed if self._whole else None, logs, changed if complete else None)
+        unsynced = changed if complete else None
+        return Checkpoint(self.begun, self._index.reader, changed if self._whole else None, logs, unsynced)
 
     def take(self, checkpoint: "Checkpoint", folders: Iterable[Path], paths: list[Path] | None = None) -> None:
         """Sync the tiers' data, then take the changes over. In a thread.
@@ -227,6 +231,7 @@ class Ledger:
         finally:
             checkpoint.close()
         self._whole = True
+        self.taken = checkpoint.number
         for log_file in checkpoint.logs:
             log_file.unlink(missing_ok=True)
 
@@ -240,15 +245,17 @@ class Checkpoint:
     """One state of the index, and what of it the ledger lacks."""
 
     def __init__(
-        self, index: Index, changed: Changed | None, logs: list[Path], unsynced: Changed | None = None
+        self, number: int, index: Index, changed: Changed | None, logs: list[Path], unsynced: Changed | None = None
     ) -> None:
         """
         Args:
+            number: of `Ledger.begun`.
             index: to read from, now.
             changed: keys; None when everything is to be taken.
             logs: to be removed afterwards.
             unsynced: keys of whose files it is not known that they were synced; None when all may be.
         """
+        self.number = number
         self.changed = changed
         self.unsynced = unsynced
         self.logs = logs

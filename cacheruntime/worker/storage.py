@@ -111,6 +111,8 @@ class Storage:
         self.departed = Departed()
         self.moving = 0
         """Moves under way."""
+        self.thin: dict[PackNumber, float] = {}
+        """Packs that may be mostly dead, and when a file of them was dropped last (time.monotonic)."""
         self.trash: list[Path] = []
         """Folders to be removed in the background."""
         self._pending = _Pending()
@@ -122,8 +124,10 @@ class Storage:
         self._by_number = {tier.number: tier for tier in self.tiers}
         self._remove_doomed()
         for pack in self.index.reader.packs():
-            if not pack.length:
+            if not pack.live_files:
                 self.drop_pack(pack)  # its file may never have been made
+            elif pack.is_thin:
+                self.thin[pack.number] = time.monotonic()
         self.rooms = Rooms(self)
         self.idle: Callable[[DatasetId], float | None] = lambda _: 0.0
         """When a dataset was last used (seconds), or None while it is in use; set by the core."""
@@ -508,6 +512,39 @@ class Storage:
         self.damage.files += 1
         self.drop_pack(pack)
 
+    def repack(self, pack: Pack, files: Iterable[tuple[ContentId, bytes]]) -> bool:
+        """Append files of a pack, with their bytes, to others, which have them from then on; what is not in it any more
+        is passed over. False: the tier or the index takes nothing, and the rest stays where it is."""
+        tier = self.tier(pack.tier)
+        found = [(content, data, self.index.reader.find(content)) for content, data in files]
+        for pinned in (False, True):
+            here = [
+                (content, data, cached)
+                for content, data, cached in found
+                if cached is not None and cached.pack == pack.number and cached.pinned == pinned
+            ]
+            size = sum(len(data) for _, data, _ in here)
+            if not here:
+                continue
+            if tier.room_bytes() < size:
+                return False
+            key = (pack.dataset, pack.share, pinned, pack.tier)
+            try:
+                target = self._packs.ready(key, tier, size, pack.number)
+                entries, end = [], target.end
+                for content, data, cached in here:
+                    entries.append(Appended(content, len(data), end, cached.checksum))
+                    end += len(data)
+                added = self._packs.append(key, target, [memoryview(data) for _, data, _ in here], entries, end)
+            except OSError as error:
+                self.write_failed(tier, error)
+                return False
+            tier.take(size)  # as soon as it is there; nothing else was done meanwhile
+            if not added:
+                return False
+            self.rooms.inserted(self.space(pack.dataset), target.number, target.end)
+        return True
+
     def close_pack(self, number: PackNumber) -> None:
         """A pack takes no more files."""
         self._packs.close(number)
@@ -554,6 +591,8 @@ class Storage:
             pack = self.index.reader.pack(cached.pack)
             if pack is not None and not pack.live_files:
                 self.drop_pack(pack)
+            elif pack is not None and pack.is_thin:
+                self.thin[pack.number] = time.monotonic()
             return True
         self.rooms.removed(space, content)
         self._unlink(self.tier(cached.tier), content, held, space, cached.share, held)

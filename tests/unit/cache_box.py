@@ -2,6 +2,7 @@
 
 import os
 import random
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +16,11 @@ from hypothesis import HealthCheck, settings
 from forebay.cacheruntime.config import CacheConfig, FillConfig, Medium, TierConfig
 from forebay.cacheruntime.keys import ContentId, DatasetId, dataset_id
 from forebay.cacheruntime.tiers import file_path
+from forebay.cacheruntime.worker.compaction import Compactor
 from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.storage import Storage, Target
+from forebay.cacheruntime.worker.verify import Pace
 
 BOOT = "5a7dbb1c-boot"
 RUN_S = 30.0
@@ -40,6 +43,12 @@ settings.register_profile("soak", deadline=None, max_examples=500, suppress_heal
 def bytes_of(size: int, seed: int = 0) -> bytes:
     """Bytes that repeat nowhere, so that a block in the wrong place shows."""
     return random.Random(seed * 1_000_003 + size).randbytes(size)
+
+
+def compactor_of(storage: Storage, later_s: float = 10.0) -> Compactor:
+    """One that believes that it is so much later: what was evicted by command is long over."""
+    pace = Pace(0, time.monotonic, time.sleep)
+    return Compactor(storage, pace, trio.CapacityLimiter(1), lambda: time.monotonic() + later_s)
 
 
 class Box:
@@ -73,6 +82,8 @@ class Box:
 
     def kill(self, boot: str = BOOT) -> None:
         """Let go of everything as `kill -9` would, and start again; with another boot id, as after a power loss."""
+        self.storage._packs.close_all()
+        self.storage.departed.close()
         self.storage.index._env.close()
         self.storage.ledger.close()
         self.storage.touch.close()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import trio
-from cache_box import Box, bytes_of
+from cache_box import Box, bytes_of, compactor_of
 from check import check_storage
 
 from forebay.cacheruntime import mounts
@@ -31,7 +31,9 @@ from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.mover import Mover
 from forebay.proto import worker_pb2 as pb
 
-_TRACED = ("storage", "index_writer", "writes", "departed", "room", "mover", "ledger", "fetch", "tier")
+_TRACED = (
+    "storage", "index_writer", "writes", "departed", "room", "mover", "ledger", "fetch", "tier", "packs", "compaction",
+)  # fmt: skip
 _QUICK_STEP = 61
 """Of the lines, in `make test`: prime, so that loops are not always hit at the same place."""
 
@@ -93,6 +95,15 @@ def evict_by_command(box: Box, files: list[SourceFile]) -> None:
     box.storage.evict(file.content for file in files)
 
 
+def compact_a_pack(box: Box, files: list[SourceFile]) -> None:
+    box.storage.evict([files[4].content])
+    compactor = compactor_of(box.storage)
+    trio.run(compactor.step)
+    box.storage.ledger.take(box.storage.ledger.begin(), [tier.config.path for tier in box.storage.tiers])
+    trio.run(compactor.step)
+    box.storage.tidy(float("inf"))
+
+
 def pin(box: Box, files: list[SourceFile]) -> None:
     box.storage.pin(box.dataset, b"", [file.content for file in files])
 
@@ -109,7 +120,7 @@ def stop_in_order(box: Box, files: list[SourceFile]) -> None:
 
 OPERATIONS = [
     fill, go_on_with_a_partial_file, append_to_a_pack, small_file_alone, move_a_file, move_a_pack, evict, evict_a_pack,
-    evict_by_command, pin, checkpoint, stop_in_order,
+    evict_by_command, compact_a_pack, pin, checkpoint, stop_in_order,
 ]  # fmt: skip
 
 

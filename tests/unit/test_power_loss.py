@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from cache_box import Box, bytes_of
+from cache_box import Box, bytes_of, compactor_of
 from check import check_storage
 
 from forebay.cacheruntime.catalogue import Catalogue, read_summary
@@ -151,6 +151,17 @@ def test_power_loss(disk: Disk) -> None:
     box.storage.evict(file.content for file in second)
     safe -= {file.path for file in second}
     cut("evicted")
+    box.storage.evict([first[2].content])  # more than half of what is in its pack
+    safe.discard(first[2].path)
+    _checkpoint(box)
+    safe |= {file.path for file in third}
+    compactor = compactor_of(box.storage)
+    assert trio.run(compactor.step)
+    cut("a pack is compacted")
+    assert not trio.run(compactor.step)
+    _checkpoint(box)
+    assert trio.run(compactor.step)
+    cut("and the old one is gone")
     box.storage.close()
     disk.umount()
     for image, kept in moments:
