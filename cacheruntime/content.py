@@ -18,7 +18,7 @@ import xxhash
 
 from forebay.cacheruntime.index import WRITING, Cached, Index, PackNumber, Seal, TierNumber
 from forebay.cacheruntime.keys import ContentId
-from forebay.cacheruntime.tiers import cached_path, file_path
+from forebay.cacheruntime.tiers import cached_path, file_path, is_dropped
 from forebay.cacheruntime.touch import TouchMap, slot_of
 
 _OPEN_FILES = 1024
@@ -41,6 +41,9 @@ _Key = ContentId | PackNumber
 _SWEEP_S = 0.1
 """Descriptors are looked at this often at most after the worker has said that something was evicted, and the index,
 whether it is still the one that the worker writes, when something is missing in it."""
+
+_TRIES = 16
+"""Looks for a file that is dropped and made anew all the time, or that somebody has given the mark of a dropped one."""
 
 _WRONG = 1024
 """Files found damaged that are remembered until they are asked for again."""
@@ -171,7 +174,7 @@ class ContentReader:
         # Descriptor, then record, then status: see _find_open.
         still = self._index.find(content) == cached
         status = os.fstat(descriptor)
-        if not still or not status.st_nlink or status.st_size != size or not self._is_sealed(cached, status):
+        if not still or is_dropped(status) or status.st_size != size or not self._is_sealed(cached, status):
             os.close(descriptor)
             return None
         self._touch.set(slot_of(content, cached.pack))
@@ -183,7 +186,7 @@ class ContentReader:
         self._renew_soon()
         self._departures, self._swept_at = self._touch.departures, self._clock()
         for key, opened in list(self._opened.items()):
-            if os.fstat(opened.descriptor).st_nlink == 0:
+            if is_dropped(os.fstat(opened.descriptor)):
                 self._forget(key, opened)
 
     def _sweep_soon(self) -> None:
@@ -221,12 +224,12 @@ class ContentReader:
     def _find_open(self, content: ContentId, start: int, end: int) -> tuple[Cached, _Opened, bool] | None:
         """The record, a descriptor of the very file it speaks of, and whether that has its seal.
 
-        A file may be evicted and begun anew under the same name at any time. Eviction unlinks before anything is made
-        anew, so a record that is read after the descriptor was opened speaks of that file if it is still linked
+        A file may be evicted and begun anew under the same name at any time. It is dropped before anything is made
+        anew, so a record that is read after the descriptor was opened speaks of that file if it is not dropped
         afterwards: hence the order descriptor, record, status.
         """
         last = None
-        while True:
+        for _ in range(_TRIES):
             cached = self._index.find(content)
             if cached is None or not cached.has(start, end):
                 return None
@@ -238,7 +241,7 @@ class ContentReader:
                 continue  # and look again, now that it is open
             status = os.fstat(opened.descriptor)
             # A disk that went read-only keeps what was dropped there: linked, and without the blocks that came since.
-            if not status.st_nlink or opened.tier != cached.tier:
+            if is_dropped(status) or opened.tier != cached.tier:
                 self._forget(key, opened)
                 continue
             self._opened.move_to_end(key)
@@ -248,6 +251,7 @@ class ContentReader:
             if cached == last:
                 return None  # the worker will see what has become of it
             last = cached  # or it was written to, sealed, between our two looks
+        return None
 
     def _has_seal(self, cached: Cached, opened: _Opened, status: os.stat_result) -> bool:
         if not cached.pack:

@@ -122,6 +122,9 @@ class Storage:
         self._spaces: dict[DatasetId, Space] = {}
         self.tiers = self._adopt(uuids)
         self._by_number = {tier.number: tier for tier in self.tiers}
+        for tier in self.tiers:
+            if self.departed.adopt(tier, self.space):
+                self.touch.depart()
         self._remove_doomed()
         for pack in self.index.reader.packs():
             if not pack.live_files:
@@ -167,7 +170,12 @@ class Storage:
         doomed = self.index.doomed()
         for number, thing in doomed:
             if number in self._by_number:
-                self.item_path(self._by_number[number], thing).unlink(missing_ok=True)
+                tier = self._by_number[number]
+                path = self.item_path(tier, thing)
+                with contextlib.suppress(FileNotFoundError):
+                    size = os.stat(path).st_blocks * 512
+                    tier.used_bytes += size
+                    self.departed.unlink(tier, path, size)
         self.index.removed(doomed)
 
     def close(self) -> None:

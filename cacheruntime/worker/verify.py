@@ -17,7 +17,7 @@ import xxhash
 
 from forebay.cacheruntime.index import BLOCK_BYTES, Cached, Index, Pack, PackNumber, Seal, block_bytes
 from forebay.cacheruntime.keys import ContentId
-from forebay.cacheruntime.tiers import pack_path
+from forebay.cacheruntime.tiers import is_dropped, pack_path
 from forebay.cacheruntime.worker.index_writer import IndexUnwritable
 from forebay.cacheruntime.worker.storage import Storage
 from forebay.cacheruntime.worker.writes import seal_of
@@ -102,7 +102,7 @@ def verify_file(
             if len(data) != size or xxhash.xxh3_64_intdigest(data) != checksum(block):
                 bad.append(block)
         after = os.fstat(descriptor)
-        if after.st_nlink and seal_of(after) != seal_of(before):
+        if not is_dropped(after) and seal_of(after) != seal_of(before):
             return Verdict(seal_of(before), bad or [0])
         return Verdict(seal_of(before), bad)
     finally:

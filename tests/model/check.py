@@ -30,6 +30,8 @@ def check_storage(storage: Storage) -> None:
         storage.departed.look()
         open_still = storage.departed.pending_bytes(tier)
         assert tier.used_bytes == held[tier.number] + open_still, f"tier {tier.number}: counted and held bytes differ"
+        named = {gone.path for gone in storage.departed._gone.get(tier.number, (tier, []))[1] if gone.path is not None}
+        assert set((tier.config.path / "departed").iterdir()) == named, "only what is still open somewhere"
         assert tier.used_bytes <= tier.config.quota_bytes, f"tier {tier.number} is over its quota"
 
 

@@ -86,6 +86,14 @@ def evict(box: Box, files: list[SourceFile]) -> None:
     box.storage.tidy(float("inf"))
 
 
+def evict_what_is_open(box: Box, files: list[SourceFile]) -> None:
+    opened = os.open(box.tier_file(files[0].content), os.O_RDONLY)
+    box.storage.drop_file(files[0].content)
+    box.storage.tidy(float("inf"))
+    os.close(opened)
+    box.storage.tidy(float("inf"))
+
+
 def evict_a_pack(box: Box, files: list[SourceFile]) -> None:
     box.storage.drop(PackNumber(1))
     box.storage.tidy(float("inf"))
@@ -119,8 +127,8 @@ def stop_in_order(box: Box, files: list[SourceFile]) -> None:
 
 
 OPERATIONS = [
-    fill, go_on_with_a_partial_file, append_to_a_pack, small_file_alone, move_a_file, move_a_pack, evict, evict_a_pack,
-    evict_by_command, compact_a_pack, pin, checkpoint, stop_in_order,
+    fill, go_on_with_a_partial_file, append_to_a_pack, small_file_alone, move_a_file, move_a_pack, evict,
+    evict_what_is_open, evict_a_pack, evict_by_command, compact_a_pack, pin, checkpoint, stop_in_order,
 ]  # fmt: skip
 
 
