@@ -8,6 +8,9 @@ Every commit is synced, and comes after the data that it speaks of was synced; s
 ``index.seal`` in the cache folder: after an orderly stop, device number excepted, what stat tells of the index's file:
 inode number, size, mtime and ctime in ns. An index that was changed while no worker ran does not have it any more.
 
+``index.boot`` beside it: boot id of the kernel under which the index was opened last. It is known before the index is
+mapped: one that a power loss has cut off ends the process that reads behind its end.
+
 The index itself is not synced, as that would cost a wait of milliseconds for each block. A checkpoint takes over the
 keys that changed since the last one; it costs what changed, not what is cached.
 """
@@ -53,6 +56,8 @@ def open_index(config: CacheConfig, boot_id: str) -> IndexWriter:
             # Who has it open also holds its lock file, which therefore never serves another one.
             shutil.rmtree(config.index_dir, ignore_errors=True)
         _seal_path(config).unlink(missing_ok=True)
+        if _text(_boot_path(config)) != boot_id:
+            write_durably(_boot_path(config), boot_id)
         return IndexWriter(config.index_dir, boot_id, distrust=trouble is not None)
     except (OSError, lmdb.Error) as error:
         raise _no_room(config.index_dir, error) from error
@@ -75,6 +80,17 @@ def _seal_path(config: CacheConfig) -> Path:
     return config.cache_dir / "index.seal"
 
 
+def _boot_path(config: CacheConfig) -> Path:
+    return config.cache_dir / "index.boot"
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None
+
+
 def _stat_text(config: CacheConfig) -> str:
     found = os.stat(config.index_dir / "data.mdb")
     return f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\n"
@@ -84,6 +100,11 @@ def _trouble(config: CacheConfig, boot_id: str) -> str | None:
     """Why the index is not to be believed; None when it is, or is new."""
     if not (config.index_dir / "data.mdb").exists():
         return "it was removed" if (config.ledger_dir / "data.mdb").exists() else None
+    seal, same_boot = _text(_seal_path(config)), _text(_boot_path(config)) == boot_id
+    if seal is None and not same_boot:
+        return "the machine went down without a clean stop"
+    if seal is not None and seal != _stat_text(config):
+        return "it was changed while no worker ran"
     try:
         index = Index(config.index_dir)
     except CacheFormatError as error:
@@ -96,21 +117,14 @@ def _trouble(config: CacheConfig, boot_id: str) -> str | None:
         with index.raw() as txn:
             meta = index.table("meta")
             clean = txn.get(b"clean", db=meta)
-            boot = txn.get(b"boot", db=meta)
     except lmdb.Error as error:
         return f"it cannot be read: {error}"
     finally:
         index.close()
-    if clean is None:
-        return None if boot == boot_id.encode() else "the machine went down without a clean stop"
-    try:
-        seal = _seal_path(config).read_text()
-    except OSError:
-        # The worker was killed between its mark and the seal, which is as good as a kill before both.
-        return None if boot == boot_id.encode() else "the machine went down before the stop was sealed"
-    if seal != _stat_text(config):
-        return "it was changed while no worker ran"
-    return None if clean == SYNCED or boot == boot_id.encode() else _UNSYNCED
+    # Killed while it worked, or between its mark and the seal: the kernel has all that was written.
+    if same_boot or clean == SYNCED:
+        return None
+    return _UNSYNCED if clean is not None else "the machine went down without a clean stop"
 
 
 def _restore(config: CacheConfig, trouble: str) -> None:

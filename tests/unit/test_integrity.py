@@ -355,6 +355,22 @@ def test_index_changed_while_no_worker_ran(box: Box) -> None:
     assert check(box) == []
 
 
+@pytest.mark.parametrize("kept_bytes", [0, 100, 8192, 5 * 4096])
+def test_regression_an_index_that_a_power_loss_has_cut_off_is_not_mapped(box: Box, kept_bytes: int) -> None:
+    """Whoever reads behind the end of a mapped file is killed (SIGBUS): no worker could ever start again."""
+    file = box.source("a", bytes_of(2 * MIB))
+    fill(box, file)
+    _checkpoint(box)
+    box.storage.index._env.close()
+    box.storage.ledger.close()
+    os.truncate(box.config.index_dir / "data.mdb", kept_bytes)
+    box._open("after a power loss")
+    reader = ContentReader(box.storage.index.reader, box.storage.touch)
+    assert read(box, file, reader) == data_of(box, file)
+    assert len(box.store.reads) == 1
+    reader.close()
+
+
 @pytest.mark.parametrize("what", ["index", "ledger"])
 def test_a_folder_that_was_removed(box: Box, what: str) -> None:
     files = [box.source("a", bytes_of(2 * MIB)), box.source("s", bytes_of(1000))]
