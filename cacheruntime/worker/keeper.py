@@ -19,6 +19,7 @@ from forebay.cacheruntime.worker.compaction import Compactor
 from forebay.cacheruntime.worker.disk_health import Health
 from forebay.cacheruntime.worker.index_writer import IndexUnwritable
 from forebay.cacheruntime.worker.mover import Mover
+from forebay.cacheruntime.worker.recount import recount
 from forebay.cacheruntime.worker.space import Item
 from forebay.cacheruntime.worker.storage import Storage
 from forebay.cacheruntime.worker.tier import Tier
@@ -47,13 +48,14 @@ class Keeper:
         self._compactor = Compactor(storage, self.mover.pace, self.mover.thread)
         self.checkpoints = 0
         self.scrubbed_bytes = 0
-        self._scrub_thread = trio.CapacityLimiter(1)
+        self._scrub_thread, self._recount_thread = trio.CapacityLimiter(1), trio.CapacityLimiter(1)
         self._scrub_pace = Pace(storage.config.scrub_bytes_s, time.monotonic, time.sleep)
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tidy)
             nursery.start_soon(self._checkpoints)
+            nursery.start_soon(self._over_and_over, self._recount)
             if len(self._storage.tiers) > 1:
                 nursery.start_soon(self._over_and_over, self.mover.step)
             nursery.start_soon(self._over_and_over, self._compactor.step)
@@ -81,6 +83,11 @@ class Keeper:
                 done = False
             if not done:
                 await trio.sleep(_MOVE_REST_S)
+
+    async def _recount(self) -> bool:
+        if self._storage.recount_due:
+            await recount(self._storage, self._recount_thread)
+        return False
 
     async def _checkpoints(self) -> None:
         while True:

@@ -86,7 +86,7 @@ class _Pending:
     """Work for the next `tidy`."""
 
     unlinked: list[tuple[TierNumber, Item]] = field(default_factory=list)
-    recount: bool = False
+    add_up: bool = False
 
 
 class Storage:
@@ -111,6 +111,8 @@ class Storage:
         self.departed = Departed()
         self.moving = 0
         """Moves under way."""
+        self.recount_due = False
+        """The index was damaged: what it adds up may be wrong (`recount.py`)."""
         self.thin: dict[PackNumber, float] = {}
         """Packs that may be mostly dead, and when a file of them was dropped last (time.monotonic)."""
         self.trash: list[Path] = []
@@ -695,14 +697,14 @@ class Storage:
         self.close_pack(number)
         self.index.forget_damaged_pack(number)
         self.damage.records += 1
-        self._pending.recount = True
+        self.recount_due = True
         for tier in self.tiers:
             pack_path(tier.config.path, number).unlink(missing_ok=True)
 
     def _forgot_damaged(self, content: ContentId) -> None:
         log.warning("the record of %s was damaged: it is fetched again", content.hex())
         self.damage.records += 1
-        self._pending.recount = True
+        self.recount_due = True
         for tier in self.tiers:
             file_path(tier.config.path, content).unlink(missing_ok=True)
 
@@ -784,16 +786,15 @@ class Storage:
         if self._pending.unlinked:
             self.index.removed(self._pending.unlinked)
             self._pending.unlinked = []
-        if self._pending.recount and self._reserved <= 0 and not self.writes.all() and not self.moving:
-            self._pending.recount = False
-            self._recount()
+        if self._pending.add_up and self._reserved <= 0 and not self.writes.all() and not self.moving:
+            self._pending.add_up = False
+            self._add_up()
 
-    def recount_soon(self) -> None:
-        """After damage to the index: have its sums built anew, when nothing is under way that they do not count."""
-        self._pending.recount = True
+    def add_up_soon(self) -> None:
+        """The index's sums were put right: take them over when nothing is under way that they do not count."""
+        self._pending.add_up = True
 
-    def _recount(self) -> None:
-        self.index.recount()
+    def _add_up(self) -> None:
         on_disk, held = self._on_disk(), self._held()
         for tier in self.tiers:
             tier.used_bytes = on_disk.get(tier.number, 0) + self.departed.pending_bytes(tier)

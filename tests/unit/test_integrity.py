@@ -18,6 +18,7 @@ from forebay.cacheruntime.worker.check import Check, Finding
 from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.keeper import Keeper
+from forebay.cacheruntime.worker.recount import recount
 from forebay.cacheruntime.worker.writes import seal_of
 
 
@@ -242,6 +243,8 @@ def test_a_record_that_says_too_much(box: Box) -> None:
     reader = ContentReader(index.reader, box.storage.touch)
     assert reader.find(file.content, 2 * MIB, 3 * MIB) is None
     assert read(box, file, reader) == data_of(box, file)
+    assert box.storage.recount_due
+    trio.run(recount, box.storage, trio.CapacityLimiter(1))
     box.storage.tidy()
     reader.close()
     assert check(box) == []

@@ -411,11 +411,11 @@ def test_sums_are_not_built_anew_while_blocks_of_a_dropped_file_are_on_their_way
     assert cached is not None
     assert storage.reserve(file.content, cached, [MIB]) == 1
     storage.drop_file(file.content)
-    storage.recount_soon()
+    storage.add_up_soon()
     storage.tidy()
     storage.give_back(cached, MIB)
     storage.tidy()
-    assert not storage._pending.recount
+    assert not storage._pending.add_up
     assert storage.tiers[0].used_bytes == 0
     assert sum(storage.space(file.dataset).used.values()) == 0
 
