@@ -19,7 +19,9 @@ was damaged at rest is no record.
     ``contents``.
 ``shares``: dataset (8 bytes) + XXH3-64 of a path (8 bytes) -> share number (2 bytes) and the path. A share is the part
     of a dataset below a path that has a quota of its own; share 0 is all the rest.
-``pins``: dataset (8 bytes) + XXH3-64 of a path (8 bytes) -> the path. What is below it is marked `_PINNED`.
+``pins``: dataset (8 bytes) + XXH3-64 of a path (8 bytes) -> the path, pinned by command. What is below it is marked
+    `_PINNED`.
+``manifest_pins``: the same, of those that the dataset's manifest asks for.
 ``doomed``: tier (2 bytes) + content id, or + pack number (4 bytes) -> empty. A file that may be left behind by a crash
     is named here before it can come to be so: the next start removes it, unless a record says that it lives there.
 ``tiers``: tier number (2 bytes) -> its uuid (16 bytes) and folder. The number is what records hold; the uuid is that of
@@ -77,6 +79,7 @@ TABLES = (
     "doomed",
     "tiers",
     "meta",
+    "manifest_pins",
 )
 
 _HEAD = struct.Struct(">BHHQ8sI")
@@ -216,7 +219,7 @@ def holding_key(dataset: DatasetId, share: int, tier: TierNumber) -> bytes:
 
 
 def path_key(dataset: DatasetId, path: bytes) -> bytes:
-    """Of `shares` and `pins`."""
+    """Of `shares` and both tables of pins."""
     return bytes.fromhex(dataset) + xxhash.xxh3_64_digest(path)
 
 
@@ -487,8 +490,12 @@ class Index:
         return {value[2:]: int.from_bytes(value[:2], "big") for value in self._below("shares", dataset)}
 
     def pins(self, dataset: DatasetId) -> list[bytes]:
-        """Paths that are pinned."""
-        return sorted(self._below("pins", dataset))
+        """Paths that are pinned, by whom ever."""
+        return sorted({*self.pins_by("pins", dataset), *self.pins_by("manifest_pins", dataset)})
+
+    def pins_by(self, table: str, dataset: DatasetId) -> list[bytes]:
+        """As `pins`, of one of the two tables."""
+        return self._below(table, dataset)
 
     def _below(self, table: str, dataset: DatasetId) -> list[bytes]:
         prefix = bytes.fromhex(dataset)

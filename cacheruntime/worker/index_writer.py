@@ -437,13 +437,13 @@ class IndexWriter:
             self._put(txn, "shares", key, number.to_bytes(2, "big") + path)
             return number
 
-    def pin(self, dataset: DatasetId, path: bytes, pinned: bool) -> None:
-        """Remember, or forget, that a path is pinned."""
+    def pin(self, dataset: DatasetId, path: bytes, pinned: bool, table: str = "pins") -> None:
+        """Remember, or forget, that a path is pinned; `table`: by whom."""
         with self._txn() as txn:
             if pinned:
-                self._put(txn, "pins", path_key(dataset, path), path)
+                self._put(txn, table, path_key(dataset, path), path)
             else:
-                self._delete(txn, "pins", path_key(dataset, path))
+                self._delete(txn, table, path_key(dataset, path))
 
     def mark_pinned(self, contents: Iterable[ContentId], pinned: bool) -> None:
         """Mark records. A pack with a pinned file is pinned; `pinned` False frees the packs too."""

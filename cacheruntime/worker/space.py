@@ -34,6 +34,8 @@ class Space:
     shares: dict[bytes, int] = field(default_factory=dict)
     """Path -> share."""
     pins: list[bytes] = field(default_factory=list)
+    """By command."""
+    manifest_pins: list[bytes] = field(default_factory=list)
     used: dict[int, int] = field(default_factory=dict)
     """Share -> bytes that are cached or reserved."""
 
@@ -43,7 +45,7 @@ class Space:
         return self.shares[found] if found is not None else 0
 
     def is_pinned(self, path: bytes) -> bool:
-        return any(is_below(path, pinned) for pinned in self.pins)
+        return any(is_below(path, pinned) for pinned in (*self.pins, *self.manifest_pins))
 
     def room_bytes(self, share: int) -> int | None:
         """What the dataset, and this share of it, may still take; None when there is no bound."""

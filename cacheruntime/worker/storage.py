@@ -208,7 +208,9 @@ class Storage:
     def space(self, dataset: DatasetId) -> Space:
         found = self._spaces.get(dataset)
         if found is None:
-            found = self._spaces[dataset] = Space(dataset, pins=self.index.reader.pins(dataset))
+            found = self._spaces[dataset] = Space(dataset)
+            found.pins = self.index.reader.pins_by("pins", dataset)
+            found.manifest_pins = self.index.reader.pins_by("manifest_pins", dataset)
             found.shares = self.index.reader.shares(dataset)
         return found
 
@@ -216,11 +218,12 @@ class Storage:
     def spaces(self) -> list[Space]:
         return list(self._spaces.values())
 
-    def set_policy(self, dataset: DatasetId, wanted: pb.CachePolicy) -> list[bytes]:
+    def set_policy(self, dataset: DatasetId, wanted: pb.CachePolicy) -> tuple[list[bytes], list[bytes]]:
         """How a dataset shares the tiers from now on; what is cached stays, and counts where it was counted.
 
         Returns:
-            Paths that are pinned from now on: what is cached below them is to be marked.
+            Paths that are pinned from now on, below which what is cached is to be marked; and those that an earlier
+            manifest has pinned and this one has not: they are the caller's to unpin.
 
         Raises:
             UsageError: there is no such policy.
@@ -229,10 +232,11 @@ class Storage:
         space.use_policy(wanted.policy)
         space.quota_bytes = wanted.quota_bytes
         space.quotas = {self._share(space, rule.path): rule.quota_bytes for rule in wanted.paths if rule.quota_bytes}
-        fresh = [rule.path for rule in wanted.paths if rule.pinned and rule.path not in space.pins]
+        pinned = [rule.path for rule in wanted.paths if rule.pinned]
+        fresh = [path for path in pinned if path not in space.manifest_pins]
         for path in fresh:
-            self.pin(dataset, path, ())
-        return fresh
+            self.pin(dataset, path, (), by_manifest=True)
+        return fresh, [path for path in space.manifest_pins if path not in pinned]
 
     def _share(self, space: Space, path: bytes) -> int:
         if path not in space.shares:
@@ -711,27 +715,44 @@ class Storage:
     # Pins and eviction by command
 
     def pins(self, dataset: DatasetId) -> list[bytes]:
-        return list(self.space(dataset).pins)
+        """Paths, by command and by manifest."""
+        space = self.space(dataset)
+        return sorted({*space.pins, *space.manifest_pins})
 
-    def pin(self, dataset: DatasetId, path: bytes, contents: Iterable[ContentId]) -> None:
+    def pin(self, dataset: DatasetId, path: bytes, contents: Iterable[ContentId], *, by_manifest: bool = False) -> None:
         """Keep what is below a path, now and in future; `contents` is what of it may be cached already."""
         space = self.space(dataset)
-        if path not in space.pins:
-            space.pins.append(path)
-        self.index.pin(dataset, path, True)
+        table, known = ("manifest_pins", space.manifest_pins) if by_manifest else ("pins", space.pins)
+        if path not in known:
+            known.append(path)
+        self.index.pin(dataset, path, True, table)
+        self.mark_pinned(dataset, contents)
+
+    def mark_pinned(self, dataset: DatasetId, contents: Iterable[ContentId]) -> None:
+        """What pins cover."""
         self.index.mark_pinned(contents, True)
         self._packs.close_of(dataset)
 
-    def unpin(self, dataset: DatasetId, path: bytes, contents: Iterable[ContentId]) -> bool:
-        """The opposite; False when it was not pinned. What other pins cover is to be marked again by the caller."""
+    def unpin(
+        self, dataset: DatasetId, path: bytes, contents: Iterable[ContentId], *, by_manifest: bool = False
+    ) -> bool:
+        """The opposite; False when it was not pinned. What other pins cover is to be marked again by the caller.
+
+        Args:
+            dataset, path, contents: as `pin`.
+            by_manifest: the manifest does not ask for it any more; else by command, whoever has pinned it.
+        """
         space = self.space(dataset)
-        if path not in space.pins:
-            return False
-        space.pins.remove(path)
-        self.index.pin(dataset, path, False)
-        self.index.mark_pinned(contents, False)
-        self._packs.close_of(dataset)
-        return True
+        found = False
+        for table, known in (("manifest_pins", space.manifest_pins), ("pins", space.pins)):
+            if path in known and (table == "manifest_pins" or not by_manifest):
+                known.remove(path)
+                self.index.pin(dataset, path, False, table)
+                found = True
+        if found:
+            self.index.mark_pinned(contents, False)
+            self._packs.close_of(dataset)
+        return found
 
     def evict(self, contents: Iterable[ContentId], *, pinned: bool = False) -> tuple[int, int]:
         """Drop files by command.

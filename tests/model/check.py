@@ -69,7 +69,7 @@ def _record(key: bytes, raw: bytes) -> Cached:
 
 
 def _check_paths(tables: dict[str, dict[bytes, bytes]]) -> None:
-    for table, at in (("shares", 2), ("pins", 0)):
+    for table, at in (("shares", 2), ("pins", 0), ("manifest_pins", 0)):
         for key, value in tables[table].items():
             assert key[8:] == xxhash.xxh3_64_digest(value[at:]), f"{table}: the key is the path's hash"
 
