@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from forebay.cacheruntime.index import PackNumber
+from forebay.cacheruntime.index import PackNumber, TierNumber
 from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.policies import Policy, policy_named
 
@@ -25,6 +25,8 @@ class Space:
     """What the policy knows, by touch slot; of two that share one, the later."""
     to_load: Iterator[tuple[PackNumber, ContentId]] | None = None
     """What the policy has not been told of yet."""
+    walks: dict[tuple[TierNumber | None, int | None], Iterator[Item]] = field(default_factory=dict)
+    """Searches for victims that were broken off, by tier and share."""
     touched: set[Item] = field(default_factory=set)
     """Read since they were looked at for promotion."""
     quota_bytes: int = 0
@@ -72,6 +74,7 @@ class Space:
         if name != self.name:
             self.policy = policy_named(name)
             self.name, self.is_loaded = name, False
+            self.walks.clear()
 
 
 def is_below(path: bytes, parent: bytes) -> bool:
