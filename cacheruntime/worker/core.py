@@ -27,7 +27,7 @@ from forebay.cacheruntime.worker.jobs import Job, Jobs
 from forebay.cacheruntime.worker.keeper import Keeper
 from forebay.cacheruntime.worker.memory import Lease
 from forebay.cacheruntime.worker.metrics_server import Metrics
-from forebay.cacheruntime.worker.orders import Orders, OrderSink
+from forebay.cacheruntime.worker.orders import Orders, OrderSink, SeveralSinks
 from forebay.cacheruntime.worker.prefetch import Prefetcher
 from forebay.cacheruntime.worker.small_files import SmallFiles
 from forebay.cacheruntime.worker.snapshot import Snapshot
@@ -271,9 +271,12 @@ class Core:
             )  # fmt: skip
             return pb.PostOrderReply(known=known)
 
-    def _sink(self, dataset: DatasetId) -> OrderSink | None:
-        policy = self._storage.space(dataset).policy
-        return policy if isinstance(policy, NextUse) else None
+    def _sink(self, dataset: Dataset) -> OrderSink | None:
+        """The policies `next-use` of the datasets that what is read belongs to: a view caches for others."""
+        names = sorted({dataset.id, *map(DatasetId, dataset.owners)})
+        policies = [self._storage.space(name).policy for name in names]
+        sinks = tuple(policy for policy in policies if isinstance(policy, NextUse))
+        return SeveralSinks(sinks) if len(sinks) > 1 else next(iter(sinks), None)
 
     def reader_left(self, holder: object) -> None:
         """A connection of the fill socket ended."""
