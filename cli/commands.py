@@ -57,6 +57,7 @@ def cache_config(cache_dir: Path | None, tiers: list[str]) -> CacheConfig:
         for other in config.tiers[:number]:
             if tier.path == other.path or tier.path in other.path.parents or other.path in tier.path.parents:
                 raise UsageError(f"tiers {other.path} and {tier.path} lie in each other; give each a folder of its own")
+    config = replace(config, cluster=config.remembered_cluster())
     return config if tiers else replace(config, tiers=config.remembered_tiers() or (default_tier(folder),))
 
 
@@ -148,14 +149,26 @@ def mount(
     handlers: str | None,
     foreground: bool,
     metrics: str | None = None,
+    worker: str | None = None,
+    tls: Path | None = None,
+    insecure: bool = False,
 ) -> None:
-    spec = source_spec(source, options)
+    config = cache_config(cache_dir, tiers)
+    if worker is not None:
+        from forebay.cli.cluster_sources import client_cluster, remote_source
+
+        if options:
+            raise UsageError("--option is for the workers: a client node knows no credentials; leave it out")
+        config = replace(config, cluster=client_cluster(worker, tls, insecure))
+        spec = remote_source(source, config)
+    else:
+        spec = source_spec(source, options)
     uid, gid = _owner(owner or (spec.tree.owner if spec.tree is not None else None) or None)
     handlers_min, handlers_max = _handlers(handlers)
     request = lifecycle.MountRequest(
         source=spec,
         directory=directory,
-        config=cache_config(cache_dir, tiers),
+        config=config,
         tiers_given=bool(tiers),
         engine=_one_of("--engine", engine, ENGINES),
         open_mode=_one_of("--open-mode", open_mode, OPEN_MODES),

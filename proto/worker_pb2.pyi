@@ -212,18 +212,22 @@ class StatRequest(_message.Message):
     def __init__(self, dataset_id: _Optional[str] = ..., path: _Optional[bytes] = ..., children: _Optional[bool] = ...) -> None: ...
 
 class StatEntry(_message.Message):
-    __slots__ = ("path", "kind", "size", "mtime_ns", "version")
+    __slots__ = ("path", "kind", "size", "mtime_ns", "version", "target", "mode")
     PATH_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     MTIME_NS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
     path: bytes
     kind: str
     size: int
     mtime_ns: int
     version: str
-    def __init__(self, path: _Optional[bytes] = ..., kind: _Optional[str] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
+    target: bytes
+    mode: int
+    def __init__(self, path: _Optional[bytes] = ..., kind: _Optional[str] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., version: _Optional[str] = ..., target: _Optional[bytes] = ..., mode: _Optional[int] = ...) -> None: ...
 
 class StatReply(_message.Message):
     __slots__ = ("entry", "children")
@@ -238,7 +242,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("pid", "version", "tiers", "datasets", "damaged_blocks", "damaged_files", "damaged_records", "moved_bytes", "scrubbed_bytes", "checkpoints")
+    __slots__ = ("pid", "version", "tiers", "datasets", "damaged_blocks", "damaged_files", "damaged_records", "moved_bytes", "scrubbed_bytes", "checkpoints", "cluster")
     PID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TIERS_FIELD_NUMBER: _ClassVar[int]
@@ -249,6 +253,7 @@ class StatusReply(_message.Message):
     MOVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     SCRUBBED_BYTES_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
     pid: int
     version: str
     tiers: _containers.RepeatedCompositeFieldContainer[TierStatus]
@@ -259,7 +264,8 @@ class StatusReply(_message.Message):
     moved_bytes: int
     scrubbed_bytes: int
     checkpoints: int
-    def __init__(self, pid: _Optional[int] = ..., version: _Optional[str] = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., datasets: _Optional[_Iterable[_Union[DatasetStatus, _Mapping]]] = ..., damaged_blocks: _Optional[int] = ..., damaged_files: _Optional[int] = ..., damaged_records: _Optional[int] = ..., moved_bytes: _Optional[int] = ..., scrubbed_bytes: _Optional[int] = ..., checkpoints: _Optional[int] = ...) -> None: ...
+    cluster: str
+    def __init__(self, pid: _Optional[int] = ..., version: _Optional[str] = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., datasets: _Optional[_Iterable[_Union[DatasetStatus, _Mapping]]] = ..., damaged_blocks: _Optional[int] = ..., damaged_files: _Optional[int] = ..., damaged_records: _Optional[int] = ..., moved_bytes: _Optional[int] = ..., scrubbed_bytes: _Optional[int] = ..., checkpoints: _Optional[int] = ..., cluster: _Optional[str] = ...) -> None: ...
 
 class TierStatus(_message.Message):
     __slots__ = ("medium", "path", "quota_bytes", "used_bytes", "state")
@@ -447,7 +453,7 @@ class TrafficReply(_message.Message):
     def __init__(self, sources: _Optional[_Iterable[_Union[SourceTraffic, _Mapping]]] = ..., uptime_s: _Optional[float] = ...) -> None: ...
 
 class SourceTraffic(_message.Message):
-    __slots__ = ("dataset_id", "gets", "bytes", "errors", "get_counts", "get_sum_s", "queue_counts", "queue_sum_s")
+    __slots__ = ("dataset_id", "gets", "bytes", "errors", "get_counts", "get_sum_s", "queue_counts", "queue_sum_s", "peer_reads", "peer_bytes")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     GETS_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -456,6 +462,8 @@ class SourceTraffic(_message.Message):
     GET_SUM_S_FIELD_NUMBER: _ClassVar[int]
     QUEUE_COUNTS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_SUM_S_FIELD_NUMBER: _ClassVar[int]
+    PEER_READS_FIELD_NUMBER: _ClassVar[int]
+    PEER_BYTES_FIELD_NUMBER: _ClassVar[int]
     dataset_id: str
     gets: int
     bytes: int
@@ -464,7 +472,9 @@ class SourceTraffic(_message.Message):
     get_sum_s: float
     queue_counts: _containers.RepeatedScalarFieldContainer[int]
     queue_sum_s: float
-    def __init__(self, dataset_id: _Optional[str] = ..., gets: _Optional[int] = ..., bytes: _Optional[int] = ..., errors: _Optional[int] = ..., get_counts: _Optional[_Iterable[int]] = ..., get_sum_s: _Optional[float] = ..., queue_counts: _Optional[_Iterable[int]] = ..., queue_sum_s: _Optional[float] = ...) -> None: ...
+    peer_reads: int
+    peer_bytes: int
+    def __init__(self, dataset_id: _Optional[str] = ..., gets: _Optional[int] = ..., bytes: _Optional[int] = ..., errors: _Optional[int] = ..., get_counts: _Optional[_Iterable[int]] = ..., get_sum_s: _Optional[float] = ..., queue_counts: _Optional[_Iterable[int]] = ..., queue_sum_s: _Optional[float] = ..., peer_reads: _Optional[int] = ..., peer_bytes: _Optional[int] = ...) -> None: ...
 
 class ServeMetricsRequest(_message.Message):
     __slots__ = ("address",)

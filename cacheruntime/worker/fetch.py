@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import xxhash
 
@@ -12,8 +12,35 @@ from forebay.cacheruntime.index import BLOCK_BYTES, block_bytes, block_count
 from forebay.cacheruntime.keys import ContentId, DatasetId, content_id
 from forebay.cacheruntime.understore.base import UnderStore
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 Write = Callable[[Sequence[memoryview], int], None]
 """Puts pieces, one behind the other, at an offset of a tier file; raises OSError."""
+
+
+class Taken(NamedTuple):
+    """What one read took from one source, to be counted in the event loop."""
+
+    dataset: DatasetId
+    peer: str | None
+    """Id of the worker; None: the under-store."""
+    bytes: int
+    took_ns: int
+    failed: bool
+
+
+class Peers(Protocol):
+    """The other workers of a cluster, as a source; see `peer_source.py`."""
+
+    def read(self, file: "SourceFile", start: int, length: int) -> "Iterator[Buffer]":
+        """Bytes of a file, of its owners, else of its store; each piece verified. Errors as `UnderStore.read_range`."""
+
+    def drain_taken(self) -> "Iterator[Taken]":
+        """What reads took since the last call. In the event loop."""
+
+    def relays(self, file: "SourceFile") -> bool:
+        """Whether an owner is asked to fetch it, rather than its store by this worker."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +54,29 @@ class SourceFile:
     version: str
     dataset_path: str = ""
     """Where it is in `dataset`, which may be made of several stores; '' stands for `path`."""
+    asked_of: DatasetId | None = None
+    """The dataset through which it is read, which may show only a part of `dataset`."""
+    asked_path: str = ""
+    """Where it is in that."""
+    peers: Peers | None = None
+    """Other workers that may have it; None: the node is alone."""
+    hops: int = 0
+    """Workers that passed the request on to this one; 0: it is this node's own."""
 
     @cached_property
     def content(self) -> ContentId:
         return content_id(self.store.url, self.path, self.size, self.version)
+
+    @property
+    def is_relayed(self) -> bool:
+        """Whether another worker is asked to fetch it."""
+        return self.peers is not None and self.peers.relays(self)
+
+    def read(self, start: int, length: int) -> "Iterator[Buffer]":
+        """As `UnderStore.read_range`, from another worker where one has it."""
+        if self.peers is None:
+            return self.store.read_range(self.path, start, length, self.version)
+        return self.peers.read(self, start, length)
 
 
 class Fetched(NamedTuple):
@@ -53,7 +99,7 @@ def fetch_whole(file: SourceFile) -> bytes:
 
 def fetch_pieces(file: SourceFile) -> list[memoryview]:
     """A small file's bytes as the store gave them, which spares a copy; errors as `fetch_whole`."""
-    pieces = [memoryview(piece) for piece in file.store.read_range(file.path, 0, file.size, file.version)]
+    pieces = [memoryview(piece) for piece in file.read(0, file.size)]
     size = sum(map(len, pieces))
     if size != file.size:
         raise SourceStale(f"{file.store.url}: {file.path!r} has {size} bytes, listed were {file.size}")
@@ -83,7 +129,7 @@ def fetch_blocks(file: SourceFile, run: list[int], write: Write | None) -> Itera
     # cost a reader of 4 KiB a quarter of its rate. The pieces are gathered by the kernel (pwritev), not copied before.
     pieces: list[memoryview] = []
     hasher = xxhash.xxh3_64()
-    for piece in file.store.read_range(file.path, start, length, file.version):
+    for piece in file.read(start, length):
         view = memoryview(piece)
         while view and number <= run[-1]:
             size = block_bytes(file.size, number)

@@ -120,6 +120,9 @@ class Traffic:
     gets: int = 0
     bytes: int = 0
     errors: int = 0
+    peer_reads: int = 0
+    peer_bytes: int = 0
+    """From other workers."""
     get_times: Histogram = field(default_factory=Histogram)
     """From the start of a GET to its last byte; with tries again."""
     queue_times: Histogram = field(default_factory=Histogram)
@@ -549,8 +552,29 @@ class Filler:
         cached = {id(whole) for whole, is_kept in zip(good, kept, strict=True) if is_kept}
         return [id(whole) in cached for whole in wholes]
 
+    def waits_for_peer(self, content: ContentId, hops: int) -> bool:
+        """Whether blocks of a file are on their way by a worker that may be waiting for this one.
+
+        Args:
+            content: of the file.
+            hops: of the request that wants to wait (`cluster/routing.py`).
+        """
+        parts = {id(block.part): block.part for block in self._flights.get(content, {}).values()}
+        return any(part.file.hops < hops and part.file.is_relayed for part in parts.values())
+
     def _count(self, file: SourceFile, size: int, took_ns: int, *, failed: bool) -> None:
-        traffic = self._traffic_of(file)
+        if file.peers is not None:
+            for taken in file.peers.drain_taken():
+                self._count_one(taken.dataset, taken.bytes, taken.took_ns, taken.failed, taken.peer is not None)
+        else:
+            self._count_one(file.dataset, size, took_ns, failed, False)
+
+    def _count_one(self, dataset: DatasetId, size: int, took_ns: int, failed: bool, from_peer: bool) -> None:
+        traffic = self.traffic.setdefault(dataset, Traffic())
+        if from_peer:
+            traffic.peer_reads += 1
+            traffic.peer_bytes += size
+            return
         traffic.gets += 1
         traffic.bytes += size
         traffic.errors += failed
