@@ -73,7 +73,8 @@ class Tally:
     set_aside: int = 0
     waits: list[float] = field(default_factory=list)
     """Of reads, in seconds."""
-    served: Counter[WorkerId] = field(default_factory=Counter)
+    sent: Counter[WorkerId] = field(default_factory=Counter)
+    """Blocks, by each worker."""
     bursts: Counter[tuple[WorkerId, int]] = field(default_factory=Counter)
     """Requests and probes sent to a worker in each tenth of a second."""
 
@@ -94,10 +95,10 @@ class World:
         self.cut: Callable[[WorkerId, WorkerId], bool] = lambda source, target: False
         """Whether nothing gets through from the one to the other."""
         self.fetched: set[Block] = set()
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._events: list[tuple[float, int, Callable[[], object]]] = []
         self._numbers = 0
 
-    def at(self, when: float, what: Callable[[], None]) -> None:
+    def at(self, when: float, what: Callable[[], object]) -> None:
         """Do something later."""
         self._numbers += 1
         heapq.heappush(self._events, (when, self._numbers, what))
@@ -109,10 +110,6 @@ class World:
             self.now, _, what = heapq.heappop(events)
             what()
         self.now = until
-
-    def count_in(self, tally: Tally) -> None:
-        """From now on."""
-        self.tally = tally
 
     def wire_s(self) -> float:
         """One message's way."""
@@ -194,6 +191,7 @@ class Node:
     def send(self, brought: Callable[[bool], None]) -> None:
         """Send the bytes of a block, behind all others."""
         world = self.world
+        world.tally.sent[self.id] += 1
         self.sent_at = max(world.now, self.sent_at) + _SEND_S * self.slowness
         world.at(self.sent_at, lambda: brought(True))
 
@@ -268,7 +266,7 @@ class Flight:
 
     def turn_away(self, peer: WorkerId) -> bool:
         """It was told that the file is hot: ask another peer, unless this is the one to ask anyway."""
-        if self._answered or self._done:
+        if self._answered or self._done or self.hops:
             return False
         route = self.node.router.route(self.block.content, self.block.slice_, 1, self.hops, self.node.world.now)
         if route.attempts[0].peer == peer:
@@ -352,7 +350,6 @@ def _send(node: Node, peer: WorkerId, block: Block | None, hops: int, mode: Mode
                 _ended(node, peer, False, began, flight)
             return
         if block is not None and flight is not None:
-            world.tally.served[peer] += 1
             if hops == 1 and mode is Mode.FETCH:
                 place = partial(target.router.position, block.content, block.slice_)
                 spread = target.overload.record(block.content, place, BLOCK_BYTES, world.now)

@@ -132,12 +132,17 @@ def status(
     ] = None,
     cache_dir: CacheDir = None,
     option: Options = None,
+    path: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="In a cluster: what each worker holds below it; see --json."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Show what the sources hold, how much of it each tier has, and the hit ratio of the mounts."""
+    """Show what the sources hold, how much of it each tier has, and the hit ratio of the mounts; in a cluster, of all
+    workers."""
     from forebay.cli import commands
 
-    commands.status(target, cache_dir, option or [], json)
+    commands.status(target, cache_dir, option or [], json, path)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from forebay.cli.options import CacheDir, Tiers
+from forebay.cli.options import CacheDir, Json, Tiers
 
 Bundle = Annotated[
     Path | None,
@@ -24,6 +24,7 @@ Insecure = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command()(worker)
+    app.command()(drain)
 
 
 def worker(
@@ -63,3 +64,19 @@ def worker(
     from forebay.cli import worker_commands
 
     worker_commands.worker(listen, peers, tier or [], cache_dir, tls, insecure, advertise, replicas, data_port)
+
+
+def drain(
+    address: Annotated[str, typer.Argument(metavar="WORKER", help="HOST:PORT of the worker that is to leave.")],
+    undo: Annotated[bool, typer.Option("--undo", help="It stays after all, and owns a share again.")] = False,
+    tls: Bundle = None,
+    insecure: Insecure = False,
+    json: Json = False,
+) -> None:
+    """Have the other workers load what only WORKER holds, so that it can be ended; reads go on meanwhile.
+
+    Ctrl-C stops the moving. Exit status: 0 when everything has found room with the others.
+    """
+    from forebay.cli import worker_commands
+
+    worker_commands.drain(address, tls, insecure, undo=undo, json=json)

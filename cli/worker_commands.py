@@ -1,5 +1,6 @@
 """What `forebay worker` does: sees that the worker of a cache folder runs, and that it knows what was applied here."""
 
+import json as jsonlib
 import logging
 import os
 import select
@@ -11,8 +12,13 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
+
+from forebay.cacheruntime import rpc
 from forebay.cacheruntime.client import WorkerClient, start_worker, worker_pid
+from forebay.cacheruntime.cluster.channels import Channels
 from forebay.cacheruntime.cluster.directory import join_address, parse_directory, split_address
+from forebay.cacheruntime.cluster.membership import Address
 from forebay.cacheruntime.cluster.security import Security
 from forebay.cacheruntime.config import CacheConfig, ClusterConfig
 from forebay.cacheruntime.errors import ForebayError
@@ -20,8 +26,10 @@ from forebay.cacheruntime.mounts import start_time
 from forebay.cli.cluster_sources import bundle_setting
 from forebay.cli.commands import cache_config
 from forebay.cli.dataset_sources import make_resolver, state_folder_path
+from forebay.cli.screens import size_text
 from forebay.dataset_controller.dataset_rules import parse_reference
 from forebay.dataset_controller.state_folder import StateFolder
+from forebay.proto import peer_pb2 as pb
 
 log = logging.getLogger(__name__)
 
@@ -156,3 +164,28 @@ class _Keeper:
         deadline = time.monotonic() + _STOP_S
         while time.monotonic() < deadline and born is not None and start_time(pid) == born:
             time.sleep(0.05)
+
+
+def drain(address: str, tls: Path | None, insecure: bool, *, undo: bool, json: bool) -> None:
+    channels = Channels(Security.from_setting(bundle_setting(tls, insecure)))
+    last = pb.DrainProgress()
+    try:
+        stub = channels.stub(Address(join_address(*split_address(address))))
+        for last in stub.Drain(pb.DrainRequest(undo=undo)):
+            if json:
+                print(
+                    jsonlib.dumps({name.name: getattr(last, name.name) for name in last.DESCRIPTOR.fields}), flush=True
+                )
+            elif not undo:
+                print(f"{size_text(last.left_bytes)} left, {size_text(last.moved_bytes)} moved", flush=True)
+    except grpc.RpcError as error:
+        raise rpc.to_error(error) from error
+    finally:
+        channels.close()
+    if undo:
+        print(f"{address} owns a share again")
+    elif last.lost_bytes:
+        print(f"{address} is drained; {size_text(last.lost_bytes)} found no room with the others", file=sys.stderr)
+        sys.exit(1)
+    elif not json:
+        print(f"{address} is drained, and can be ended")

@@ -159,3 +159,77 @@ class LookRequest(_message.Message):
     path: bytes
     children: bool
     def __init__(self, dataset_id: _Optional[str] = ..., path: _Optional[bytes] = ..., children: _Optional[bool] = ...) -> None: ...
+
+class LoadRequest(_message.Message):
+    __slots__ = ("dataset_id", "wants", "medium", "skip_existing")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    WANTS_FIELD_NUMBER: _ClassVar[int]
+    MEDIUM_FIELD_NUMBER: _ClassVar[int]
+    SKIP_EXISTING_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    wants: _containers.RepeatedCompositeFieldContainer[Want]
+    medium: str
+    skip_existing: bool
+    def __init__(self, dataset_id: _Optional[str] = ..., wants: _Optional[_Iterable[_Union[Want, _Mapping]]] = ..., medium: _Optional[str] = ..., skip_existing: _Optional[bool] = ...) -> None: ...
+
+class LoadReply(_message.Message):
+    __slots__ = ("want", "error", "bytes_fetched", "uncached", "damaged")
+    WANT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FETCHED_FIELD_NUMBER: _ClassVar[int]
+    UNCACHED_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
+    want: int
+    error: str
+    bytes_fetched: int
+    uncached: bool
+    damaged: bool
+    def __init__(self, want: _Optional[int] = ..., error: _Optional[str] = ..., bytes_fetched: _Optional[int] = ..., uncached: _Optional[bool] = ..., damaged: _Optional[bool] = ...) -> None: ...
+
+class ReportRequest(_message.Message):
+    __slots__ = ("dataset_id", "path")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    path: bytes
+    def __init__(self, dataset_id: _Optional[str] = ..., path: _Optional[bytes] = ...) -> None: ...
+
+class ReportReply(_message.Message):
+    __slots__ = ("id", "version", "state", "tiers", "datasets", "peers", "gets", "fetched_bytes", "left_bytes")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
+    DATASETS_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    GETS_FIELD_NUMBER: _ClassVar[int]
+    FETCHED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LEFT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    version: str
+    state: str
+    tiers: _containers.RepeatedCompositeFieldContainer[_worker_pb2.TierStatus]
+    datasets: _containers.RepeatedCompositeFieldContainer[_worker_pb2.MemberHoldings]
+    peers: _containers.RepeatedCompositeFieldContainer[_worker_pb2.PeerTraffic]
+    gets: int
+    fetched_bytes: int
+    left_bytes: int
+    def __init__(self, id: _Optional[str] = ..., version: _Optional[str] = ..., state: _Optional[str] = ..., tiers: _Optional[_Iterable[_Union[_worker_pb2.TierStatus, _Mapping]]] = ..., datasets: _Optional[_Iterable[_Union[_worker_pb2.MemberHoldings, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[_worker_pb2.PeerTraffic, _Mapping]]] = ..., gets: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., left_bytes: _Optional[int] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ("undo",)
+    UNDO_FIELD_NUMBER: _ClassVar[int]
+    undo: bool
+    def __init__(self, undo: _Optional[bool] = ...) -> None: ...
+
+class DrainProgress(_message.Message):
+    __slots__ = ("left_bytes", "moved_bytes", "lost_bytes", "finished")
+    LEFT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MOVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    left_bytes: int
+    moved_bytes: int
+    lost_bytes: int
+    finished: bool
+    def __init__(self, left_bytes: _Optional[int] = ..., moved_bytes: _Optional[int] = ..., lost_bytes: _Optional[int] = ..., finished: _Optional[bool] = ...) -> None: ...

@@ -60,6 +60,21 @@ class PeerStub:
                 request_serializer=forebay_dot_proto_dot_peer__pb2.LookRequest.SerializeToString,
                 response_deserializer=forebay_dot_proto_dot_worker__pb2.StatReply.FromString,
                 _registered_method=True)
+        self.Load = channel.unary_stream(
+                '/forebay.cache.v1.Peer/Load',
+                request_serializer=forebay_dot_proto_dot_peer__pb2.LoadRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_peer__pb2.LoadReply.FromString,
+                _registered_method=True)
+        self.Drain = channel.unary_stream(
+                '/forebay.cache.v1.Peer/Drain',
+                request_serializer=forebay_dot_proto_dot_peer__pb2.DrainRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_peer__pb2.DrainProgress.FromString,
+                _registered_method=True)
+        self.Report = channel.unary_unary(
+                '/forebay.cache.v1.Peer/Report',
+                request_serializer=forebay_dot_proto_dot_peer__pb2.ReportRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_peer__pb2.ReportReply.FromString,
+                _registered_method=True)
 
 
 class PeerServicer:
@@ -101,6 +116,28 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Load(self, request, context):
+        """Bring files, or parts of them, into this worker's own tiers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Have the others load what is here, and own nothing from now on; or own a share again. For workers, and clients who
+        may administer. Dropping the call ends the moving, not the state.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Report(self, request, context):
+        """What this worker holds, and how it does.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -128,6 +165,21 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Look,
                     request_deserializer=forebay_dot_proto_dot_peer__pb2.LookRequest.FromString,
                     response_serializer=forebay_dot_proto_dot_worker__pb2.StatReply.SerializeToString,
+            ),
+            'Load': grpc.unary_stream_rpc_method_handler(
+                    servicer.Load,
+                    request_deserializer=forebay_dot_proto_dot_peer__pb2.LoadRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_peer__pb2.LoadReply.SerializeToString,
+            ),
+            'Drain': grpc.unary_stream_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=forebay_dot_proto_dot_peer__pb2.DrainRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_peer__pb2.DrainProgress.SerializeToString,
+            ),
+            'Report': grpc.unary_unary_rpc_method_handler(
+                    servicer.Report,
+                    request_deserializer=forebay_dot_proto_dot_peer__pb2.ReportRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_peer__pb2.ReportReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -265,6 +317,87 @@ class Peer:
             '/forebay.cache.v1.Peer/Look',
             forebay_dot_proto_dot_peer__pb2.LookRequest.SerializeToString,
             forebay_dot_proto_dot_worker__pb2.StatReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Load(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/forebay.cache.v1.Peer/Load',
+            forebay_dot_proto_dot_peer__pb2.LoadRequest.SerializeToString,
+            forebay_dot_proto_dot_peer__pb2.LoadReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/forebay.cache.v1.Peer/Drain',
+            forebay_dot_proto_dot_peer__pb2.DrainRequest.SerializeToString,
+            forebay_dot_proto_dot_peer__pb2.DrainProgress.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Report(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Peer/Report',
+            forebay_dot_proto_dot_peer__pb2.ReportRequest.SerializeToString,
+            forebay_dot_proto_dot_peer__pb2.ReportReply.FromString,
             options,
             channel_credentials,
             insecure,

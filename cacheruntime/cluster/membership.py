@@ -33,6 +33,8 @@ INTERVAL_S = 2.0
 _PER_MEMBER_S = 0.02
 _CALL_S = 2.0
 
+SERVING, DRAINING = "serving", "draining"
+
 Address = NewType("Address", str)
 """HOST:PORT."""
 
@@ -56,7 +58,7 @@ class Known:
     data_port: int
     capacity_bytes: int
     state: str
-    """serving | draining"""
+    """SERVING or DRAINING."""
     version: str = ""
 
     @property
@@ -190,8 +192,8 @@ class Membership:
             # One worker at two addresses (a name and a number): that which answers counts.
             if known.id not in workers or not self.is_away(address):
                 workers[known.id] = known
-        members = [known.member for known in workers.values() if known.state != "draining"]
-        if mine is not None and mine.state != "draining":
+        members = [known.member for known in workers.values() if known.state != DRAINING]
+        if mine is not None and mine.state != DRAINING:
             members.append(mine.member)
         found = tuple(sorted(members, key=lambda member: member.id))
         before = self.view
@@ -205,7 +207,7 @@ class Membership:
     def _remembered(self) -> dict[Address, Known]:
         try:
             raw = json.loads(self._memory.read_text())
-            return {Address(a): Known(WorkerId(i), Address(a), 0, int(c), "serving") for a, (i, c) in raw.items()}
+            return {Address(a): Known(WorkerId(i), Address(a), 0, int(c), SERVING) for a, (i, c) in raw.items()}
         except (OSError, ValueError, TypeError, AttributeError):
             return {}
 

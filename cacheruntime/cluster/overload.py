@@ -1,8 +1,8 @@
 """Hot files, seen from the worker that serves them: over how many others its readers should spread.
 
 A worker counts what each content costs it. When one takes more than a share of what the worker can serve, the worker
-says `spread=k` in the headers of its replies: the readers then ask the first k in the order of each slice
-(`routing.py`), each of which has the blocks from the owner once and keeps them as replicas. k is the power of two that
+says `spread=k` in the headers of its replies: the readers then ask the first k in the order of each slice, which get
+the blocks from the owner, or from one another, and keep them as replicas (`routing.py`). k is the power of two that
 brings the content below the share, and doubles again where that was too little; it halves while the content takes less
 than a quarter, so that one step down does not lead to a step up.
 

@@ -2,10 +2,11 @@
 
 import logging
 import os
+import queue
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -16,7 +17,7 @@ from forebay.cacheruntime.cluster.certs import SERVER_NAME
 from forebay.cacheruntime.cluster.channels import Channels
 from forebay.cacheruntime.cluster.directory import join_address, parse_directory
 from forebay.cacheruntime.cluster.health import Health
-from forebay.cacheruntime.cluster.membership import Address, Known, Membership, worker_id
+from forebay.cacheruntime.cluster.membership import DRAINING, SERVING, Address, Known, Membership, worker_id
 from forebay.cacheruntime.cluster.peer_client import PeerClient
 from forebay.cacheruntime.cluster.placement import slice_of
 from forebay.cacheruntime.cluster.remote_store import RemoteStore
@@ -37,14 +38,18 @@ from forebay.cacheruntime.errors import (
 from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.understore.base import Entry, UnderStore
 from forebay.cacheruntime.worker.catalogue_tree import CatalogueTree
+from forebay.cacheruntime.worker.cluster_report import peer_traffic, report, survey
 from forebay.cacheruntime.worker.dataset import Dataset
 from forebay.cacheruntime.worker.definitions import definition_of, refuse_local, take_secrets_away
 from forebay.cacheruntime.worker.memory import Lease
 from forebay.cacheruntime.worker.peer_gate import DATASET_SCHEME, PeerGate, client_side
+from forebay.cacheruntime.worker.peer_loads import load, note_stale
 from forebay.cacheruntime.worker.peer_reads import NotOurs, PeerReads
 from forebay.cacheruntime.worker.peer_server import DataPort
 from forebay.cacheruntime.worker.peer_service import set_health, start_peer_server
 from forebay.cacheruntime.worker.peer_source import PeerSource
+from forebay.cacheruntime.worker.rebalance import Rebalance
+from forebay.cacheruntime.worker.spread import failed
 from forebay.proto import peer_pb2 as pb
 from forebay.proto import worker_pb2 as worker_pb
 
@@ -72,6 +77,26 @@ class Listing:
 
     def pages(self) -> Iterator[list[Entry]]:
         return self.tree.list_tree()
+
+
+@dataclass
+class Drain:
+    """One that is under way."""
+
+    rebalance: Rebalance
+    finished: bool = False
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+
+    async def run(self) -> None:
+        with self.scope:
+            await self.rebalance.drain()
+            self.finished = True
+
+    def progress(self) -> pb.DrainProgress:
+        return pb.DrainProgress(
+            left_bytes=self.rebalance.left_bytes, moved_bytes=self.rebalance.moved_bytes,
+            lost_bytes=self.rebalance.lost_bytes, finished=self.finished,
+        )  # fmt: skip
 
 
 class ClusterNode:
@@ -102,7 +127,7 @@ class ClusterNode:
             self._host, self._port = host, port
             own = Address(cluster.advertise or join_address(host, port))
             capacity = sum(tier.quota_bytes for tier in config.tiers)
-            mine = Known(self.id, own, 0, capacity, "serving", core.version)
+            mine = Known(self.id, own, 0, capacity, SERVING, core.version)
         self.membership = Membership(
             parse_directory(cluster.peers), mine, self.channels.stub, config.cache_dir / "peers.json",
             learn=not cluster.is_member,
@@ -116,16 +141,26 @@ class ClusterNode:
             replicas=cluster.replicas, alone_s=config.retry.deadline_s,
         )  # fmt: skip
         self.membership.on_seen = self.source.seen
+        self.rebalance = Rebalance(core, self)
+        self._draining_path = config.cache_dir / "draining"
 
     @property
     def has_store(self) -> bool:
         """Whether this node reads under-stores itself; a client node does not."""
         return self.cluster.is_member
 
+    @property
+    def is_draining(self) -> bool:
+        mine = self.membership.mine
+        return mine is not None and mine.state == DRAINING
+
     async def start(self) -> None:
         """Serve, and look who else is there."""
         if self.cluster.is_member:
+            if self._draining_path.exists():
+                self.membership.set_mine(state=DRAINING)
             self._serve()
+            self.nursery.start_soon(self.rebalance.run)
         self.source.see()
         self.nursery.start_soon(self._follow)
         self.nursery.start_soon(self.membership.run)
@@ -135,7 +170,7 @@ class ClusterNode:
 
     def _serve(self) -> None:
         token = trio.lowlevel.current_trio_token()
-        reads = PeerReads(self, self._core.index, self._core.touch, token)
+        reads = PeerReads(self, self._core.storage.index.reader, self._core.storage.touch, token)
         authorizer = Authorizer(self.security.folder)
         gate = PeerGate(self.security, authorizer, self.cluster.limits, self.name_of)
         self._data = self._open_data_port(reads, gate)
@@ -233,6 +268,38 @@ class ClusterNode:
                 await self._core.datasets.refresh_file(dataset, path)
                 raise
 
+    async def load_one(self, dataset_id: str, want: pb.Want, medium: str, skip_existing: bool) -> pb.LoadReply:
+        """Bring a piece into this worker's own tiers; what goes wrong is in the reply."""
+        path = os.fsdecode(want.path)
+        try:
+            with self._core.busy():
+                dataset = await self.dataset(dataset_id)
+                file = dataset.file(path, want.size, want.version, 1)
+                if file.content != want.content:
+                    raise UsageError(f"{path!r} of that size and version is another file here: the sources differ")
+                return await load(self._core, file, want, medium, skip_existing)
+        except ForebayError as error:
+            await note_stale(self._core, error, dataset_id, path)
+            return failed(error)
+
+    def begin_load(self, request: pb.LoadRequest, replies: "queue.SimpleQueue[pb.LoadReply]") -> trio.CancelScope:
+        """Bring all pieces of a request, and put a reply for each into the queue."""
+        scope = trio.CancelScope()
+
+        async def one(number: int, want: pb.Want) -> None:
+            reply = await self.load_one(request.dataset_id, want, request.medium, request.skip_existing)
+            reply.want = number
+            replies.put(reply)
+
+        async def run() -> None:
+            with scope:
+                async with trio.open_nursery() as nursery:
+                    for number, want in enumerate(request.wants):
+                        nursery.start_soon(one, number, want)
+
+        self.nursery.start_soon(run)
+        return scope
+
     async def define(self, request: pb.DefineRequest) -> pb.DefineReply:
         """What a dataset is made of, with credentials where these may travel."""
         dataset = self._core.datasets.get(request.dataset_id)
@@ -282,6 +349,35 @@ class ClusterNode:
                 raise
             tree = CatalogueTree(dataset.store.url, snapshot.catalogue, os.fsdecode(request.path))
             return Listing(snapshot.number, tree, held)
+
+    async def begin_drain(self, request: pb.DrainRequest) -> "Drain":
+        """Own nothing from now on, also after a restart, and have the others load what is here; or undo that."""
+        if request.undo:
+            self._draining_path.unlink(missing_ok=True)
+            self.membership.set_mine(state=SERVING)
+        else:
+            if not self.membership.view.workers:
+                raise UsageError("there is no other worker that could take what is here")
+            write_durably(self._draining_path, "")
+            self.membership.set_mine(state=DRAINING)
+        drain = Drain(self.rebalance, finished=request.undo)
+        if not request.undo:
+            self.nursery.start_soon(drain.run)
+        return drain
+
+    async def report(self, request: pb.ReportRequest, may_list: Callable[[str], bool]) -> pb.ReportReply:
+        """See `cluster_report.report`."""
+        return await report(self._core, self, request, may_list)
+
+    def add_traffic(self, reply: worker_pb.TrafficReply) -> None:
+        """What was read from other workers."""
+        reply.peers.extend(peer_traffic(self))
+        reply.peer_requests, reply.hedges = self.source.hedges
+        reply.certificate_left_s = self.security.expires_in_s() or 0.0
+
+    async def survey(self, request: worker_pb.MembersRequest) -> worker_pb.MembersReply:
+        """See `cluster_report.survey`."""
+        return await survey(self._core, self, request)
 
     async def look(self, request: pb.LookRequest) -> worker_pb.StatReply:
         """One file or directory as the source has it now."""

@@ -14,12 +14,10 @@ from forebay.cacheruntime.config import KEPT_SNAPSHOTS, CacheConfig, ClusterConf
 from forebay.cacheruntime.dataset_source import StoreMount
 from forebay.cacheruntime.entry_messages import entry_message
 from forebay.cacheruntime.errors import NotAttached, SourceStale, SourceUnavailable
-from forebay.cacheruntime.index import Index
 from forebay.cacheruntime.keys import DatasetId
 from forebay.cacheruntime.policies.next_use import NextUse
 from forebay.cacheruntime.selection import Selection
 from forebay.cacheruntime.snapshot_history import Keep
-from forebay.cacheruntime.touch import TouchMap
 from forebay.cacheruntime.worker import pins
 from forebay.cacheruntime.worker.check import Check
 from forebay.cacheruntime.worker.dataset import Dataset
@@ -77,8 +75,9 @@ class Core:
         self.orders.sink = self._sink
         self.prefetcher = Prefetcher(self.orders, self.filler, storage)
         self.orders.moved = self.prefetcher.wake
+        storage.rooms.note_reads = self.orders.note_reads
         self.cluster = self._cluster_node(config.cluster) if config.cluster is not None else None
-        self.datasets.cluster = self.cluster
+        self.datasets.cluster = self.jobs.cluster = self.cluster
 
     def _cluster_node(self, cluster: ClusterConfig) -> "ClusterNode":
         # What it imports takes a fifth of a second, which a node that is alone need not wait for.
@@ -87,13 +86,8 @@ class Core:
         return ClusterNode(self._config, cluster, self, self._nursery)
 
     @property
-    def index(self) -> Index:
-        """The reader of the index."""
-        return self._storage.index.reader
-
-    @property
-    def touch(self) -> TouchMap:
-        return self._storage.touch
+    def storage(self) -> Storage:
+        return self._storage
 
     async def attach(self, request: pb.AttachRequest) -> pb.AttachReply:
         with self.busy():
@@ -226,6 +220,8 @@ class Core:
                 queue_counts=traffic.queue_times.counts, queue_sum_s=traffic.queue_times.sum_s,
                 peer_reads=traffic.peer_reads, peer_bytes=traffic.peer_bytes,
             )  # fmt: skip
+        if self.cluster is not None:
+            self.cluster.add_traffic(reply)
         return reply
 
     async def serve_metrics(self, request: pb.ServeMetricsRequest) -> pb.ServeMetricsReply:
@@ -275,6 +271,11 @@ class Core:
                 if number in position:
                     shown.holdings.add(tier=position[number], bytes=size, files=files)
         return reply
+
+    async def members(self, request: pb.MembersRequest) -> pb.MembersReply:
+        """What each worker of the cluster holds; nothing when this one is alone."""
+        with self.busy():
+            return await self.cluster.survey(request) if self.cluster is not None else pb.MembersReply()
 
     async def post_order(self, request: pb.PostOrderRequest, holder: object | None = None) -> pb.PostOrderReply:
         """See `Orders.post`.

@@ -4,11 +4,13 @@ import socket
 import ssl
 from collections.abc import Callable
 
+import grpc
+
 from forebay.cacheruntime.cluster.certs import Identity
 from forebay.cacheruntime.cluster.guard import OPEN, WORKERS, Rule, on_dataset
 from forebay.cacheruntime.cluster.limits import ClientLimit
 from forebay.cacheruntime.cluster.peer_client import READ_METHOD
-from forebay.cacheruntime.cluster.security import Security
+from forebay.cacheruntime.cluster.security import Security, token_of_call
 from forebay.cacheruntime.cluster.tokens import Authorizer, Verb
 from forebay.cacheruntime.config import LimitConfig
 from forebay.proto import peer_pb2 as pb
@@ -50,6 +52,15 @@ class PeerGate:
         """Raises: AccessDenied."""
         self.authorizer.check(identity, request.token or None, Verb.READ, self._name_of(request.dataset_id))
 
+    def lists(self, context: grpc.ServicerContext) -> Callable[[str], bool]:
+        """Says of a dataset's name whether the caller may list it.
+
+        Raises:
+            AccessDenied: he has no valid token.
+        """
+        grant = self.authorizer.grant(self.security.identity_of_call(context), token_of_call(context))
+        return lambda name: grant.allows(Verb.LIST, name)
+
     def rules(self) -> dict[str, Rule]:
         """Of every method that the gRPC server has."""
         service = f"/{pb.DESCRIPTOR.services_by_name['Peer'].full_name}"
@@ -62,6 +73,9 @@ class PeerGate:
             ),
             f"{service}/List": by_id,
             f"{service}/Look": by_id,
+            f"{service}/Load": on_dataset(Verb.WARM, lambda request: self._name_of(request.dataset_id)),
+            f"{service}/Drain": on_dataset(Verb.ADMIN, lambda request: "**"),
+            f"{service}/Report": Rule(Verb.LIST),
             READ_METHOD: on_dataset(Verb.READ, lambda raw: self._name_of(pb.ReadRequest.FromString(raw).dataset_id)),
             "/grpc.health.v1.Health/Check": OPEN,
             "/grpc.health.v1.Health/Watch": OPEN,

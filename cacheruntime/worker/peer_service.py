@@ -1,5 +1,7 @@
 """The worker's gRPC face towards other nodes: `proto/peer.proto`. What is for this node alone is in `server.py`."""
 
+import queue
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,9 +19,9 @@ from forebay.cacheruntime.cluster.limits import server_options
 from forebay.cacheruntime.cluster.peer_client import READ_METHOD
 from forebay.cacheruntime.cluster.peer_wire import PeerBroken
 from forebay.cacheruntime.entry_messages import entry_message
-from forebay.cacheruntime.errors import ForebayError
+from forebay.cacheruntime.errors import ForebayError, UsageError
 from forebay.cacheruntime.worker.peer_gate import PeerGate
-from forebay.cacheruntime.worker.peer_reads import PeerReads
+from forebay.cacheruntime.worker.peer_reads import MOST_WANTS, PeerReads
 from forebay.cacheruntime.worker.peer_server import pieces_of
 from forebay.proto import peer_pb2 as pb
 from forebay.proto import peer_pb2_grpc
@@ -29,14 +31,18 @@ if TYPE_CHECKING:
     from forebay.cacheruntime.worker.cluster_node import ClusterNode
 
 _THREADS = 64
+
+_LOOK_S = 0.5
+"""Whether the caller is still there."""
 _SERVICE = pb.DESCRIPTOR.services_by_name["Peer"].full_name
 
 
 class PeerService(peer_pb2_grpc.PeerServicer):
     """Passes requests to the node's event loop. Who may ask was looked at before (`PeerGate.rules`)."""
 
-    def __init__(self, node: "ClusterNode", token: trio.lowlevel.TrioToken) -> None:
+    def __init__(self, node: "ClusterNode", gate: PeerGate, token: trio.lowlevel.TrioToken) -> None:
         self._node = node
+        self._gate = gate
         self._token = token
 
     def Identify(self, request: pb.IdentifyRequest, context: grpc.ServicerContext) -> pb.IdentifyReply:
@@ -61,6 +67,40 @@ class PeerService(peer_pb2_grpc.PeerServicer):
 
     def Look(self, request: pb.LookRequest, context: grpc.ServicerContext) -> worker_pb.StatReply:
         return rpc.enter(self._token, self._node.look, context, request)
+
+    def Load(self, request: pb.LoadRequest, context: grpc.ServicerContext) -> Iterator[pb.LoadReply]:
+        if len(request.wants) > MOST_WANTS:
+            rpc.abort(context, UsageError(f"{len(request.wants)} pieces in one request; {MOST_WANTS} are the most"))
+        replies: queue.SimpleQueue[pb.LoadReply] = queue.SimpleQueue()
+
+        async def begin() -> trio.CancelScope:
+            return self._node.begin_load(request, replies)
+
+        scope = rpc.enter(self._token, begin, context)
+        try:
+            left = len(request.wants)
+            while left and context.is_active():
+                with suppress(queue.Empty):
+                    yield replies.get(timeout=_LOOK_S)
+                    left -= 1
+        finally:
+            rpc.in_loop(self._token, scope.cancel)
+
+    def Drain(self, request: pb.DrainRequest, context: grpc.ServicerContext) -> Iterator[pb.DrainProgress]:
+        drain = rpc.enter(self._token, self._node.begin_drain, context, request)
+        try:
+            while True:
+                progress = drain.progress()
+                yield progress
+                if progress.finished or not context.is_active():
+                    return
+                time.sleep(_LOOK_S)
+        finally:
+            rpc.in_loop(self._token, drain.scope.cancel)
+
+    def Report(self, request: pb.ReportRequest, context: grpc.ServicerContext) -> pb.ReportReply:
+        allowed = self._gate.lists(context)
+        return rpc.enter(self._token, self._node.report, context, request, allowed)
 
 
 class _RawReads(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -112,7 +152,7 @@ def start_peer_server(
         handlers=[_RawReads(reads, gate)],
         interceptors=[Guard(gate.security, gate.authorizer, gate.rules())],
     )
-    service = PeerService(node, trio.lowlevel.current_trio_token())
+    service = PeerService(node, gate, trio.lowlevel.current_trio_token())
     peer_pb2_grpc.add_PeerServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     checks = health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from forebay.cacheruntime.cluster.hedging import Hedger
-from forebay.cacheruntime.cluster.membership import Known, Membership
+from forebay.cacheruntime.cluster.membership import DRAINING, Known, Membership
 from forebay.cacheruntime.cluster.overload import Overload
 from forebay.cacheruntime.cluster.peer_client import STALL_S, Exchange, PeerClient, WrongBytes, body_of
 from forebay.cacheruntime.cluster.peer_wire import PeerBroken
@@ -44,6 +44,9 @@ HEADER_S = 2.0
 
 FETCH_S = 45.0
 """For an owner who fetches; his store's own deadline is shorter."""
+
+_FURTHER = 3
+"""Workers behind the owners that may stand in for them."""
 
 _FINAL = (SourceStale, SourceNotFound)
 """What an owner says of the source that another would not say otherwise."""
@@ -116,11 +119,16 @@ class PeerSource:
 
     # For the event loop
 
+    @property
+    def placement(self) -> Placement:
+        """Of the view."""
+        return self._router.placement
+
     def see(self) -> None:
         """The view has changed."""
         view = self._membership.view
         with self._lock:
-            draining = [known.member for known in view.workers.values() if known.state == "draining"]
+            draining = [known.member for known in view.workers.values() if known.state == DRAINING]
             self._router.set_view(Placement(view.members), self._clock(), draining)
             self._router.health.keep(list(view.workers))
             for worker, client in list(self._clients.items()):
@@ -150,6 +158,13 @@ class PeerSource:
         me = self._membership.view.me
         with self._lock:
             return me in self._router.placement.owners(file.content, slice_of(offset), self._replicas)
+
+    def order(self, file: SourceFile, offset: int) -> list[WorkerId]:
+        """The workers that a slice belongs to, in order, without those that are set aside; this one may be among
+        them."""
+        with self._lock:
+            ranked = self._router.placement.rank(file.content, slice_of(offset), self._replicas + _FURTHER)
+            return [worker for worker in ranked if self._router.health.usable(worker)]
 
     def served(self, content: ContentId, slice_: int, size: int) -> int:
         """Count what was served to a reader; how far it should spread, for the header: 0 for not at all."""

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -13,6 +15,9 @@ import pytest
 from loopback import Loopback, Node, until
 from range_server import RangeServer
 from source_tree import MIB
+
+from forebay.proto import peer_pb2 as peer_pb
+from forebay.proto import worker_pb2 as pb
 
 LARGE = 20 * MIB + 12345
 SMALL = 70_000
@@ -133,3 +138,114 @@ def test_a_worker_keeps_its_share_through_a_restart(make_server: Any, make_clust
     for one in range(6):
         assert digest(cluster.members[2], one) == server.digest(one)
     assert len(server.gets) == gets
+
+
+@pytest.mark.parametrize(("count", "size"), [(3, 70 * MIB), (60, SMALL)])
+def test_a_warm_up_loads_each_share_where_it_belongs(
+    make_server: Any, make_cluster: Any, count: int, size: int
+) -> None:
+    server = make_server(count, size)
+    cluster = make_cluster(3, server)
+    dataset = cluster.attach(server.source)
+    node = cluster.members[0]
+    *_, last = node.client.warmup(pb.WarmupRequest(dataset_id=dataset))
+    assert (last.state, last.files_done, last.files_failed, last.files_uncached) == ("done", count, 0, 0)
+    assert last.bytes_done == last.bytes_total == last.bytes_fetched == count * size
+    assert fetched_once(server)
+    members = node.client.call("Members", pb.MembersRequest(dataset_id=dataset)).members
+    held = {member.address: member.datasets[0].bytes if member.datasets else 0 for member in members}
+    assert sum(held.values()) == count * size
+    assert len([size for size in held.values() if size]) > 1
+    gets = len(server.gets)
+    for one in range(count):
+        assert digest(cluster.members[2], one) == server.digest(one)
+    assert len(server.gets) == gets
+
+
+def test_who_holds_what_below_a_path(make_server: Any, make_cluster: Any) -> None:
+    server = make_server(4, 2 * MIB)
+    cluster = make_cluster(2, server)
+    dataset = cluster.attach(server.source)
+    cluster.members[1].client.attach(cluster.spec(server.source), list_tree=True)
+    list(cluster.members[1].client.warmup(pb.WarmupRequest(dataset_id=dataset, paths=[b"0", b"1"], local=True)))
+    asked = pb.MembersRequest(dataset_id=dataset, path=b"0")
+    members = {member.address: member for member in cluster.members[0].client.call("Members", asked).members}
+    own = cluster.members[1].config.cluster.listen
+    held = members[own].datasets[0]
+    assert (held.bytes, held.files, held.path_bytes, held.path_files) == (4 * MIB, 2, 2 * MIB, 1)
+    gone = cluster.members[1]
+    gone.end()
+    members = {member.address: member for member in cluster.members[0].client.call("Members", asked).members}
+    assert members[own].state == "away"
+    assert members[own].trouble
+
+
+def held(cluster: Loopback, asked: int = 0) -> list[int]:
+    """Bytes that each member holds, as one of them says."""
+    members = cluster.members[asked].client.call("Members", pb.MembersRequest()).members
+    by_address = {member.address: sum(one.bytes for one in member.datasets) for member in members}
+    return [by_address[node.config.cluster.listen] for node in cluster.members if node.config.cluster is not None]
+
+
+@pytest.mark.parametrize(("count", "size"), [(3, 70 * MIB), (60, SMALL)])
+def test_a_drained_worker_takes_nothing_with_it(make_server: Any, make_cluster: Any, count: int, size: int) -> None:
+    server = make_server(count, size)
+    cluster = make_cluster(3, server)
+    dataset = cluster.attach(server.source)
+    list(cluster.members[0].client.warmup(pb.WarmupRequest(dataset_id=dataset)))
+    gets = len(server.gets)
+    leaving = max((1, 2), key=lambda number: held(cluster)[number])
+    *_, last = cluster.stub(leaving).Drain(peer_pb.DrainRequest())
+    assert (last.finished, last.lost_bytes) == (True, 0)
+    assert last.moved_bytes == held(cluster)[leaving]
+    cluster.members[leaving].end(signal.SIGKILL)
+    for one in range(count):
+        assert digest(cluster.members[0], one) == server.digest(one)
+    assert len(server.gets) == gets
+
+
+def test_who_comes_gets_its_share_from_the_others(make_server: Any, make_cluster: Any) -> None:
+    server = make_server(80, SMALL)
+    cluster = make_cluster(3, server, later=1)
+    dataset = cluster.attach(server.source)
+    list(cluster.members[0].client.warmup(pb.WarmupRequest(dataset_id=dataset)))
+    gets, before = len(server.gets), held(cluster)
+    assert sum(before[:2]) == 80 * SMALL
+    cluster.members[2].start()
+    share = 80 * SMALL // 8  # a third is expected
+    until(lambda: held(cluster)[2] >= share, 60.0)
+    for one in range(80):
+        assert digest(cluster.members[2], one) == server.digest(one)
+    assert len(server.gets) == gets
+
+
+_SPOIL_SUMS = """
+import lmdb, sys
+with lmdb.open(sys.argv[1], max_dbs=20, map_size=1 << 37) as index, index.begin(write=True) as txn:
+    sums = index.open_db(b"sums", txn, create=False)
+    for key, value in list(txn.cursor(db=sums)):
+        txn.put(key, bytes([value[0] ^ 1]) + value[1:], db=sums)
+"""
+
+
+def test_wrong_bytes_of_a_worker_are_refused_counted_and_mended(make_server: Any, make_cluster: Any) -> None:
+    """Its index says another checksum than the bytes have: as when they were damaged on the disk, or on the way."""
+    server = make_server(4, 2 * MIB)
+    cluster = make_cluster(2, server)
+    owner, reader = cluster.members
+    for one in range(4):
+        digest(owner, one)
+    owned = held(cluster)[0]
+    assert owned == 4 * 2 * MIB
+    owner.end(signal.SIGKILL)  # after an orderly end it would see that its index was changed
+    # LMDB is opened once in a process, and this one has it.
+    subprocess.run([sys.executable, "-c", _SPOIL_SUMS, str(owner.config.index_dir)], check=True)
+    owner.start()
+    cluster.attach(server.source)
+    until(lambda: owner.pid != 0)
+    for one in range(4):
+        assert digest(reader, one) == server.digest(one)
+    traffic = reader.client.call("Traffic", pb.TrafficRequest())
+    wrong = sum(peer.wrong for peer in traffic.peers)
+    assert wrong >= 1
+    until(lambda: owner.client.call("Status", pb.StatusRequest()).damaged_files >= 1)

@@ -49,7 +49,7 @@ def test_a_killed_worker_is_asked_again_when_it_is_back() -> None:
     assert all(not client.health.usable(gone.id) for client in cluster.clients)
     cluster.world.run(cluster.world.now + 60)
     assert all(client.health.usable(gone.id) for client in cluster.clients)
-    assert cluster.load(1.0).served[gone.id] > 10
+    assert cluster.load(1.0).sent[gone.id] > 10
 
 
 def test_time_passes_in_order() -> None:

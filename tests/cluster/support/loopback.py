@@ -8,9 +8,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from forebay.cacheruntime.client import WorkerClient, start_worker, worker_pid
+from forebay.cacheruntime.cluster.channels import Channels
+from forebay.cacheruntime.cluster.membership import Address
+from forebay.cacheruntime.cluster.security import Security
 from forebay.cacheruntime.config import GIB, CacheConfig, ClusterConfig, Medium, TierConfig
+from forebay.cacheruntime.dataset_source import SourceSpec
 from forebay.cacheruntime.fsspec_client import CachedFile, ForebayFileSystem
 from forebay.cacheruntime.mounts import start_time
 from forebay.proto import worker_pb2 as pb
@@ -101,11 +106,19 @@ class Loopback:
     """A cluster of members, and client nodes of it. `close` ends all."""
 
     def __init__(
-        self, root: Path, count: int, options: dict[str, str], *, quota_bytes: int = GIB, **more: object
+        self,
+        root: Path,
+        count: int,
+        options: dict[str, str],
+        *,
+        quota_bytes: int = GIB,
+        later: int = 0,
+        **more: object,
     ) -> None:
-        """Args: more: fields of each member's ClusterConfig."""
+        """Args: later: members of `count` that do not run yet; more: fields of each member's ClusterConfig."""
         self._root = root
         self._options = options
+        self._channels = Channels(Security(None))
         addresses = [f"127.0.0.1:{port}" for port in free_ports(count)]
         self.peers = "static:" + ",".join(addresses)
         settings = ClusterConfig(peers=self.peers, **more)  # type: ignore[arg-type]
@@ -114,15 +127,16 @@ class Loopback:
             for number, own in enumerate(addresses)
         ]
         self.clients: list[Node] = []
-        for member in self.members:
+        running = self.members[: count - later]
+        for member in running:
             member.start()
-        self.settled()
+        self.settled(running)
 
-    def settled(self) -> None:
-        """Wait until all that run know all."""
-        count = len(self.members)
-        text = f"the cluster has {count} members"
-        until(lambda: all(text in member.log() for member in self.members))
+    @staticmethod
+    def settled(running: list[Node]) -> None:
+        """Wait until these know each other."""
+        text = f"the cluster has {len(running)} members"
+        until(lambda: all(text in member.log() for member in running))
 
     def client(self, **more: object) -> Node:
         """Another client node."""
@@ -131,12 +145,20 @@ class Loopback:
         self.clients.append(node)
         return node.start()
 
-    def attach(self, source: str) -> None:
-        """Make a source known to the first member."""
-        from forebay.cacheruntime.dataset_source import SourceSpec
+    def spec(self, source: str) -> SourceSpec:
+        return SourceSpec(source, self._options)
 
-        self.members[0].client.attach(SourceSpec(source, self._options), list_tree=True)
+    def attach(self, source: str) -> str:
+        """Make a source known to the first member; returns its dataset's id."""
+        return str(self.members[0].client.attach(self.spec(source), list_tree=True).dataset_id)
+
+    def stub(self, number: int) -> Any:
+        """Of a member's Peer service."""
+        cluster = self.members[number].config.cluster
+        assert cluster is not None
+        return self._channels.stub(Address(cluster.listen))
 
     def close(self) -> None:
+        self._channels.close()
         for node in (*self.clients, *self.members):
             node.close()
