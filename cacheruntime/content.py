@@ -96,12 +96,12 @@ class ContentReader:
             self._sweep_soon()
         if self._index.generation != self._generation:
             self._start_anew()
-        place = self._find(content, start, end)
+        place = self._find(content, start, end, touch)
         if place is None and self._renew_soon():
-            place = self._find(content, start, end)
+            place = self._find(content, start, end, touch)
         return place
 
-    def _find(self, content: ContentId, start: int, end: int) -> Place | None:
+    def _find(self, content: ContentId, start: int, end: int, touch: bool) -> Place | None:
         known = self._complete.get(content)
         if known is not None:
             opened, base, slot = known
