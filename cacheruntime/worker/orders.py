@@ -82,10 +82,15 @@ class SeveralSinks:
         for sink in self.sinks:
             sink.post(reader, first, contents)
 
-    def advance(self, reader: str, position: int) -> None:
+    def advance(self, reader: str, position: int, asked: int) -> None:
         """See `OrderSink`."""
         for sink in self.sinks:
-            sink.advance(reader, position)
+            sink.advance(reader, position, asked)
+
+    def read(self, reader: str, position: int) -> None:
+        """See `OrderSink`."""
+        for sink in self.sinks:
+            sink.read(reader, position)
 
     def leave(self, reader: str) -> None:
         """See `OrderSink`."""
