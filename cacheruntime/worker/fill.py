@@ -283,7 +283,7 @@ class Filler:
         block = flights.get(number)
         if block is not None:
             return block.part.target is not None or self._is_small(want.file)
-        return _has_block(self._storage.index.reader.find(want.content), want.file.size, number)
+        return _has_block(self._storage.find(want.content), want.file.size, number)
 
     def _is_small(self, file: SourceFile) -> bool:
         return self.is_small(file.size)
