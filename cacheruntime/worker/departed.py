@@ -6,6 +6,7 @@ this one is killed.
 
 import fcntl
 import os
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from forebay.cacheruntime.worker.space import Space
 from forebay.cacheruntime.worker.tier import Tier
 
 _MOST = 4096
-"""Files of a tier that are watched, a descriptor and two system calls a look for each; more are not counted."""
+"""Files of a tier that are watched, a descriptor and three system calls a look for each; more are not counted."""
 
 
 @dataclass
@@ -170,6 +171,9 @@ def _give_back(tier: Tier, gone: _Gone) -> None:
 
 def _is_ours_alone(descriptor: int) -> bool:
     try:
+        # Who opens a file while we hold its lease has a signal sent to us: SIGIO, which ends a process, unless another
+        # one was named, as here one that does nothing. The end of a lease takes that back.
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except BlockingIOError:

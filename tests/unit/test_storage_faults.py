@@ -1,6 +1,9 @@
 """The storage under faults of its own house: an index that takes nothing, disks that keep what was dropped, races."""
 
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -274,6 +277,34 @@ def test_a_file_that_is_written_to_when_it_is_evicted_is_known_as_dropped(make_b
     assert reader._opened == {}
     reader.close()
     box.storage.drop_file(file.content)
+
+
+def test_whoever_opens_a_file_that_is_being_evicted_does_not_end_the_worker(tmp_path: Path) -> None:
+    """He breaks the lease by which it is seen whether anybody has it open: by default that sends SIGIO, which kills."""
+    path = tmp_path / "file"
+    path.write_bytes(b"?")
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in (signal.SIGIO, signal.SIGURG)}
+    ended = threading.Event()
+
+    def open_and_close() -> None:
+        while not ended.is_set():
+            os.close(os.open(path, os.O_RDONLY))
+
+    thread = threading.Thread(target=open_and_close)
+    descriptor = os.open(path, os.O_RDONLY)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 30
+        while len(came) < 3 and time.monotonic() < deadline:
+            departed._is_ours_alone(descriptor)
+    finally:
+        ended.set()
+        thread.join()
+        os.close(descriptor)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert set(came) == {signal.SIGURG}
 
 
 def test_the_scrub_puts_packs_in_doubt_right(make_box: MakeBox) -> None:
