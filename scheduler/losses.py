@@ -37,10 +37,20 @@ class Losses:
         total: Floats = self.cold + self.link + self.pack + self.fragment + self.affinity
         return total
 
-    def score(self, place: int, domain: float = 0.0) -> Score:
+    def score(self, place: int) -> Score:
+        return Score(
+            float(self.cold[place]),
+            float(self.link[place]),
+            float(self.pack[place]),
+            float(self.fragment[place]),
+            float(self.affinity[place]),
+        )
+
+    def summed(self, pods: Ints) -> Score:
+        """Over so many pods on each of the rows."""
         parts = (self.cold, self.link, self.pack, self.fragment, self.affinity)
-        cold, link, pack, fragment, affinity = (float(part[place]) for part in parts)
-        return Score(cold, link, pack, fragment, affinity, domain)
+        cold, link, pack, fragment, affinity = (float(part @ pods) for part in parts)
+        return Score(cold, link, pack, fragment, affinity)
 
 
 def gpus_of(pod_set: PodSet) -> float:
@@ -51,14 +61,75 @@ def gpus_of(pod_set: PodSet) -> float:
     return gpus.cards * max(gpus.compute_milli, 100) / CARD
 
 
+@dataclass(eq=False)
+class Standing:
+    """What one pod of a kind would lose on each node, kept up to date."""
+
+    pod_set: PodSet
+    demand: Demand
+    loss: Floats
+    """Without cold bytes; infinite where it does not fit."""
+    room: Ints | None
+    """Pods that fit on each node, where it was asked for."""
+    seen: int
+    """So much of `NodeTable.changes` is in it."""
+
+
 class LossTable:
     """Losses over the nodes of a table as they are now."""
 
-    def __init__(self, table: NodeTable, settings: Settings, mix: Mix | None) -> None:
+    def __init__(self, table: NodeTable, settings: Settings) -> None:
         self._table = table
         self._settings = settings
-        self.mix = mix
-        self._usable = None if mix is None else mix.whole * CARD * np.arange(len(mix.whole))
+        self.mix: Mix | None = None
+        self._classes: dict[tuple[int, int], float] = {}
+        self._standings: dict[tuple[object, ...], Standing] = {}
+        self._eligibility = table.eligibility
+
+    def set_mix(self, classes: dict[tuple[int, int], float]) -> None:
+        """The requests by which fragments are measured: weights by (cards, thousandths of each)."""
+        if classes != self._classes:
+            self._classes = classes
+            self.mix = Mix.of(classes, self._table.cards_max) if classes else None
+            self._standings.clear()
+
+    def standing(self, pod_set: PodSet, demand: Demand, counted: bool = False) -> Standing:
+        """Losses of one more pod on each node, and with `counted` how many fit; do not change the arrays.
+
+        Only nodes that have changed since the last time are looked at.
+        """
+        table = self._table
+        if table.eligibility != self._eligibility:
+            self._standings.clear()
+            self._eligibility = table.eligibility
+        key = (demand, pod_set.preferences, pod_set.placement, counted)
+        found = self._standings.get(key)
+        if found is None:
+            count = len(table)
+            room = np.zeros(count, dtype=np.int64) if counted else None
+            found = self._standings[key] = Standing(pod_set, demand, np.full(count, np.inf), room, -1)
+        self._update(found)
+        return found
+
+    def _update(self, found: Standing) -> None:
+        table, end = self._table, len(self._table.changes)
+        if found.seen == end:
+            return
+        if found.seen < 0 or end - found.seen > len(table) // 4:
+            rows = np.arange(len(table))
+        else:
+            rows = np.array(sorted({*table.changes[found.seen :]}), dtype=np.int64)
+        found.seen = end
+        eligible = table.eligible(found.demand)[rows]
+        if found.room is None:
+            fitting = eligible & table.fits(found.demand, rows)
+        else:
+            found.room[rows] = room = np.where(eligible, table.pods(found.demand, rows), 0)
+            fitting = room > 0
+        found.loss[rows] = np.inf
+        rows = rows[fitting]
+        if len(rows):
+            found.loss[rows] = self.of(found.pod_set, found.demand, rows, None).total
 
     def of(self, pod_set: PodSet, demand: Demand, rows: Ints, cold: Floats | None) -> Losses:
         """Args: cold: GPU-seconds that one pod would wait for data, for each of `rows`; None: nothing is read."""

@@ -214,8 +214,15 @@ class RunningJob:
     """When it last saved its work."""
     evicted_for: str | None = None
     """The job for which its eviction was decided, or '' if for none: a victim stays one until it is gone."""
+    leaving: tuple[PlacedPods, ...] = ()
+    """With `evicted_for`: only these pods go, the job was shrunk; empty: all of it."""
     reservations: tuple[str, ...] = ()
     """In which it runs."""
+
+    @property
+    def ending(self) -> bool:
+        """It was evicted as a whole."""
+        return self.evicted_for is not None and not self.leaving
 
 
 @dataclass(frozen=True)

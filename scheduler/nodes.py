@@ -7,6 +7,7 @@ tables. Nothing here knows of jobs, queues or data.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,13 @@ class Demand:
     gpus: GpuRequest | None
     eligible: tuple[object, ...]
     """Key of the nodes that it may run on at all."""
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.amounts, self.gpus, self.eligible))
 
     @classmethod
     def of(cls, pod_set: PodSet) -> "Demand":
@@ -77,6 +85,10 @@ class NodeTable:
         self._eligible: dict[tuple[object, ...], Bools] = {}
         self.grown: list[int] = []
         """Nodes whose free room grew, in order: who was refused at some length of it needs to look at the rest only."""
+        self.changes: list[int] = []
+        """Nodes whose free room is another, in order; what is known of a node is true from its last place in it on."""
+        self.eligibility = 0
+        """Grows when other nodes are eligible than before."""
         self._log: list[Taken] | None = None
 
     def _rows(self, nodes: Sequence[Node]) -> None:
@@ -185,38 +197,44 @@ class NodeTable:
     def fits(self, demand: Demand, among: Ints | None = None) -> Bools:
         """Whether one more pod fits, for all nodes or the rows `among`; eligibility is not looked at."""
         count = len(self.names) if among is None else len(among)
-        found: Bools | None = None
+        found: Bools = np.ones(count, dtype=np.bool_)
         for name, amount in demand.amounts:
             row = self.rows.get(name)
             if row is None:
                 return np.zeros(count, dtype=np.bool_)
             free = self.free[row] if among is None else self.free[row][among]
-            enough: Bools = np.greater_equal(free, amount)
-            found = enough if found is None else np.logical_and(found, enough)
+            found &= free >= amount
         if demand.gpus is not None:
-            one = self._cards_fit(demand.gpus, among)
-            found = one if found is None else found & one
-        return np.ones(count, dtype=np.bool_) if found is None else found
+            found &= self._cards_fit(demand.gpus, among)
+        return found
 
     def _cards_fit(self, gpus: GpuRequest, among: Ints | None) -> Bools:
         if gpus.single_numa:
             return self._pods_of_cards(gpus, among) > 0
         if gpus.exclusive:
-            idle = self.idle if among is None else self.idle[among]
-            enough: Bools = idle >= gpus.cards
             if gpus.memory_mib:
-                memory = self.card_memory if among is None else self.card_memory[among]
-                enough &= (memory >= gpus.memory_mib).sum(axis=1) >= gpus.cards
+                return self._pods_of_cards(gpus, among) > 0
+            enough: Bools = (self.idle if among is None else self.idle[among]) >= gpus.cards
             return enough
         compute = self.compute if among is None else self.compute[among]
-        one = compute >= max(gpus.compute_milli, 1)
+        cards: Bools = compute >= max(gpus.compute_milli, 1)
         if gpus.memory_mib:
-            one &= (self.memory if among is None else self.memory[among]) >= gpus.memory_mib
-        if gpus.cards == 1:
-            some: Bools = one.any(axis=1)
-            return some
-        several: Bools = one.sum(axis=1) >= gpus.cards
-        return several
+            memory = self.memory if among is None else self.memory[among]
+            np.logical_and(cards, memory >= gpus.memory_mib, out=cards)
+        enough_cards: Bools = cards.sum(axis=1) >= gpus.cards
+        return enough_cards
+
+    def ever_fits(self, demand: Demand) -> bool:
+        """Whether an eligible node would take a pod if it were empty."""
+        mask: Bools = self.eligible(demand).copy()
+        for name, amount in demand.amounts:
+            if name not in self.rows:
+                return False
+            np.logical_and(mask, self.capacity[self.rows[name]] >= amount, out=mask)
+        if (gpus := demand.gpus) is not None:
+            enough = (self.card_memory >= max(gpus.memory_mib, 1)).sum(axis=1) >= gpus.cards
+            np.logical_and(mask, enough, out=mask)
+        return bool(mask.any())
 
     def pods(self, demand: Demand, among: Ints | None = None) -> Ints:
         """How many pods fit on each node, for all or the rows `among`; eligibility is not looked at."""
@@ -276,11 +294,15 @@ class NodeTable:
             self._log.append(Taken(node, demand, cards, pods))
 
     def give(self, node: int, demand: Demand, cards: tuple[int, ...], pods: int = 1) -> None:
-        """Pods have ended."""
+        """Pods have ended; inside `trial`, as if they had."""
         self._change(node, demand, cards, -pods)
-        self.grown.append(node)
+        if self._log is not None:
+            self._log.append(Taken(node, demand, cards, -pods))
+        else:
+            self.grown.append(node)
 
     def _change(self, node: int, demand: Demand, cards: tuple[int, ...], pods: int) -> None:
+        self.changes.append(node)
         for name, amount in demand.amounts:
             row = self.rows.get(name)
             if row is not None:
@@ -326,6 +348,7 @@ class NodeTable:
         """A node comes or goes; what runs there stays counted."""
         self.ready[node] = ready
         self._eligible.clear()
+        self.eligibility += 1
         if ready:
             self.grown.append(node)
 

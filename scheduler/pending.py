@@ -5,12 +5,12 @@ jobs, and its cost does not grow with the depth of the queue.
 """
 
 import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from forebay.scheduler.jobs import Job
+from forebay.scheduler.jobs import Job, PlacedPods
 from forebay.scheduler.losses import gpus_of
 from forebay.scheduler.model import CARD
 from forebay.scheduler.nodes import Demand
@@ -36,12 +36,22 @@ class Shape:
     """Cards of all pods, for weighing."""
     refused_at: int = -1
     """Length of `NodeTable.grown` when the least pods found no room; -1: they are not known to."""
-    refused_epoch: int = -1
-    """Round of restrictions (holds) in which it was so."""
+    held_off: tuple[int, int, float] | None = None
+    """As `refused_at` where holds kept it off: that length, `State.epoch`, and the least bound that was too long."""
 
     @property
     def counts(self) -> tuple[int, ...]:
         return tuple(pod_set.count for pod_set in self.job.pod_sets)
+
+    def pods(self, placed: Iterable[PlacedPods]) -> Iterator[tuple[PlacedPods, Demand]]:
+        """Pods of a job of this shape with what one of them asks for."""
+        demands = dict(zip((pod_set.name for pod_set in self.job.pod_sets), self.demands, strict=True))
+        return ((one, demands[one.pod_set]) for one in placed)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Of cards that it competes for."""
+        return tuple(sorted({demand.gpus.models if demand.gpus else ("",) for demand in self.demands}))
 
     @property
     def elastic(self) -> bool:
@@ -149,8 +159,9 @@ class PendingQueue:
         if self.gated.pop(job.name, None) is not None:
             self.add(job, shape)
 
-    def class_of(self, shape: Shape) -> JobClass:
-        return self._classes[id(shape)]
+    def classes(self) -> list[JobClass]:
+        """All that have jobs."""
+        return [one for one in self._listed if one.ranks]
 
     def candidates(self, available: Vector) -> list[JobClass]:
         """Classes with jobs whose least request is within `available`."""

@@ -112,37 +112,46 @@ class Placer:
     def _pod_set(self, pod_set: PodSet, demand: Demand, count: int, site: Site) -> Placement | NoRoom:
         if count == 1:
             return self._one(pod_set, demand, site)
-        room = self._room(demand, site)
+        standing = self._losses.standing(pod_set, demand, counted=True)
+        assert standing.room is not None
+        room = standing.room if site.allowed is None else np.where(site.allowed, standing.room, 0)
         rows = np.flatnonzero(room)
         if int(room[rows].sum()) < count:
             return NoRoom("gang", int(room[rows].sum()), self._shortage(pod_set, demand, count, int(room.sum()), site))
         cards = gpus_of(pod_set)
-        losses = self._losses.of(pod_set, demand, rows, self._stall(site, rows, cards))
         total = np.zeros(len(self._table))
-        total[rows] = losses.total
+        total[rows] = standing.loss[rows]
+        if site.stall_s is not None:
+            total[rows] += site.stall_s[rows] * (cards * self._settings.weights.cold)
         pieces = self._pieces(pod_set, room, rows, total, count, site)
         if isinstance(pieces, NoRoom):
             return pieces
-        score = Score()
-        where = {int(row): place for place, row in enumerate(rows)}
-        for row, amount in pieces:
-            score = added(score, losses.score(where[row]), amount)
+        used = np.array([row for row, _ in pieces], dtype=np.int64)
+        losses = self._losses.of(pod_set, demand, used, self._stall(site, used, cards))
+        score = losses.summed(np.array([amount for _, amount in pieces]))
         pods = self._take(pod_set, demand, pieces)
         if pods is None:
             return NoRoom("gang", 0, "no node has cards of one kind for it")
         return Placement(pods, added(score, Score(domain=self._spanned([row for row, _ in pieces], cards * count))))
 
     def _one(self, pod_set: PodSet, demand: Demand, site: Site) -> Placement | NoRoom:
-        table = self._table
-        rows = np.flatnonzero(self._mask(demand, site) & table.fits(demand))
-        if not len(rows):
+        loss = self._losses.standing(pod_set, demand).loss
+        if site.stall_s is not None:
+            loss = loss + site.stall_s * (gpus_of(pod_set) * self._settings.weights.cold)
+        if site.allowed is not None:
+            loss = np.where(site.allowed, loss, np.inf)
+        row = int(np.argmin(loss)) if len(loss) else -1
+        if row < 0 or not np.isfinite(loss[row]):
             return NoRoom("gang", 0, self._shortage(pod_set, demand, 1, 0, site))
-        losses = self._losses.of(pod_set, demand, rows, self._stall(site, rows, gpus_of(pod_set)))
-        place = int(np.argmin(losses.total)) if site.shuffle is None else int(site.shuffle.integers(len(rows)))
-        pods = self._take(pod_set, demand, [(int(rows[place]), 1)])
+        if site.shuffle is not None:
+            rows = np.flatnonzero(np.isfinite(loss))
+            row = int(rows[site.shuffle.integers(len(rows))])
+        one = np.array([row])
+        losses = self._losses.of(pod_set, demand, one, self._stall(site, one, gpus_of(pod_set)))
+        pods = self._take(pod_set, demand, [(row, 1)])
         if pods is None:
             return NoRoom("gang", 0, "no node has cards of one kind for it")
-        return Placement(pods, losses.score(place))
+        return Placement(pods, losses.score(0))
 
     def _stall(self, site: Site, rows: Ints, cards: float) -> Floats | None:
         return None if site.stall_s is None else site.stall_s[rows] * cards

@@ -1,7 +1,7 @@
 """The tree of queues: what each uses, what it may still take, and whose turn it is.
 
-Legality is Kueue's rule for hierarchical cohorts. With S = min of a subtree and G = max(0, S - lending limit), its
-guaranteed part that nobody else may use, what a node can still take is
+Legality is Kueue's rule for hierarchical cohorts. With S = min of a subtree less what its children keep for themselves,
+and G = max(0, S - lending limit), the part of it that nobody else may use, what a node can still take is
 
     max(0, G - used) + min(what its parent can still take, S - G - max(0, used - G) + borrowing limit)
 
@@ -31,7 +31,10 @@ class QuotaNode:
     children: list["QuotaNode"] = field(default_factory=list)
     quota: Vector = field(default_factory=list)
     """Min of the subtree, scaled down where the parent's does not cover it; FREE where no queue of the tree has one."""
+    pool: Vector = field(default_factory=list)
+    """Of the quota, what the children do not keep for themselves."""
     guaranteed: Vector = field(default_factory=list)
+    """Of the pool, what nobody outside the subtree may use."""
     borrowing: Vector = field(default_factory=list)
     limit: Vector = field(default_factory=list)
     used: Vector = field(default_factory=list)
@@ -102,10 +105,12 @@ class QuotaTree:
             if limited:
                 for node in below:
                     self._scale(node, place)
-            for node in below:
+            for node in reversed(below):
                 lends = node.queue.lending_limit.get(name)
-                quota = node.quota[place]
-                node.guaranteed.append(max(0, quota - lends) if lends is not None and limited else 0)
+                kept = sum(child.guaranteed[place] for child in node.children)
+                pool = max(0, node.quota[place] - kept) if limited else FREE
+                node.pool.append(pool)
+                node.guaranteed.append(max(0, pool - lends) if lends is not None and limited else 0)
                 node.borrowing.append(node.queue.borrowing_limit.get(name, FREE))
                 node.limit.append(node.queue.max.get(name, FREE))
         totals = [
@@ -115,10 +120,7 @@ class QuotaTree:
             node.used = [0] * len(self.resources)
             node.reported = [0] * len(self.resources)
             self._totals[node.name] = totals
-            self._lendable[node.name] = [
-                0 if quota >= FREE else max(quota - sum(child.guaranteed[place] for child in node.children), 0)
-                for place, quota in enumerate(node.quota)
-            ]
+            self._lendable[node.name] = [0 if pool >= FREE else pool for pool in node.pool]
 
     @staticmethod
     def _scale(node: QuotaNode, place: int) -> None:
@@ -157,17 +159,15 @@ class QuotaTree:
         return min(headroom, self._borrowable(node, place))
 
     def _borrowable(self, node: QuotaNode, place: int) -> int:
-        quota, reported, guaranteed = node.quota[place], node.reported[place], node.guaranteed[place]
-        if quota >= FREE:
+        pool, reported, guaranteed = node.pool[place], node.reported[place], node.guaranteed[place]
+        if pool >= FREE:
             return FREE
-        borrowing = node.borrowing[place]
         if node.parent is None:
-            return quota - reported
-        own = max(0, guaranteed - reported)
+            return pool - reported
         shared = self._borrowable(node.parent, place)
-        if borrowing < FREE:
-            shared = min(shared, quota - guaranteed - max(0, reported - guaranteed) + borrowing)
-        return own + shared
+        if (borrowing := node.borrowing[place]) < FREE:
+            shared = min(shared, pool - guaranteed - max(0, reported - guaranteed) + borrowing)
+        return max(0, guaranteed - reported) + shared
 
     def excess(self, node: QuotaNode, request: Sequence[int]) -> Excess | None:
         """What stands against `request` in this queue; None: it is legal."""
@@ -195,12 +195,13 @@ class QuotaTree:
         return None
 
     def _ceiling(self, node: QuotaNode, place: int) -> int:
-        quota = node.quota[place]
-        if node.parent is None or quota >= FREE:
-            return quota
-        kept = sum(child.guaranteed[place] for child in node.parent.children if child is not node)
-        shared = max(0, self._ceiling(node.parent, place) - kept)
-        return min(shared, quota + node.borrowing[place]) if node.borrowing[place] < FREE else shared
+        pool, guaranteed = node.pool[place], node.guaranteed[place]
+        if node.parent is None or pool >= FREE:
+            return pool
+        shared = self._ceiling(node.parent, place)
+        if (borrowing := node.borrowing[place]) < FREE:
+            shared = min(shared, pool - guaranteed + borrowing)
+        return guaranteed + shared
 
     def take(self, node: QuotaNode, amounts: Sequence[int]) -> None:
         self._change(node, amounts, 1)
@@ -280,7 +281,7 @@ class QuotaTree:
                     max=_cap(child, place),
                     weight=child.queue.weight,
                     priority=child.queue.priority,
-                    unlent=child.guaranteed[place],
+                    unlent=child.quota[place] - child.pool[place] + child.guaranteed[place],
                 )
                 for child in node.children
             ]

@@ -29,6 +29,8 @@ class Settings:
     fairness: Literal["drf", "borrowed", "usage", "none"] = "drf"
     """Whose turn it is among queues: least dominant share, least borrowed share (Kueue's), least decayed use, or the
     highest priority and longest wait over all queues."""
+    entry_penalty: float = 0.3
+    """Part of a job's GPUs that counts at once as use of its queue when it is admitted, with `fairness="usage"`."""
     ageing_s: float | None = None
     """A job that has waited so long counts as one priority higher; None: priorities never change."""
     placement: Literal["binpack", "spread"] = "binpack"
@@ -49,13 +51,18 @@ class Settings:
     prefetch_horizon_s: float = 4 * 3600.0
     """Jobs that start later are not cared for yet."""
     backfill: bool = True
+    class_tries: int = 8
+    """Jobs with equal requests that are tried in one pass though one before them was refused: they differ in data or
+    runtime."""
     preemption: bool = True
     fair_preemption: bool = True
     """A queue above its min may evict from one whose share stays at least as large as its own becomes."""
+    preempt_tries: int = 2
+    """Refused jobs of each queue for which victims are looked for in one pass."""
     preempt_candidates: int = 512
     """Running jobs that are looked at for one preemption, the cheapest first."""
     bind_within_s: float = 60.0
-    """An admitted job must be bound by then; doubled with each retry."""
+    """An admitted job must be bound by then."""
     backoff_s: float = 60.0
     """Wait after the first release; doubled with each further one."""
     backoff_max_s: float = 3600.0

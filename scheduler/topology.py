@@ -7,6 +7,7 @@ that is added to the tightness in one sum, so a looser but warm domain may win.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from forebay.scheduler.nodes import Ints, NodeTable
 class NoRoom:
     """Why a pod set does not fit."""
 
-    stage: str
+    stage: Literal["gang", "topology"]
     """'gang': not enough room at all; 'topology': enough, but not near enough together."""
     pods: int
     """The most that would fit."""

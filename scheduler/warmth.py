@@ -73,8 +73,8 @@ class WarmTable:
         """Cache bytes of each domain."""
         self._warm: dict[str, Ints] = {}
         self._nodes: dict[str, dict[int, int]] = {}
-        self.version = 0
-        """Grows with each change."""
+        self.changed: set[str] = set()
+        """Datasets of which more or less is cached than at the last pass."""
         for dataset in snapshot.datasets:
             self.set_warm(dataset.name, dataset.warm)
 
@@ -86,12 +86,12 @@ class WarmTable:
             found[self.domain_of[row]] += amount
         self._warm[dataset] = np.minimum(found, self.size(dataset))
         self._nodes[dataset] = rows
-        self.version += 1
+        self.changed.add(dataset)
 
     def set_domain(self, dataset: str, domain: int, amount: int) -> None:
         """As `set_warm` for one domain as a whole; its nodes hold equal parts."""
         self._warm[dataset][domain] = min(amount, self.size(dataset))
-        self.version += 1
+        self.changed.add(dataset)
 
     def add(self, dataset: Dataset) -> None:
         self.datasets[dataset.name] = dataset
@@ -107,6 +107,10 @@ class WarmTable:
         """Bytes that are cached in each domain; do not change it."""
         self.size(dataset)
         return self._warm[dataset]
+
+    def fraction(self, dataset: str) -> float:
+        """Of the dataset that is cached where most of it is."""
+        return float(self.warm(dataset).max(initial=0)) / max(self.size(dataset), 1)
 
     def used(self) -> Ints:
         """Cache bytes in use in each domain."""

@@ -1,0 +1,103 @@
+"""EASY backfill: the first job that waits gets a start and nodes; others may run there until then.
+
+Lifka, "The ANL/IBM SP Scheduling System" (1995), with the time that a job loads its data counted as part of its runtime
+on both sides.
+"""
+
+import math
+
+import numpy as np
+
+from forebay.scheduler.jobs import Job
+from forebay.scheduler.losses import Floats
+from forebay.scheduler.model import Hold
+from forebay.scheduler.nodes import Bools
+from forebay.scheduler.placement import Placement, Site
+from forebay.scheduler.state import Live, State
+
+
+def shadow(state: State, job: Job) -> Hold | None:
+    """When the job can start for certain, by the bounds of those that run, and where; None: not by them.
+
+    Victims of evictions count as gone.
+    """
+    ending = sorted(
+        (
+            (state.now if live.running.ending else max(live.end_bound, state.now), name)
+            for name, live in state.running.items()
+            if live.running.ending or math.isfinite(live.end_bound)
+        )
+    )
+    lives = [state.running[name] for _, name in ending]
+    with state.table.trial():
+        done, chunk = 0, 8
+        while True:
+            nodes = _nodes_after(state, job, lives[done : done + chunk])
+            if nodes is not None:
+                break
+            if done + chunk >= len(lives):
+                return None
+            _release(state, lives[done : done + chunk])
+            done, chunk = done + chunk, chunk * 2
+        low, high = 0, min(chunk, len(lives) - done)
+        while low < high:
+            middle = (low + high) // 2
+            found = _nodes_after(state, job, lives[done : done + middle])
+            if found is not None:
+                high, nodes = middle, found
+            else:
+                low = middle + 1
+        start = ending[done + high - 1][0] if done + high else state.now
+        return Hold(job.name, start, nodes)
+
+
+def _release(state: State, lives: list[Live]) -> None:
+    for live in lives:
+        state.change_pods(live.shape, live.running.pods, -1)
+
+
+def _nodes_after(state: State, job: Job, lives: list[Live]) -> tuple[str, ...] | None:
+    """Nodes on which the job would run once these have ended."""
+    shape = state.shape(job)
+    with state.table.trial():
+        _release(state, lives)
+        found = state.placer.place(job.pod_sets, shape.demands, [pod_set.least for pod_set in job.pod_sets], Site())
+        if not isinstance(found, Placement):
+            return None
+        return tuple(dict.fromkeys(placed.node for placed in found.pods))
+
+
+class HeldNodes:
+    """Until when each node is free for others, by the holds in force."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._key: tuple[int, int] = (-1, -1)
+        self._until: Floats = np.zeros(0)
+        self._owner: dict[str, Floats] = {}
+
+    def allowed(self, job: Job, stall_s: Floats | None) -> Bools | None:
+        """Nodes that the job may use without delaying a job that holds them; None: any."""
+        others = [hold for hold in self._state.holds.values() if hold.job != job.name]
+        if not others:
+            return None
+        until = self._until_of(job.name, others)
+        if job.max_run_s is None:
+            return np.isinf(until)
+        ends = self._state.now + job.max_run_s + (0.0 if stall_s is None else stall_s)
+        allowed: Bools = np.asarray(ends <= until)
+        return allowed
+
+    def _until_of(self, name: str, others: list[Hold]) -> Floats:
+        key = (self._state.epoch, len(self._state.holds))
+        if key != self._key:
+            self._key = key
+            self._owner.clear()
+        own = name if name in self._state.holds else ""
+        if own not in self._owner:
+            until = np.full(len(self._state.table), np.inf)
+            for hold in others:
+                rows = [self._state.table.index[node] for node in hold.nodes if node in self._state.table.index]
+                until[rows] = np.minimum(until[rows], hold.start)
+            self._owner[own] = until
+        return self._owner[own]

@@ -1,0 +1,79 @@
+"""When waiting jobs will start: from when running ones end for certain, and how many GPUs are asked for before them."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from forebay.scheduler.jobs import Job
+from forebay.scheduler.losses import Floats
+from forebay.scheduler.model import CARD
+from forebay.scheduler.nodes import Ints
+from forebay.scheduler.pending import Rank
+from forebay.scheduler.state import State
+
+
+class Releases:
+    """GPUs that come free over time.
+
+    An estimate, not a promise: cards are counted, not nodes; jobs without a bound of their runtime never end; and
+    beyond the last end the mean rate up to it is assumed to go on.
+    """
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        lives = sorted(
+            (
+                (max(live.end_bound, state.now), name)
+                for name, live in state.running.items()
+                if math.isfinite(live.end_bound)
+            )
+        )
+        self._names = [name for _, name in lives]
+        self._ends: Floats = np.array([end for end, _ in lives], dtype=np.float64)
+        gpus = [state.running[name].shape.gpus for name in self._names]
+        self._sums: Floats = np.cumsum(np.array(gpus, dtype=np.float64)) if gpus else np.zeros(0)
+        self._free = float(state.table.gpu_free.sum()) / CARD
+
+    def start(self, ahead: float) -> float:
+        """When so many GPUs will have come free, over all that are now; infinite if never."""
+        state, missing = self._state, ahead - self._free
+        if missing <= 0:
+            return state.now
+        if not len(self._sums):
+            return math.inf
+        if missing <= self._sums[-1]:
+            return float(self._ends[int(np.searchsorted(self._sums, missing))])
+        span = float(self._ends[-1]) - state.now
+        return state.now + span * missing / float(self._sums[-1])
+
+    def by_domain(self, domain_of: Ints, count: int) -> Floats:
+        """GPUs of each domain that come free before the horizon of prefetches."""
+        state, found = self._state, np.zeros(count)
+        limit = state.now + state.settings.prefetch_horizon_s
+        for name in self._names[: int(np.searchsorted(self._ends, limit, "right"))]:
+            live = state.running[name]
+            for placed, demand in live.pods():
+                row = state.table.index.get(placed.node)
+                if row is not None and demand.gpus is not None:
+                    found[domain_of[row]] += demand.gpus.cards * demand.gpus.compute_milli / CARD * placed.count
+        return found
+
+    def upcoming(self, each: int, horizon_s: float) -> Iterator[tuple[Job, float]]:
+        """The first jobs of each queue with their estimated starts, the earliest first."""
+        state = self._state
+        found: list[tuple[float, Rank, Job]] = []
+        queues = [queue for queue in state.queues.values() if len(queue)]
+        for queue in queues:
+            ahead = 0.0
+            for place, rank in enumerate(queue.in_order()):
+                if place >= each:
+                    break
+                job = state.waiting[rank[2]]
+                ahead += state.shape(job).gpus
+                start = self.start(ahead * len(queues))
+                if start - state.now > horizon_s:
+                    break
+                found.append((start, rank, job))
+        found.sort(key=lambda one: one[:2])
+        return ((job, start) for start, _, job in found)
