@@ -29,7 +29,6 @@ class Admitter:
         self._state = state
         self.held = HeldNodes(state)
         self.grown = Grown(state.table)
-        self._rng = np.random.default_rng([state.settings.seed, int(state.now * 1000) & 0xFFFFFFFF])
         self.blocked_lenders: set[str] = set()
         """Roots of trees in which a queue with policy `block` waits: nobody borrows there."""
 
@@ -67,8 +66,7 @@ class Admitter:
     def _undo(self, admission: Admission) -> None:
         """The quota and record of a member; its room goes with the trial."""
         state = self._state
-        live = state.running.pop(admission.job)
-        state.quota.give(live.leaf, live.charged)
+        live = state.discard(admission.job)
         state.count_reserved(admission.reservations, in_table=False)
         state.waiting[live.job.name] = live.job
         state.queues[live.job.queue].add(live.job, live.shape)
@@ -135,7 +133,7 @@ class Admitter:
         warm = None if view is None or view.warm is None else view.warm[state.warm.domain_of]
         kept = self.held.allowed(job, stall)
         allowed = kept if warm is None else warm if kept is None else kept & warm
-        site = Site(self._stall(job, stall), allowed, self._shuffle())
+        site = Site(self._cold_s(job, view), allowed)
         steps = gang.steps_of(job.pod_sets)
         first = 0
         if steps:
@@ -179,14 +177,11 @@ class Admitter:
         placed = state.placer.place(job.pod_sets, shape.demands, counts, site)
         return placed if isinstance(placed, NoRoom) else (placed, (), None)
 
-    def _stall(self, job: Job, stall: Floats | None) -> Floats | None:
-        if self._state.settings.node_choice == "label" and job.data:
-            labelled = self._state.warm.labelled(need.dataset for need in job.data)
-            return np.where(labelled, 0.0, LABEL_STALL_S)
-        return stall
-
-    def _shuffle(self) -> np.random.Generator | None:
-        return self._rng if self._state.settings.node_choice == "random" else None
+    def _cold_s(self, job: Job, view: View | None) -> Floats | None:
+        state = self._state
+        if state.settings.node_choice == "label" and job.data:
+            return np.where(state.warm.labelled(need.dataset for need in job.data), 0.0, LABEL_COLD_S)
+        return None if view is None else view.load_s[state.warm.domain_of]
 
     def _no_room(self, job: Job, shape: Shape, room: NoRoom, kept: Bools | None, warm: Bools | None) -> Refusal:
         state = self._state
@@ -236,7 +231,7 @@ class Admitter:
 
 THE_GROUP = "the rest of the group"
 
-LABEL_STALL_S = 3600.0
+LABEL_COLD_S = 3600.0
 """What a node without the label costs with `node_choice="label"`: more than all else, as no plugin outvotes it here."""
 
 

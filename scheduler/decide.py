@@ -40,25 +40,30 @@ def decide(snapshot: Snapshot, settings: Settings | None = None) -> Decisions:
     return advance(State(snapshot, settings), snapshot.now)
 
 
-def advance(state: State, now: float, explained: bool = True, prefetches: bool = True) -> Decisions:
-    """One pass at the time `now`.
+def advance(
+    state: State, now: float, explained: bool = True, prefetches: bool = True, preempts: bool = True
+) -> Decisions:
+    """One pass at the time `now`. What it may leave out need not be done in every pass of a large cluster.
 
     Args:
         explained: fill in `Decisions.waits`; it costs as much as there are waiting jobs.
         prefetches: fill in `Decisions.prefetches`.
+        preempts: look for victims.
     """
     state.now = now
     found = _Pass(state)
     found.overdue()
     found.admit()
-    found.preempt()
+    if preempts and state.settings.preemption:
+        found.preempt()
+    cares = prefetches and (state.settings.prefetch or state.settings.warm_gate)
     return Decisions(
         admissions=tuple(found.admissions),
         evictions=tuple(found.evictions),
         shrinks=tuple(found.shrinks),
         releases=tuple(found.releases),
         given_up=tuple(found.given_up),
-        prefetches=plan(state) if prefetches and state.settings.prefetch else (),
+        prefetches=plan(state) if cares else (),
         holds=tuple(state.holds[name] for name in sorted(state.holds)),
         waits=explain(state, found.refusals) if explained else (),
     )
@@ -206,8 +211,6 @@ class _Pass:
     def preempt(self) -> None:
         """Victims for the first jobs of each queue that were refused, one after the other."""
         state = self.state
-        if not state.settings.preemption:
-            return
         for name in sorted(state.queues):
             for rank in state.queues[name].order[: state.settings.preempt_tries]:
                 job = state.waiting[rank[2]]

@@ -59,14 +59,19 @@ class Releases:
                     found[domain_of[row]] += demand.gpus.cards * demand.gpus.compute_milli / CARD * placed.count
         return found
 
-    def upcoming(self, each: int, horizon_s: float) -> Iterator[tuple[Job, float]]:
-        """The first jobs of each queue with their estimated starts, the earliest first."""
+    def upcoming(self, each: int, horizon_s: float, gated_only: bool = False) -> Iterator[tuple[Job, float]]:
+        """The first jobs of each queue with their estimated starts, the earliest first.
+
+        Args:
+            gated_only: only those that wait for their data.
+        """
         state = self._state
         found: list[tuple[float, Rank, Job]] = []
         queues = [queue for queue in state.queues.values() if len(queue)]
         for queue in queues:
             ahead = 0.0
-            for place, rank in enumerate(queue.in_order()):
+            ranks = sorted(queue.gated.values()) if gated_only else queue.in_order()
+            for place, rank in enumerate(ranks):
                 if place >= each:
                     break
                 job = state.waiting[rank[2]]

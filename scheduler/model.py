@@ -146,6 +146,8 @@ class Store:
     """Bytes per second that one job's nodes can take; 0: no limit but `bandwidth`."""
     flows: int = 0
     """Loads that share it now."""
+    waiting_gpus: float = 0.0
+    """GPUs of the jobs that wait for these loads: each byte more from here costs them too."""
 
     @property
     def share(self) -> float:

@@ -29,12 +29,10 @@ class Placement:
 class Site:
     """What is particular to a job when its pods are placed."""
 
-    stall_s: Floats | None = None
-    """Seconds that a pod on each node would wait for cold data."""
+    cold_s: Floats | None = None
+    """Seconds of its share of the under-store that the job's cold bytes take, by node."""
     allowed: Bools | None = None
     """Nodes that it may use, beside all filters; None: any."""
-    shuffle: np.random.Generator | None = None
-    """Nodes are taken at random instead of by loss."""
 
 
 class Placer:
@@ -121,13 +119,13 @@ class Placer:
         cards = gpus_of(pod_set)
         total = np.zeros(len(self._table))
         total[rows] = standing.loss[rows]
-        if site.stall_s is not None:
-            total[rows] += site.stall_s[rows] * (cards * self._settings.weights.cold)
+        if site.cold_s is not None:
+            total[rows] += site.cold_s[rows] * (cards * self._settings.weights.cold)
         pieces = self._pieces(pod_set, room, rows, total, count, site)
         if isinstance(pieces, NoRoom):
             return pieces
         used = np.array([row for row, _ in pieces], dtype=np.int64)
-        losses = self._losses.of(pod_set, demand, used, self._stall(site, used, cards))
+        losses = self._losses.of(pod_set, demand, used, self._cold(site, used, cards))
         score = losses.summed(np.array([amount for _, amount in pieces]))
         pods = self._take(pod_set, demand, pieces)
         if pods is None:
@@ -136,25 +134,22 @@ class Placer:
 
     def _one(self, pod_set: PodSet, demand: Demand, site: Site) -> Placement | NoRoom:
         loss = self._losses.standing(pod_set, demand).loss
-        if site.stall_s is not None:
-            loss = loss + site.stall_s * (gpus_of(pod_set) * self._settings.weights.cold)
+        if site.cold_s is not None:
+            loss = loss + site.cold_s * (gpus_of(pod_set) * self._settings.weights.cold)
         if site.allowed is not None:
             loss = np.where(site.allowed, loss, np.inf)
         row = int(np.argmin(loss)) if len(loss) else -1
         if row < 0 or not np.isfinite(loss[row]):
             return NoRoom("gang", 0, self._shortage(pod_set, demand, 1, 0, site))
-        if site.shuffle is not None:
-            rows = np.flatnonzero(np.isfinite(loss))
-            row = int(rows[site.shuffle.integers(len(rows))])
         one = np.array([row])
-        losses = self._losses.of(pod_set, demand, one, self._stall(site, one, gpus_of(pod_set)))
+        losses = self._losses.of(pod_set, demand, one, self._cold(site, one, gpus_of(pod_set)))
         pods = self._take(pod_set, demand, [(row, 1)])
         if pods is None:
             return NoRoom("gang", 0, "no node has cards of one kind for it")
         return Placement(pods, losses.score(0))
 
-    def _stall(self, site: Site, rows: Ints, cards: float) -> Floats | None:
-        return None if site.stall_s is None else site.stall_s[rows] * cards
+    def _cold(self, site: Site, rows: Ints, cards: float) -> Floats | None:
+        return None if site.cold_s is None else site.cold_s[rows] * cards
 
     def _pieces(
         self, pod_set: PodSet, room: Ints, rows: Ints, loss: Floats, count: int, site: Site
@@ -162,9 +157,7 @@ class Placer:
         """Rows of nodes and how many pods each gets."""
         request = pod_set.topology
         asked = request.required or request.preferred or request.slice_level
-        if asked is None and (site.shuffle is not None or not self._settings.weights.domain or not self._table.levels):
-            if site.shuffle is not None:
-                return filled(room, site.shuffle.permutation(rows), count)
+        if asked is None and (not self._settings.weights.domain or not self._table.levels):
             return filled(room, rows[np.lexsort((rows, loss[rows]))], count)
         if asked is None:
             request = TopologyRequest(preferred=self._table.levels[-1])

@@ -34,7 +34,7 @@ def make_room(state: State, job: Job) -> Room | None:
     """
     if job.group is not None:
         return None
-    candidates = pieces_for(state, job)[: state.settings.preempt_candidates]
+    candidates = pieces_for(state, job)
     if not candidates:
         return None
     simulation = _Simulation(state, job)
@@ -71,12 +71,12 @@ class _Simulation:
         self._shape = state.shape(job)
         self._leaf = state.quota.leaf(job.queue)
         view = state.warm.view(job, self._shape.gpus, state.now)
-        self._stall = None if view is None else view.stall_s[state.warm.domain_of]
-        allowed = HeldNodes(state).allowed(job, self._stall)
+        allowed = HeldNodes(state).allowed(job, None if view is None else view.stall_s[state.warm.domain_of])
         if view is not None and view.warm is not None:
             warm = view.warm[state.warm.domain_of]
             allowed = warm if allowed is None else warm & allowed
-        self._site = Site(self._stall, allowed)
+        cold = None if view is None else view.load_s[state.warm.domain_of]
+        self._site = Site(cold, allowed)
         self.nodes: tuple[str, ...] = ()
         """Where the job would run."""
 

@@ -43,14 +43,18 @@ class _Plan:
 
 
 def plan(state: State) -> tuple[Prefetch, ...]:
-    """All loads that are wanted now, the most useful first; what is left out is to be cancelled."""
+    """All loads that are wanted now, the most useful first; what is left out is to be cancelled.
+
+    Without prefetches, only what jobs wait for that are held back for nothing else.
+    """
     if not any(job.data for job in state.waiting.values()):
         return ()
     releases = Releases(state)
     warm = state.warm
     free = np.bincount(warm.domain_of, state.table.gpu_free, len(warm.names)) / CARD
     made = _Plan(state, free + releases.by_domain(warm.domain_of, len(warm.names)), warm.room - warm.used())
-    for job, start in releases.upcoming(state.settings.lookahead, state.settings.prefetch_horizon_s):
+    gated_only = not state.settings.prefetch
+    for job, start in releases.upcoming(state.settings.lookahead, state.settings.prefetch_horizon_s, gated_only):
         _mean(made, job, start)
     return tuple(_within_budget(state, list(made.wanted.values())))
 

@@ -98,13 +98,13 @@ def place_by_policy(
 
 def _warm_first(state: State, units: list[tuple[Unit, Bools]], shape: Shape, site: Site) -> list[tuple[Unit, Bools]]:
     """A unit where the job need not wait for data goes before one where it must."""
-    if site.stall_s is None:
+    if site.cold_s is None:
         return units
-    stall = site.stall_s
+    cold = site.cold_s
 
     def waits(nodes: Bools) -> bool:
         fitting = nodes & state.table.eligible(shape.demands[0]) & state.table.fits(shape.demands[0])
-        return not fitting.any() or float(stall[fitting].min()) > 0
+        return not fitting.any() or float(cold[fitting].min()) > 0
 
     return sorted(units, key=lambda unit: waits(unit[1]))
 

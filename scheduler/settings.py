@@ -36,7 +36,7 @@ class Settings:
     placement: Literal["binpack", "spread"] = "binpack"
     shared_cards: Literal["binpack", "spread", "fgd"] = "fgd"
     """On which card a share goes: the fullest, the emptiest, or where it makes least unusable."""
-    node_choice: Literal["score", "random", "label"] = "score"
+    node_choice: Literal["score", "label"] = "score"
     """`label`: nodes that hold any byte of one of the datasets are preferred, by a binary label, as Fluid does."""
     weights: Weights = Weights()
     cache_level: str | None = None
@@ -70,5 +70,3 @@ class Settings:
     """A job that was released so often is given up; None: never."""
     reload_weight: float = 1.0
     """What a second that a victim's GPUs wait for their data again counts, beside a second of work that is lost."""
-    seed: int = 0
-    """For `node_choice="random"`."""

@@ -88,6 +88,8 @@ class State:
         }
         self.waiting: dict[str, Job] = {}
         self.running: dict[str, Live] = {}
+        self.by_leaf: dict[str, dict[str, Live]] = {name: {} for name in self.queues}
+        """The running jobs of each queue."""
         self.later: dict[str, Job] = {}
         """Waiting jobs that are not tried yet: backoff."""
         self.foreign: dict[str, Job] = {}
@@ -215,19 +217,25 @@ class State:
         self.quota.take(leaf, live.charged)
         if in_table:
             self.change_pods(shape, running.pods, 1)
-        self.running[job.name] = live
+        self.running[job.name] = self.by_leaf[leaf.name][job.name] = live
         if running.evicted_for:
             self.victims.setdefault(running.evicted_for, set()).add(job.name)
         return live
 
     def stop(self, name: str) -> Live:
         """The opposite of `occupy`."""
-        live = self.running.pop(name)
-        self.quota.give(live.leaf, live.charged)
+        live = self.discard(name)
         self.change_pods(live.shape, live.running.pods, -1)
         self.count_reserved(live.running.reservations, in_table=True)
         if live.running.evicted_for and (others := self.victims.get(live.running.evicted_for)):
             others.discard(name)
+        return live
+
+    def discard(self, name: str) -> Live:
+        """A running job's record and quota are gone; what becomes of its room is the caller's affair."""
+        live = self.running.pop(name)
+        del self.by_leaf[live.leaf.name][name]
+        self.quota.give(live.leaf, live.charged)
         return live
 
     def change_pods(self, shape: Shape, pods: Iterable[PlacedPods], sign: int) -> None:

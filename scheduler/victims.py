@@ -5,6 +5,7 @@ a victim by reclaim is above its queue's min, while the other one stays within i
 queue's share must not exceed what the victim's queue keeps (Kueue's LessThanOrEqualToFinalShare).
 """
 
+import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -60,27 +61,45 @@ def meeting(one: QuotaNode, other: QuotaNode) -> tuple[list[QuotaNode], list[Quo
 def reason_for(state: State, job: Job, request: Vector, piece: Piece) -> Reason | None:
     """By which rule this piece may be taken for the job now; None: it may not."""
     leaf, victim = state.quota.leaf(job.queue), piece.live
-    if victim.leaf is leaf:
-        return "priority" if leaf.queue.preempt_lower and victim.job.priority < job.priority else None
-    paths = meeting(leaf, victim.leaf)
-    if paths is None:
+    rule = rule_between(state, leaf, request, victim.leaf)
+    if rule is None or not _concerned(state, job, rule, victim, leaf):
+        return None
+    if rule == "fair-share":
+        paths = meeting(leaf, victim.leaf)
+        assert paths is not None
+        after = _share_with(state, leaf, paths[0][-1], request, 1)
+        if after > _share_with(state, victim.leaf, paths[1][-1], piece.freed, -1):
+            return None
+    return rule
+
+
+def rule_between(state: State, leaf: QuotaNode, request: Vector, other: QuotaNode) -> Reason | None:
+    """The rule by which a job of one queue may take from jobs of another, as both are now; None: there is none."""
+    if other is leaf:
+        return "priority" if leaf.queue.preempt_lower else None
+    paths = meeting(leaf, other)
+    if paths is None or leaf.queue.reclaim == "never":
         return None
     mine, theirs = paths
-    if leaf.queue.reclaim == "never" or not all(node.queue.reclaimable for node in theirs):
-        return None
-    if leaf.queue.reclaim == "lower-priority" and victim.job.priority >= job.priority:
-        return None
-    if state.now - victim.running.started < max(node.queue.min_runtime_s for node in theirs):
-        return None
-    if not all(_above_min(node, request) for node in theirs):
+    if not all(node.queue.reclaimable and _above_min(node, request) for node in theirs):
         return None
     if all(node.within_min(request) for node in mine):
         return "reclaim"
     if state.settings.fair_preemption and state.settings.fairness in ("drf", "borrowed"):
-        after = _share_with(state, leaf, mine[-1], request, 1)
-        if after <= _share_with(state, victim.leaf, theirs[-1], piece.freed, -1):
+        none = [0] * len(request)
+        if _share_with(state, leaf, mine[-1], request, 1) <= _share_with(state, other, theirs[-1], none, -1):
             return "fair-share"
     return None
+
+
+def _concerned(state: State, job: Job, rule: Reason, victim: Live, leaf: QuotaNode) -> bool:
+    """Whether the rule is for this victim too: priority, and how long it has run."""
+    if rule == "priority":
+        return victim.job.priority < job.priority
+    if leaf.queue.reclaim == "lower-priority" and victim.job.priority >= job.priority:
+        return False
+    shield = max(node.queue.min_runtime_s for node in victim.leaf.path())
+    return state.now - victim.running.started >= shield
 
 
 def _above_min(node: QuotaNode, request: Vector) -> bool:
@@ -98,40 +117,39 @@ def _share_with(state: State, leaf: QuotaNode, node: QuotaNode, amounts: Vector,
 
 
 def pieces_for(state: State, job: Job) -> list[Piece]:
-    """All that could be taken for a job by some rule, in the order in which it should be.
+    """What could be taken for a job by some rule, in the order in which it should be; not more than the settings say.
 
     Pods of elastic jobs before jobs; other queues' before its own; lower priority first; of queues with a larger share
     first; then what costs least, the youngest, and by name.
     """
     leaf, request = state.quota.leaf(job.queue), state.shape(job).least
+    most = state.settings.preempt_candidates
     found: list[tuple[tuple[object, ...], Piece]] = []
-    for live in state.running.values():
-        if live.running.evicted_for is not None or not live.job.preemptible:
+    for name in sorted(state.queues):
+        other = state.quota.nodes[name]
+        rule = rule_between(state, leaf, request, other) if state.by_leaf[name] else None
+        if rule is None:
             continue
-        if live.leaf is leaf and live.job.priority >= job.priority:
-            continue
-        whole = Piece(live, live.running.pods, True, 0.0, live.charged)
-        if not _possible(state, job, request, whole):
-            continue
-        whole.cost = lost_gpu_s(state, live)
-        for tier, piece in ((1, whole), *((0, pod) for pod in surplus(state, live))):
-            key = (
-                tier,
-                live.leaf is leaf,
-                live.job.priority,
-                -round(state.quota.share(live.leaf), 6),
-                piece.cost,
-                -live.running.started,
-                live.job.name,
-            )
-            found.append((key, piece))
-    found.sort(key=lambda one: one[0])
-    return [piece for _, piece in found]
+        lives = [
+            live
+            for live in state.by_leaf[name].values()
+            if live.running.evicted_for is None and live.job.preemptible and _concerned(state, job, rule, live, leaf)
+        ]
+        share = -round(state.quota.share(other), 6)
+        for live in heapq.nsmallest(most, lives, key=lambda live: _roughly(state, live)):
+            whole = Piece(live, live.running.pods, True, lost_gpu_s(state, live), live.charged)
+            for tier, piece in ((1, whole), *((0, pod) for pod in surplus(state, live))):
+                key = (
+                    tier, other is leaf, live.job.priority, share, piece.cost, -live.running.started, live.job.name,
+                )  # fmt: skip
+                found.append((key, piece))
+    return [piece for _, piece in heapq.nsmallest(most, found, key=lambda one: one[0])]
 
 
-def _possible(state: State, job: Job, request: Vector, piece: Piece) -> bool:
-    """Cheap: whether a rule could apply at all. What others lose meanwhile only makes rules stricter."""
-    return reason_for(state, job, request, piece) is not None
+def _roughly(state: State, live: Live) -> tuple[int, bool, float, str]:
+    """Order of victims within a queue without the cost of loading their data again: quick to know."""
+    saved = max(live.running.started, live.running.checkpointed or 0.0)
+    return (live.job.priority, not live.shape.elastic, live.shape.gpus * (state.now - saved), live.job.name)
 
 
 def surplus(state: State, live: Live) -> Iterator[Piece]:

@@ -52,6 +52,9 @@ class View:
 
     stall_s: Floats
     """For each cache domain: seconds that it would wait there."""
+    load_s: Floats
+    """For each cache domain: what its cold bytes cost, in seconds of its GPUs: its share of the under-store is occupied
+    for so long, even if it computes meanwhile, and the GPUs that wait for the store now wait longer."""
     warm: Bools | None
     """Domains where all that it requires is warm enough; None: it requires nothing."""
 
@@ -88,10 +91,15 @@ class WarmTable:
         self._nodes[dataset] = rows
         self.changed.add(dataset)
 
-    def set_domain(self, dataset: str, domain: int, amount: int) -> None:
-        """As `set_warm` for one domain as a whole; its nodes hold equal parts."""
+    def set_domain(self, dataset: str, domain: int, amount: int, announce: bool = True) -> None:
+        """As `set_warm` for one domain as a whole.
+
+        Args:
+            announce: look again at jobs that wait for the dataset.
+        """
         self._warm[dataset][domain] = min(amount, self.size(dataset))
-        self.changed.add(dataset)
+        if announce:
+            self.changed.add(dataset)
 
     def add(self, dataset: Dataset) -> None:
         self.datasets[dataset.name] = dataset
@@ -120,22 +128,29 @@ class WarmTable:
         store = self.stores.get(self.datasets[dataset].store)
         return store.share if store is not None else _ENDLESS
 
+    def crowd(self, dataset: str) -> float:
+        """GPU-seconds that one more byte from the dataset's store costs those who wait for it now."""
+        store = self.stores.get(self.datasets[dataset].store)
+        return store.waiting_gpus / store.bandwidth if store is not None and store.bandwidth else 0.0
+
     def view(self, job: Job, gpus: float, now: float) -> View | None:
         """None: the job reads nothing that is known here."""
         if not job.data:
             return None
-        stall = np.zeros(len(self.names))
+        stall, load = np.zeros(len(self.names)), np.zeros(len(self.names))
         warm: Bools | None = None
         for need in job.data:
             size, cached = self.size(need.dataset), self._warm[need.dataset]
             bandwidth, full = self.bandwidth(need.dataset), need.read_rate * gpus
             if bandwidth < _ENDLESS and size:
                 overlapped = size / full if full else 0.0
-                stall += np.maximum(0.0, (size - cached) / max(bandwidth, 1e-9) - overlapped)
+                seconds = (size - cached) / max(bandwidth, 1e-9)
+                load += seconds + (size - cached) * (self.crowd(need.dataset) / max(gpus, 0.1))
+                stall += np.maximum(0.0, seconds - overlapped)
             if self.requires(job, need.dataset, now):
                 enough: Bools = np.asarray(cached >= need.min_warm * size)
                 warm = enough if warm is None else warm & enough
-        return View(stall, warm)
+        return View(stall, load, warm)
 
     def requires(self, job: Job, dataset: str, now: float) -> bool:
         """Whether the job waits for this dataset at this time."""
