@@ -51,6 +51,7 @@ def advance(
         preempts: look for victims.
     """
     state.now = now
+    state.placer.explains = explained
     found = _Pass(state)
     found.overdue()
     found.admit()
@@ -85,7 +86,7 @@ class _Pass:
     def overdue(self) -> None:
         """Time has passed: jobs that did not bind, have waited too long, or may be tried again."""
         state = self.state
-        for one in gang.unbound((live.running for live in state.running.values()), state.now, state.settings):
+        for one in gang.unbound((state.running[name].running for name in state.unbound), state.now, state.settings):
             if isinstance(one, Release):
                 state.requeue(one.job, one.retries, one.not_before)
                 self.releases.append(one)

@@ -22,17 +22,12 @@ class Releases:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        lives = sorted(
-            (
-                (max(live.end_bound, state.now), name)
-                for name, live in state.running.items()
-                if math.isfinite(live.end_bound)
-            )
-        )
-        self._names = [name for _, name in lives]
-        self._ends: Floats = np.array([end for end, _ in lives], dtype=np.float64)
-        gpus = [state.running[name].shape.gpus for name in self._names]
-        self._sums: Floats = np.cumsum(np.array(gpus, dtype=np.float64)) if gpus else np.zeros(0)
+        lives = [live for live in state.running.values() if math.isfinite(live.end_bound)]
+        ends = np.maximum([live.end_bound for live in lives], state.now)
+        order = np.argsort(ends, kind="stable")
+        self._lives = [lives[place] for place in order]
+        self._ends: Floats = ends[order]
+        self._sums: Floats = np.cumsum([live.shape.gpus for live in self._lives])
         self._free = float(state.table.gpu_free.sum()) / CARD
 
     def start(self, ahead: float) -> float:
@@ -51,12 +46,16 @@ class Releases:
         """GPUs of each domain that come free before the horizon of prefetches."""
         state, found = self._state, np.zeros(count)
         limit = state.now + state.settings.prefetch_horizon_s
-        for name in self._names[: int(np.searchsorted(self._ends, limit, "right"))]:
-            live = state.running[name]
-            for placed, demand in live.pods():
+        rows, amounts = [], []
+        for live in self._lives[: int(np.searchsorted(self._ends, limit, "right"))]:
+            pods = sum(placed.count for placed in live.running.pods)
+            for placed in live.running.pods:
                 row = state.table.index.get(placed.node)
-                if row is not None and demand.gpus is not None:
-                    found[domain_of[row]] += demand.gpus.cards * demand.gpus.compute_milli / CARD * placed.count
+                if row is not None:
+                    rows.append(row)
+                    amounts.append(live.shape.gpus * placed.count / pods)
+        if rows:
+            found += np.bincount(domain_of[rows], amounts, count)
         return found
 
     def upcoming(self, each: int, horizon_s: float, gated_only: bool = False) -> Iterator[tuple[Job, float]]:

@@ -307,17 +307,37 @@ class NodeTable:
             row = self.rows.get(name)
             if row is not None:
                 self.free[row, node] -= pods * amount
-        sign = 1 if pods > 0 else -1
         gpus = demand.gpus
-        if gpus is None:
-            return
+        if gpus is not None and not (gpus.exclusive and self._swap(node, cards, pods > 0)):
+            self._change_cards(node, gpus, cards, 1 if pods > 0 else -1)
+
+    def _swap(self, node: int, cards: tuple[int, ...], taken: bool) -> bool:
+        """Take whole cards that are all idle, or give back such that are all in use; False, and nothing done, if not."""
+        mask, places = mask_of(cards), list(cards)
+        bits = int(self.bits[node])
+        if taken:
+            if bits & mask != mask:
+                return False
+            self.compute[node, places] = 0
+            self.memory[node, places] = 0
+            self.bits[node] = bits & ~mask
+        else:
+            if self.compute[node, places].any():
+                return False
+            self.compute[node, places] = CARD
+            self.memory[node, places] = self.card_memory[node, places]
+            self.bits[node] = bits | mask
+        change = -len(cards) if taken else len(cards)
+        self.idle[node] += change
+        self.gpu_free[node] += change * CARD
+        return True
+
+    def _change_cards(self, node: int, gpus: GpuRequest, cards: tuple[int, ...], sign: int) -> None:
         compute, memory = self.compute[node], self.memory[node]
         for card in cards:
-            milli = gpus.compute_milli
             mib = int(self.card_memory[node, card]) if gpus.exclusive else gpus.memory_mib
+            milli = gpus.compute_milli or 1  # a share of memory alone keeps the card from those who want it whole
             before = int(compute[card])
-            if not gpus.exclusive and not milli:
-                milli = 1  # a share of memory alone keeps the card from those who want it whole
             after = before - sign * milli
             compute[card] = after
             memory[card] -= sign * mib

@@ -42,6 +42,8 @@ class Placer:
         self._table = table
         self._losses = losses
         self._settings = settings
+        self.explains = True
+        """Whether refusals are counted out by reason, which costs as much as a placement."""
 
     def place(
         self, pod_sets: Sequence[PodSet], demands: Sequence[Demand], counts: Sequence[int], site: Site
@@ -193,6 +195,8 @@ class Placer:
 
     def _shortage(self, pod_set: PodSet, demand: Demand, count: int, fits: int, site: Site) -> str:
         """What keeps the pods off the nodes, with counts as in Kueue's messages."""
+        if not self.explains:
+            return f"room for {fits} of {count} pods of {pod_set.name!r}"
         mask = self._mask(demand, site)
         nodes, eligible = len(self._table), int(self._table.eligible(demand).sum())
         parts = [f"room for {fits} of {count} pods of {pod_set.name!r} on {nodes} nodes"]

@@ -8,6 +8,7 @@ import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from forebay.scheduler.cards import choose_cards
 from forebay.scheduler.jobs import GpuRequest, Job, PlacedPods
 from forebay.scheduler.losses import LossTable
 from forebay.scheduler.model import CARD, Hold, Reservation, RunningJob, Snapshot
@@ -96,6 +97,8 @@ class State:
         """Waiting jobs that gates of others hold."""
         self.groups: dict[str, set[str]] = {}
         """Waiting and running jobs by group of gangs."""
+        self.unbound: set[str] = set()
+        """Running jobs whose pods are not all bound yet."""
         self.victims: dict[str, set[str]] = {}
         """By the job that they make room for, those who have to go and are still there."""
         self.holds: dict[str, Hold] = {hold.job: hold for hold in snapshot.holds}
@@ -181,6 +184,7 @@ class State:
         """All pods of an admitted job are bound."""
         live = self.running[name]
         live.running = replace(live.running, bound=True, bind_by=None)
+        self.unbound.discard(name)
 
     def checkpoint(self, name: str, time: float) -> None:
         """A running job has saved its work."""
@@ -197,14 +201,34 @@ class State:
     # What events are made of
 
     def start(self, running: RunningJob) -> None:
-        """A job runs; its room and quota are taken."""
+        """A job runs; its room and quota are taken. Cards of pods that do not say which are chosen."""
         job = running.job
         if job.name in self.running:
             raise ValueError(f"two jobs are named {job.name!r}")
+        running = self._with_cards(running)
         self.occupy(running, True)
         self._count(job, 1)
         if job.group is not None:
             self.groups.setdefault(job.group, set()).add(job.name)
+
+    def _with_cards(self, running: RunningJob) -> RunningJob:
+        """The job with cards for all pods that ask for some."""
+        pods: list[PlacedPods] = []
+        with self.table.trial():
+            for placed, demand in self.shape(running.job).pods(running.pods):
+                row = self.table.index.get(placed.node)
+                if demand.gpus is None or placed.cards or row is None:
+                    pods.append(placed)
+                    continue
+                chosen = []
+                for _ in range(placed.count):
+                    cards = choose_cards(self.table, row, demand.gpus, "binpack", None)
+                    if not cards:
+                        raise ValueError(f"job {running.job.name!r}: no cards are left on node {placed.node!r} for it")
+                    self.table.take(row, demand, cards)
+                    chosen.append(cards)
+                pods.append(replace(placed, cards=tuple(chosen)))
+        return replace(running, pods=tuple(pods))
 
     def occupy(self, running: RunningJob, in_table: bool) -> Live:
         """Record a job as running; `in_table`: the room of its pods is not taken yet."""
@@ -218,6 +242,8 @@ class State:
         if in_table:
             self.change_pods(shape, running.pods, 1)
         self.running[job.name] = self.by_leaf[leaf.name][job.name] = live
+        if not running.bound:
+            self.unbound.add(job.name)
         if running.evicted_for:
             self.victims.setdefault(running.evicted_for, set()).add(job.name)
         return live
@@ -234,6 +260,7 @@ class State:
     def discard(self, name: str) -> Live:
         """A running job's record and quota are gone; what becomes of its room is the caller's affair."""
         live = self.running.pop(name)
+        self.unbound.discard(name)
         del self.by_leaf[live.leaf.name][name]
         self.quota.give(live.leaf, live.charged)
         return live

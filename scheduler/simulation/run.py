@@ -33,7 +33,7 @@ SPREAD_RACKS, SPREAD_SPINES = 1.10, 1.25
 CYCLE_S = 10.0
 """Decisions are made so often."""
 
-PLAN_S = 30.0
+PLAN_S = 60.0
 """Prefetches and victims are looked for so often."""
 
 CHECKPOINT_S = 600.0
