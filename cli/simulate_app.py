@@ -101,14 +101,14 @@ def cluster(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="fifo, label, topology, joint, gate, prefetch or backfill; several times, or with commas. Default: all.",
+            help="fifo, label, topology, joint, gate, prefetch, backfill; several times, or with commas. Default: all.",
         ),
     ] = None,
     nodes: Annotated[int, typer.Option(metavar="N", min=1, help="With 8 GPUs each, 50 to a rack.")] = 1000,
     jobs: Annotated[int, typer.Option(metavar="N", min=1, help="That arrive.")] = 10_000,
     load: Annotated[float, typer.Option(metavar="L", help="GPU time asked for, of that there is.")] = 0.9,
     seed: Annotated[int, typer.Option(metavar="S", min=0, help="Of everything that is made up.")] = 1,
-    datasets: Annotated[int, typer.Option(metavar="N", min=0, help="0: one for 100 jobs.")] = 0,
+    datasets: Annotated[int, typer.Option(metavar="N", min=0, help="0: one for 50 jobs.")] = 0,
     trace: Annotated[
         Path | None,
         typer.Option(

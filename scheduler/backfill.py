@@ -5,6 +5,8 @@ on both sides.
 """
 
 import math
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 
@@ -73,15 +75,18 @@ class HeldNodes:
     def __init__(self, state: State) -> None:
         self._state = state
         self._key: tuple[int, int] = (-1, -1)
-        self._until: Floats = np.zeros(0)
         self._owner: dict[str, Floats] = {}
 
-    def allowed(self, job: Job, stall_s: Floats | None) -> Bools | None:
-        """Nodes that the job may use without delaying a job that holds them; None: any."""
-        others = [hold for hold in self._state.holds.values() if hold.job != job.name]
+    def allowed(self, job: Job, stall_s: Floats | None, ignored: AbstractSet[str] = frozenset()) -> Bools | None:
+        """Nodes that the job may use without delaying a job that holds them; None: any.
+
+        Args:
+            ignored: jobs whose holds do not count.
+        """
+        others = [hold for hold in self._state.holds.values() if hold.job != job.name and hold.job not in ignored]
         if not others:
             return None
-        until = self._until_of(job.name, others)
+        until = self._until_of(job.name, others) if not ignored else self._until(others)
         if job.max_run_s is None:
             return np.isinf(until)
         ends = self._state.now + job.max_run_s + (0.0 if stall_s is None else stall_s)
@@ -95,9 +100,12 @@ class HeldNodes:
             self._owner.clear()
         own = name if name in self._state.holds else ""
         if own not in self._owner:
-            until = np.full(len(self._state.table), np.inf)
-            for hold in others:
-                rows = [self._state.table.index[node] for node in hold.nodes if node in self._state.table.index]
-                until[rows] = np.minimum(until[rows], hold.start)
-            self._owner[own] = until
+            self._owner[own] = self._until(others)
         return self._owner[own]
+
+    def _until(self, holds: Iterable[Hold]) -> Floats:
+        until = np.full(len(self._state.table), np.inf)
+        for hold in holds:
+            rows = [self._state.table.index[node] for node in hold.nodes if node in self._state.table.index]
+            until[rows] = np.minimum(until[rows], hold.start)
+        return until

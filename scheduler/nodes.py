@@ -312,7 +312,7 @@ class NodeTable:
             self._change_cards(node, gpus, cards, 1 if pods > 0 else -1)
 
     def _swap(self, node: int, cards: tuple[int, ...], taken: bool) -> bool:
-        """Take whole cards that are all idle, or give back such that are all in use; False, and nothing done, if not."""
+        """Take whole cards that are all idle, or give back such as are all in use; if they are not: False."""
         mask, places = mask_of(cards), list(cards)
         bits = int(self.bits[node])
         if taken:

@@ -71,44 +71,66 @@ class _Simulation:
         self._shape = state.shape(job)
         self._leaf = state.quota.leaf(job.queue)
         view = state.warm.view(job, self._shape.gpus, state.now)
-        allowed = HeldNodes(state).allowed(job, None if view is None else view.stall_s[state.warm.domain_of])
+        stall = None if view is None else view.stall_s[state.warm.domain_of]
+        self._others = [
+            state.waiting[name]
+            for name, victims in sorted(state.victims.items())
+            if victims and name != job.name and name in state.waiting
+        ]
+        allowed = HeldNodes(state).allowed(job, stall, {other.name for other in self._others})
         if view is not None and view.warm is not None:
             warm = view.warm[state.warm.domain_of]
             allowed = warm if allowed is None else warm & allowed
-        cold = None if view is None else view.load_s[state.warm.domain_of]
-        self._site = Site(cold, allowed)
+        self._site = Site(None if view is None else view.load_s[state.warm.domain_of], allowed)
+        self._initial = False
         self.nodes: tuple[str, ...] = ()
         """Where the job would run."""
 
     def search(self, candidates: Sequence[Piece]) -> list[tuple[Piece, Reason]]:
+        """A minimal set of victims; empty: none are needed beside those that are leaving, or none would do."""
         state = self._state
-        others = [
-            state.waiting[name]
-            for name, victims in sorted(state.victims.items())
-            if victims and name != self._job.name and name in state.waiting
-        ]
-        for other in others:
+        leaving = [live for live in state.running.values() if live.running.ending]
+        for live in leaving:
+            state.quota.give(live.leaf, live.charged)
+        for other in self._others:
             state.quota.take(state.quota.leaf(other.queue), state.shape(other).least)
         try:
             with state.table.trial():
-                for live in state.running.values():
-                    if live.running.ending and live.running.evicted_for not in state.waiting:
-                        state.change_pods(live.shape, live.running.pods, -1)
+                for live in leaving:
+                    state.change_pods(live.shape, live.running.pods, -1)
+                for other in self._others:
+                    self._place(other, Site())
                 if self._fits():
                     return []
-                return self._best_node(candidates) or self._prefix(candidates)
+                for self._initial in (False, True):
+                    taken = self._best_node(candidates) or self._prefix(candidates)
+                    if taken:
+                        return taken
+                return []
         finally:
-            for other in others:
+            for other in self._others:
                 state.quota.give(state.quota.leaf(other.queue), state.shape(other).least)
+            for live in leaving:
+                state.quota.take(live.leaf, live.charged)
+
+    def _place(self, job: Job, site: Site) -> Placement | None:
+        """Take room for the least pods of a job, if there is any."""
+        state = self._state
+        with state.table.trial() as trial:
+            counts = [pod_set.least for pod_set in job.pod_sets]
+            found = state.placer.place(job.pod_sets, state.shape(job).demands, counts, site)
+            if isinstance(found, Placement):
+                trial.keep()
+                return found
+        return None
 
     def _fits(self) -> bool:
         state = self._state
         if state.quota.excess(self._leaf, self._shape.least) is not None:
             return False
         with state.table.trial():
-            counts = [pod_set.least for pod_set in self._job.pod_sets]
-            found = state.placer.place(self._job.pod_sets, self._shape.demands, counts, self._site)
-        if not isinstance(found, Placement):
+            found = self._place(self._job, self._site)
+        if found is None:
             return False
         self.nodes = tuple(dict.fromkeys(placed.node for placed in found.pods))
         return True
@@ -190,7 +212,8 @@ class _Simulation:
             for one in [one for one in taken if one[0].live is piece.live]:
                 taken.remove(one)
                 self._remove(one[0], -1)
-        reason = reason_for(self._state, self._job, self._shape.least, piece)
+        initial = self._initial and all(one.live.leaf is not piece.live.leaf for one, _ in taken)
+        reason = reason_for(self._state, self._job, self._shape.least, piece, initial)
         if reason is None:
             return False
         self._remove(piece, 1)

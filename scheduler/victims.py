@@ -2,7 +2,8 @@
 
 The rules are made so that no two jobs can evict each other in turn: a victim by priority is of strictly lower priority;
 a victim by reclaim is above its queue's min, while the other one stays within its own; and by fair share the other
-queue's share must not exceed what the victim's queue keeps (Kueue's LessThanOrEqualToFinalShare).
+queue's share must not exceed what the victim's queue keeps (Kueue's LessThanOrEqualToFinalShare) or, if that does not
+suffice and for one victim of each queue, must stay below what that queue had (LessThanInitialShare).
 """
 
 import heapq
@@ -58,17 +59,22 @@ def meeting(one: QuotaNode, other: QuotaNode) -> tuple[list[QuotaNode], list[Quo
     return mine, theirs
 
 
-def reason_for(state: State, job: Job, request: Vector, piece: Piece) -> Reason | None:
-    """By which rule this piece may be taken for the job now; None: it may not."""
+def reason_for(state: State, job: Job, request: Vector, piece: Piece, initial: bool = False) -> Reason | None:
+    """By which rule this piece may be taken for the job now; None: it may not.
+
+    Args:
+        initial: by fair share, the share that the victim's queue has now is compared, and not the one it keeps.
+    """
     leaf, victim = state.quota.leaf(job.queue), piece.live
     rule = rule_between(state, leaf, request, victim.leaf)
     if rule is None or not _concerned(state, job, rule, victim, leaf):
         return None
     if rule == "fair-share":
-        paths = meeting(leaf, victim.leaf)
+        paths, none = meeting(leaf, victim.leaf), [0] * len(request)
         assert paths is not None
         after = _share_with(state, leaf, paths[0][-1], request, 1)
-        if after > _share_with(state, victim.leaf, paths[1][-1], piece.freed, -1):
+        kept = _share_with(state, victim.leaf, paths[1][-1], piece.freed, -1)
+        if after > kept and not (initial and after < _share_with(state, victim.leaf, paths[1][-1], none, 1)):
             return None
     return rule
 

@@ -95,6 +95,7 @@ class Simulation:
         self._records: dict[str, Record] = {}
         self._meters = Meters()
         self._now = 0.0
+        self._last = workload.jobs[-1].job.submitted if workload.jobs else 0.0
 
     def run(self, limit_s: float = math.inf) -> Report:
         """Until every job has ended, or no event is left before `limit_s`."""
@@ -121,10 +122,9 @@ class Simulation:
             self._decide(cycle, plans)
             if place == len(arrivals) and not self._events and not self.state.running and not self._store.loads:
                 break
-        last = arrivals[-1].job.submitted if arrivals else 0.0
         capacity = float(self.state.table.gpu_capacity.sum()) / CARD
         return report(
-            self._arm.name, list(self._records.values()), self._meters, self._store.delivered, capacity, last,
+            self._arm.name, list(self._records.values()), self._meters, self._store.delivered, capacity, self._last,
             self._clock() - began,
         )  # fmt: skip
 
@@ -306,7 +306,7 @@ class Simulation:
 
     def _leave(self, name: str, run: _Run) -> None:
         record = self._records[name]
-        self._meters.held_gpu_s += record.gpus * (self._now - run.started)
+        self._meters.held_gpu_s += record.gpus * max(0.0, min(self._now, self._last) - run.started)
         for need in self._left[name].job.data:
             self._caches[run.domain].read(need.dataset, -1)
         del self._runs[name]

@@ -54,12 +54,12 @@ class Plan:
     cache_per_node: int = 1024 * GIB
     queues: int = 10
     datasets: int = 0
-    """0: one for 100 jobs, so that larger runs have as many jobs on each."""
+    """0: one for 50 jobs, so that larger runs have as many jobs on each."""
     zipf: float = 0.9
     dataset_median: int = 300 * GIB
     dataset_sigma: float = 1.2
     dataset_max: int = 5120 * GIB
-    store_bandwidth: int = 200 * GIB
+    store_bandwidth: int = 100 * GIB
     """Bytes per second of the under-store, for the 80,000 GPUs of 10,000 nodes; smaller clusters get as much less."""
     flow_bandwidth: int = 10 * GIB
     """Bytes per second that one rack takes of one dataset."""
@@ -113,7 +113,7 @@ def make(plan: Plan) -> Workload:
         ValueError: the plan contradicts itself, or the trace cannot be read.
     """
     if plan.datasets == 0:
-        plan = replace(plan, datasets=max(20, plan.jobs // 100))
+        plan = replace(plan, datasets=max(20, plan.jobs // 50))
     for name in ("nodes", "jobs", "queues", "datasets", "gpus_per_node", "nodes_per_rack", "racks_per_spine"):
         if getattr(plan, name) < 1:
             raise ValueError(f"{name} is {getattr(plan, name)}; at least 1 is needed")
