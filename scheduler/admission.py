@@ -82,7 +82,7 @@ class Admitter:
             return Refusal("quota", "a queue that blocks waits for what this one would borrow", "that queue's turn")
         view = state.warm.view(job, shape.gpus, state.now)
         if view is not None and view.warm is not None and not view.warm.any():
-            return self._cold(job, view)
+            return not_warm(state, job)
         found = self._placed(job, shape, leaf, view)
         if isinstance(found, Refusal):
             return found
@@ -112,17 +112,6 @@ class Admitter:
             reservations,
             unit,
         )
-
-    def _cold(self, job: Job, view: View) -> Refusal:
-        state = self._state
-        needs = [need for need in job.data if state.warm.requires(job, need.dataset, state.now)]
-        best = [
-            f"{need.dataset} is warm to {state.warm.fraction(need.dataset):.0%} of {need.min_warm:.0%}"
-            for need in needs
-        ]
-        deadlines = [need.deadline for need in needs if need.deadline is not None]
-        until = f", or its deadline at {max(deadlines):g}" if len(deadlines) == len(needs) and deadlines else ""
-        return Refusal("cache", "; ".join(best), f"loading {', '.join(need.dataset for need in needs)}{until}", "data")
 
     def _placed(
         self, job: Job, shape: Shape, leaf: QuotaNode, view: View | None
@@ -205,8 +194,11 @@ class Admitter:
         return ReservedRoom(self._state, job).any or policy_of(self._state.policies, job) is not None
 
     def known_refused(self, shape: Shape) -> bool:
-        """Whether no job of this shape fits, as was found out before, and nothing has changed that could help."""
-        if shape.refused_at < 0:
+        """Whether no job of this shape fits, as was found out before, and nothing has changed that could help.
+
+        Not where refusals are to be explained: it is found out anew then, and why.
+        """
+        if shape.refused_at < 0 or self._state.placer.explains:
             return False
         if self.grown.still_refused(shape, shape.refused_at):
             shape.refused_at = len(self._state.table.grown)
@@ -216,7 +208,7 @@ class Admitter:
 
     def known_held_off(self, job: Job, shape: Shape) -> bool:
         """As `known_refused`, by holds of others."""
-        if shape.held_off is None:
+        if shape.held_off is None or self._state.placer.explains:
             return False
         since, epoch, bound = shape.held_off
         own = float("inf") if job.max_run_s is None else job.max_run_s
@@ -233,6 +225,17 @@ THE_GROUP = "the rest of the group"
 
 LABEL_COLD_S = 3600.0
 """What a node without the label costs with `node_choice="label"`: more than all else, as no plugin outvotes it here."""
+
+
+def not_warm(state: State, job: Job) -> Refusal:
+    """The job waits for data that it requires."""
+    needs = [need for need in job.data if state.warm.requires(job, need.dataset, state.now)]
+    how = [
+        f"{need.dataset} is warm to {state.warm.fraction(need.dataset):.0%} of {need.min_warm:.0%}" for need in needs
+    ]
+    deadlines = [need.deadline for need in needs if need.deadline is not None]
+    until = f", or its deadline at {max(deadlines):g}" if deadlines and len(deadlines) == len(needs) else ""
+    return Refusal("cache", "; ".join(how), f"loading {', '.join(need.dataset for need in needs)}{until}", "data")
 
 
 def over_quota(excess: Excess) -> Refusal:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from forebay.scheduler.admission import THE_GROUP, over_quota
+from forebay.scheduler.admission import THE_GROUP, not_warm, over_quota
 from forebay.scheduler.decisions import Stage, Wait
 from forebay.scheduler.estimates import Releases
 from forebay.scheduler.jobs import Job
@@ -48,12 +48,7 @@ def _refusal(state: State, job: Job, before: str | None) -> Refusal:
     if (excess := state.quota.excess(leaf, shape.least)) is not None:
         return over_quota(excess)
     if job.name in state.queues[job.queue].gated:
-        names = ", ".join(
-            f"{need.dataset} ({state.warm.fraction(need.dataset):.0%} of {need.min_warm:.0%})"
-            for need in job.data
-            if state.warm.requires(job, need.dataset, state.now)
-        )
-        return Refusal("cache", f"its data is not warm: {names}", "loading it, or its deadline")
+        return not_warm(state, job)
     if shape.refused_at >= 0:
         return Refusal("gang", "no room for jobs that ask for this", "pods that end on such nodes")
     return Refusal("order", f"its queue serves in order, and {before} waits before it", f"{before} to start")

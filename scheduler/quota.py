@@ -54,6 +54,10 @@ class QuotaNode:
             yield node
             node = node.parent
 
+    def kept(self, place: int) -> int:
+        """Of its quota of a resource, what nobody outside the subtree may use: its own part and its children's."""
+        return self.quota[place] - self.pool[place] + self.guaranteed[place]
+
     def within_min(self, more: Sequence[int]) -> bool:
         """Whether it would use no more than its min with `more`."""
         return all(
@@ -107,8 +111,9 @@ class QuotaTree:
                     self._scale(node, place)
             for node in reversed(below):
                 lends = node.queue.lending_limit.get(name)
-                kept = sum(child.guaranteed[place] for child in node.children)
-                pool = max(0, node.quota[place] - kept) if limited else FREE
+                pool = (
+                    max(0, node.quota[place] - sum(child.kept(place) for child in node.children)) if limited else FREE
+                )
                 node.pool.append(pool)
                 node.guaranteed.append(max(0, pool - lends) if lends is not None and limited else 0)
                 node.borrowing.append(node.queue.borrowing_limit.get(name, FREE))
@@ -281,7 +286,7 @@ class QuotaTree:
                     max=_cap(child, place),
                     weight=child.queue.weight,
                     priority=child.queue.priority,
-                    unlent=child.quota[place] - child.pool[place] + child.guaranteed[place],
+                    unlent=child.kept(place),
                 )
                 for child in node.children
             ]
