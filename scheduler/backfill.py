@@ -4,7 +4,6 @@ Lifka, "The ANL/IBM SP Scheduling System" (1995), with the time that a job loads
 on both sides.
 """
 
-import math
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
@@ -25,9 +24,9 @@ def shadow(state: State, job: Job) -> Hold | None:
     """
     ending = sorted(
         (
-            (state.now if live.running.ending else max(live.end_bound, state.now), name)
+            (state.now if live.running.ending else live.ends(state.now), name)
             for name, live in state.running.items()
-            if live.running.ending or math.isfinite(live.end_bound)
+            if live.running.ending or live.job.max_run_s is not None
         )
     )
     lives = [state.running[name] for _, name in ending]

@@ -22,8 +22,8 @@ class Releases:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        lives = [live for live in state.running.values() if math.isfinite(live.end_bound)]
-        ends = np.maximum([live.end_bound for live in lives], state.now)
+        lives = [live for live in state.running.values() if live.job.max_run_s is not None]
+        ends = np.array([live.ends(state.now) for live in lives], dtype=np.float64)
         order = np.argsort(ends, kind="stable")
         self._lives = [lives[place] for place in order]
         self._ends: Floats = ends[order]

@@ -5,6 +5,7 @@ the snapshot, but answers that could be computed again.
 """
 
 import heapq
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -34,11 +35,16 @@ class Live:
     def job(self) -> Job:
         return self.running.job
 
-    @property
-    def end_bound(self) -> float:
-        """When it has ended for certain; infinite if no bound is known."""
+    def ends(self, now: float) -> float:
+        """When it has ended for certain; infinite if no bound is known.
+
+        One that has run for longer than its bound is taken to need as long again as the bound, and so on in doublings.
+        """
         bound = self.job.max_run_s
-        return float("inf") if bound is None else self.running.started + bound
+        if bound is None:
+            return float("inf")
+        over = (now - self.running.started) / max(bound, 1e-9)
+        return self.running.started + bound * (1.0 if over <= 1.0 else 2.0 ** math.ceil(math.log2(over)))
 
     def pods(self) -> Iterator[tuple[PlacedPods, Demand]]:
         return self.shape.pods(self.running.pods)

@@ -95,7 +95,7 @@ def report(
         idle_gpu_h=sum(record.idle_gpu_s for record in records) / 3600.0,
         warm=sum(record.warm for record in done) / read if read else 1.0,
         fetched_bytes=fetched,
-        utilisation=meters.held_gpu_s / (capacity * last) if last else 0.0,
+        utilisation=meters.held_gpu_s / (capacity * last) if capacity * last else 0.0,
         fragmentation=sum(sample[1] for sample in meters.free_samples) / free if free else 0.0,
         fairness=jain([float(np.mean(by_queue[queue])) for queue in sorted(by_queue)]),
         preemptions=sum(record.preemptions for record in records),

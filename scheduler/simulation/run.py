@@ -30,15 +30,20 @@ from forebay.scheduler.state import State
 SPREAD_RACKS, SPREAD_SPINES = 1.10, 1.25
 """Times as long as in one rack; an assumption: published effects of placement go up to five times."""
 
-CYCLE_S = 10.0
-"""Decisions are made so often."""
 
-PLAN_S = 60.0
-"""Prefetches and victims are looked for so often."""
+@dataclass(frozen=True)
+class Pace:
+    """How often things are done."""
 
-CHECKPOINT_S = 600.0
-GRACE_S = 30.0
-"""From an eviction to the end of its pods."""
+    cycle_s: float = 10.0
+    """Decisions are made so often, if anything has happened."""
+    plan_s: float = 60.0
+    """Prefetches and victims are looked for so often."""
+    checkpoint_s: float = 600.0
+    """Of computing, between two checkpoints of a job."""
+    grace_s: float = 30.0
+    """From an eviction to the end of its pods."""
+
 
 SAMPLE_S = 300.0
 
@@ -65,7 +70,13 @@ class _Run:
 class Simulation:
     """One arm on one workload."""
 
-    def __init__(self, workload: Workload, arm: Arm, clock: Callable[[], float] = time.process_time) -> None:
+    def __init__(
+        self,
+        workload: Workload,
+        arm: Arm,
+        pace: Pace | None = None,
+        clock: Callable[[], float] = time.process_time,
+    ) -> None:
         queues = tuple(
             replace(queue, policy=arm.policy) if queue.parent is not None else queue for queue in workload.queues
         )
@@ -77,6 +88,7 @@ class Simulation:
             stores=workload.stores,
         )
         self._clock = clock
+        self._pace = pace or Pace()
         self._arm = arm
         self._workload = workload
         self.state = State(snapshot, arm.settings)
@@ -106,15 +118,16 @@ class Simulation:
             first = arrivals[place].job.submitted if place < len(arrivals) else math.inf
             upcoming = min(first, self._events[0][0] if self._events else math.inf, self._store.next_end())
             if self.state.waiting:
-                upcoming = min(upcoming, planned + PLAN_S)
+                upcoming = min(upcoming, planned + self._pace.plan_s)
             if math.isinf(upcoming) or upcoming > limit_s:
                 break
-            cycle = max(math.ceil(upcoming / CYCLE_S) * CYCLE_S, self._now + (CYCLE_S if self._now else 0.0))
+            length = self._pace.cycle_s
+            cycle = max(math.ceil(upcoming / length) * length, self._now + (length if self._now else 0.0))
             self._happen(cycle)
             while place < len(arrivals) and arrivals[place].job.submitted <= cycle:
                 self._arrive(arrivals[place])
                 place += 1
-            plans = cycle - planned >= PLAN_S
+            plans = cycle - planned >= self._pace.plan_s
             planned = cycle if plans else planned
             if cycle - sampled >= SAMPLE_S and place < len(arrivals):
                 self._sample()
@@ -171,7 +184,7 @@ class Simulation:
             self._start(admission, now)
         for eviction in decisions.evictions:
             run = self._runs[eviction.job]
-            self._push(now + GRACE_S, _GONE, eviction.job, run.version)
+            self._push(now + self._pace.grace_s, _GONE, eviction.job, run.version)
         if plans:
             self._prefetch(decisions)
 
@@ -318,7 +331,8 @@ class Simulation:
         if run.loads:
             record.idle_gpu_s += idle * record.gpus
         progress = max(0.0, self._now - run.started - idle)
-        saved = min(math.floor(progress / CHECKPOINT_S) * CHECKPOINT_S / run.slowdown, one.compute_s - 1.0)
+        every = self._pace.checkpoint_s
+        saved = min(math.floor(progress / every) * every / run.slowdown, one.compute_s * 0.999)
         self._leave(name, run)
         record.preemptions += 1
         job = one.job if one.job.max_run_s is None else replace(one.job, max_run_s=one.job.max_run_s - saved)
@@ -336,6 +350,6 @@ class Simulation:
         self._meters.free_samples.append((free, float(lost)))
 
 
-def simulate(workload: Workload, arm: Arm, limit_s: float = math.inf) -> Report:
-    """Run one arm on a workload."""
-    return Simulation(workload, arm).run(limit_s)
+def simulate(workload: Workload, arm: Arm, pace: Pace | None = None) -> Report:
+    """Run one arm on a workload until every job has ended."""
+    return Simulation(workload, arm, pace).run()

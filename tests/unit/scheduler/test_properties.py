@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from clusters import evicted
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forebay.scheduler.decide import advance, decide
@@ -17,6 +17,9 @@ from forebay.scheduler.model import Dataset, Gpu, Node, Queue, RunningJob, Snaps
 from forebay.scheduler.quota import QuotaTree
 from forebay.scheduler.settings import Settings
 from forebay.scheduler.state import State
+
+FEW = settings(max_examples=max(8, settings.default.max_examples // 8) if settings.default else 8)
+"""Of clusters: each is decided several times."""
 
 CLAIMS = st.lists(
     st.builds(
@@ -166,6 +169,7 @@ def check(snapshot: Snapshot) -> None:
     assert used["gpu"] <= snapshot.queues[0].min["gpu"]
 
 
+@FEW
 @given(snapshots())
 def test_nothing_is_overcommitted(snapshot: Snapshot) -> None:
     decisions = decide(snapshot)
@@ -175,6 +179,7 @@ def test_nothing_is_overcommitted(snapshot: Snapshot) -> None:
     assert sorted(told) == sorted(names), "each job is admitted, or has a reason to wait"
 
 
+@FEW
 @given(snapshots(), st.randoms(use_true_random=False))
 def test_the_order_of_a_snapshot_does_not_matter(snapshot: Snapshot, rng: random.Random) -> None:
     def mixed(things: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -189,6 +194,7 @@ def test_the_order_of_a_snapshot_does_not_matter(snapshot: Snapshot, rng: random
     assert decide(other) == decide(snapshot)
 
 
+@FEW
 @given(snapshots(), st.data())
 def test_restart_from_the_cluster_gives_the_same_decisions(snapshot: Snapshot, data: Any) -> None:
     """A State that has seen what happened decides as one that is made from the cluster as it is now."""
@@ -226,6 +232,7 @@ NEWCOMERS = st.lists(st.integers(50, 59), min_size=1, max_size=3, unique=True).f
 )
 
 
+@FEW
 @given(snapshots(), NEWCOMERS)
 def test_victims_are_few_and_enough(snapshot: Snapshot, newcomers: tuple[Job, ...]) -> None:
     """With all victims of a job gone it fits, and with all but one of them it does not."""
@@ -241,6 +248,7 @@ def test_victims_are_few_and_enough(snapshot: Snapshot, newcomers: tuple[Job, ..
         assert bool(found.admissions) == (spared is None)
 
 
+@FEW
 @given(snapshots(), NEWCOMERS)
 def test_no_lender_is_taken_from(snapshot: Snapshot, newcomers: tuple[Job, ...]) -> None:
     """Whoever loses a job to another queue was above its min; whoever is not preemptible stays."""
@@ -260,6 +268,7 @@ def test_no_lender_is_taken_from(snapshot: Snapshot, newcomers: tuple[Job, ...])
             assert victim.priority < newcomer.priority
 
 
+@FEW
 @given(snapshots(), NEWCOMERS)
 def test_jobs_do_not_evict_each_other_in_turn(snapshot: Snapshot, newcomers: tuple[Job, ...]) -> None:
     """A job that took the place of others does not lose it to them; nor does anything go on for ever."""
