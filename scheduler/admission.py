@@ -120,7 +120,9 @@ class Admitter:
         state = self._state
         stall = None if view is None else view.stall_s[state.warm.domain_of]
         warm = None if view is None or view.warm is None else view.warm[state.warm.domain_of]
-        kept = self.held.allowed(job, stall)
+        # Those for whom victims leave were found room for together: their holds on one node do not exclude each other.
+        together = {name for name, victims in state.victims.items() if victims} if job.name in state.victims else set()
+        kept = self.held.allowed(job, stall, together)
         allowed = kept if warm is None else warm if kept is None else kept & warm
         site = Site(self._cold_s(job, view), allowed)
         steps = gang.steps_of(job.pod_sets)

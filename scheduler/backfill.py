@@ -20,8 +20,13 @@ from forebay.scheduler.state import Live, State
 def shadow(state: State, job: Job) -> Hold | None:
     """When the job can start for certain, by the bounds of those that run, and where; None: not by them.
 
-    Victims of evictions count as gone.
+    Victims of evictions count as gone. Nodes that are held for others are left alone: two that hold one node would keep
+    each other off it.
     """
+    free = np.ones(len(state.table), dtype=np.bool_)
+    for hold in state.holds.values():
+        if hold.job != job.name:
+            free[[state.table.index[node] for node in hold.nodes if node in state.table.index]] = False
     ending = sorted(
         (
             (state.now if live.running.ending else live.ends(state.now), name)
@@ -33,7 +38,7 @@ def shadow(state: State, job: Job) -> Hold | None:
     with state.table.trial():
         done, chunk = 0, 8
         while True:
-            nodes = _nodes_after(state, job, lives[done : done + chunk])
+            nodes = _nodes_after(state, job, lives[done : done + chunk], free)
             if nodes is not None:
                 break
             if done + chunk >= len(lives):
@@ -43,7 +48,7 @@ def shadow(state: State, job: Job) -> Hold | None:
         low, high = 0, min(chunk, len(lives) - done)
         while low < high:
             middle = (low + high) // 2
-            found = _nodes_after(state, job, lives[done : done + middle])
+            found = _nodes_after(state, job, lives[done : done + middle], free)
             if found is not None:
                 high, nodes = middle, found
             else:
@@ -57,12 +62,14 @@ def _release(state: State, lives: list[Live]) -> None:
         state.change_pods(live.shape, live.running.pods, -1)
 
 
-def _nodes_after(state: State, job: Job, lives: list[Live]) -> tuple[str, ...] | None:
+def _nodes_after(state: State, job: Job, lives: list[Live], free: Bools) -> tuple[str, ...] | None:
     """Nodes on which the job would run once these have ended."""
     shape = state.shape(job)
     with state.table.trial():
         _release(state, lives)
-        found = state.placer.place(job.pod_sets, shape.demands, [pod_set.least for pod_set in job.pod_sets], Site())
+        found = state.placer.place(
+            job.pod_sets, shape.demands, [pod_set.least for pod_set in job.pod_sets], Site(allowed=free)
+        )
         if not isinstance(found, Placement):
             return None
         return tuple(dict.fromkeys(placed.node for placed in found.pods))

@@ -304,3 +304,18 @@ class TestAdmissionFairSharing:
         queues = [Queue("root", min={"cpu": 2000}), Queue("a", "root"), Queue("b", "root")]
         waiting = [job(f"{queue}{i}", queue, cpu=1, submitted=i + (queue == "b")) for queue in "ab" for i in range(2)]
         assert sorted(admitted(decided(queues, waiting, settings=self.USAGE))) == ["a0", "b0"]
+
+
+def test_regression_two_that_wait_do_not_hold_one_node_against_each_other() -> None:
+    """Both heads would start on n0, which is the first to be free: x, whose queue has more, must look elsewhere."""
+    nodes = [node("n0", 8), node("n1", 8)]
+    queues = [Queue("a", policy="fifo"), Queue("b", policy="fifo")]
+    running = [
+        on(job("r0", "a", gpus=8, max_run_s=50.0), "n0", cards=[tuple(range(8))]),
+        on(job("r1", "a", gpus=8, max_run_s=90.0), "n1", cards=[tuple(range(8))]),
+    ]
+    waiting = [job("x", "a", gpus=8, max_run_s=100.0), job("y", "b", gpus=8, max_run_s=100.0, submitted=1.0)]
+    found = outcome(nodes, queues, waiting, running)
+    assert [(hold.job, hold.start, hold.nodes) for hold in found.holds] == [("x", 90.0, ("n1",)), ("y", 50.0, ("n0",))]
+    late = outcome(nodes, queues, waiting, [], now=95.0, holds=found.holds)
+    assert sorted(admitted(late)) == ["x", "y"]
