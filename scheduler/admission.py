@@ -118,7 +118,7 @@ class Admitter:
     ) -> tuple[Placement, tuple[str, ...], str | None] | Refusal:
         """Room for as many pods as quota and nodes allow, taken."""
         state = self._state
-        stall = None if view is None else view.stall_s[state.warm.domain_of]
+        stall = None if view is None or not state.holds else view.stall_s[state.warm.domain_of]
         warm = None if view is None or view.warm is None else view.warm[state.warm.domain_of]
         # Those for whom victims leave were found room for together: their holds on one node do not exclude each other.
         together = {name for name, victims in state.victims.items() if victims} if job.name in state.victims else set()
@@ -179,6 +179,8 @@ class Admitter:
         stage = room.stage
         grown = len(state.table.grown)
         if warm is not None:
+            if kept is None and not self._special(job):
+                state.data_refusals[data_key(state, job, shape)] = grown
             unblock = f"room where its data is warm: {int(warm.sum())} nodes"
             return Refusal(stage, room.reason, unblock, "job")
         if kept is not None and not kept.all():
@@ -208,6 +210,21 @@ class Admitter:
         shape.refused_at = -1
         return False
 
+    def known_without_room(self, job: Job, shape: Shape) -> bool:
+        """As `known_refused`, where its data is warm: by all jobs that ask for the same and wait for the same data."""
+        refusals = self._state.data_refusals
+        if not refusals or not job.data or self._state.placer.explains:
+            return False
+        key = data_key(self._state, job, shape)
+        since = refusals.get(key)
+        if since is None:
+            return False
+        if self.grown.still_refused(shape, since):
+            refusals[key] = len(self._state.table.grown)
+            return True
+        del refusals[key]
+        return False
+
     def known_held_off(self, job: Job, shape: Shape) -> bool:
         """As `known_refused`, by holds of others."""
         if shape.held_off is None or self._state.placer.explains:
@@ -224,6 +241,13 @@ class Admitter:
 
 
 THE_GROUP = "the rest of the group"
+
+
+def data_key(state: State, job: Job, shape: Shape) -> tuple[int, frozenset[tuple[str, float]]]:
+    """What jobs have in common that may run on the same nodes because of their data."""
+    needs = ((need.dataset, need.min_warm) for need in job.data if state.warm.requires(job, need.dataset, state.now))
+    return id(shape), frozenset(needs)
+
 
 LABEL_COLD_S = 3600.0
 """What a node without the label costs with `node_choice="label"`: more than all else, as no plugin outvotes it here."""

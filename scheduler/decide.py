@@ -117,6 +117,8 @@ class _Pass:
                     job = state.waiting[name]
                     if any(need.dataset in changed for need in job.data):
                         queue.ungate(job, state.shape(job))
+            for key in [key for key in state.data_refusals if any(dataset in changed for dataset, _ in key[1])]:
+                del state.data_refusals[key]
             changed.clear()
 
     def admit(self) -> None:
@@ -149,6 +151,8 @@ class _Pass:
         outcome: list[Admission] | Refusal
         if self._admitter.known_refused(shape):
             outcome = Refusal("gang", "no room for jobs that ask for this", "pods that end on such nodes")
+        elif self._admitter.known_without_room(job, shape):
+            outcome = Refusal("gang", "no room where its data is warm", "room there", "job")
         elif self._admitter.known_held_off(job, shape):
             outcome = Refusal("gang", "the nodes that it could use are held for others", "their start", "job")
         else:

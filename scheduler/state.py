@@ -110,6 +110,8 @@ class State:
         self.holds: dict[str, Hold] = {hold.job: hold for hold in snapshot.holds}
         self.deadlines: list[tuple[float, str]] = []
         """Heap of the times at which waiting jobs are given up or do not wait for data any more."""
+        self.data_refusals: dict[tuple[int, frozenset[tuple[str, float]]], int] = {}
+        """As `Shape.refused_at`, by shape and data that must be warm; those of a dataset go when it changes."""
         self.epoch = 0
         """Grows whenever holds are lifted: what was refused because of them may fit now."""
         self._shapes: dict[object, Shape] = {}
