@@ -30,6 +30,11 @@ class Releases:
         self._sums: Floats = np.cumsum([live.shape.gpus for live in self._lives])
         self._free = float(state.table.gpu_free.sum()) / CARD
 
+    @property
+    def next_end(self) -> float:
+        """When the next running job ends for certain; infinite if no bound is known."""
+        return float(self._ends[0]) if len(self._ends) else math.inf
+
     def start(self, ahead: float) -> float:
         """When so many GPUs will have come free, over all that are now; infinite if never."""
         state, missing = self._state, ahead - self._free

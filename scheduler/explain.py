@@ -27,7 +27,7 @@ def explain(state: State, refusals: Mapping[str, Refusal]) -> tuple[Wait, ...]:
             job = state.waiting[rank[2]]
             ahead += state.shape(job).gpus
             refusal = _impossible(state, job) or refusals.get(job.name) or _refusal(state, job, waiting_before)
-            start = _start(state, job, refusal, releases.start(ahead * busy))
+            start = _start(state, job, refusal, releases, ahead * busy)
             found.append(Wait(job.name, refusal.stage, refusal.reason, refusal.unblock, position, start))
             waiting_before = waiting_before or job.name
     for job in sorted((*state.later.values(), *state.foreign.values()), key=lambda job: job.name):
@@ -54,10 +54,11 @@ def _refusal(state: State, job: Job, before: str | None) -> Refusal:
     return Refusal("order", f"its queue serves in order, and {before} waits before it", f"{before} to start")
 
 
-def _start(state: State, job: Job, refusal: Refusal, released: float) -> float | None:
+def _start(state: State, job: Job, refusal: Refusal, releases: Releases, ahead: float) -> float | None:
     """An estimate of its start; None: it never fits, or nothing is known."""
     if refusal.unblock in (THE_GROUP, _A_CHANGE):
         return None
+    released = releases.start(ahead)
     hold = state.holds.get(job.name)
     start = hold.start if hold is not None else released
     if refusal.stage == "cache":
@@ -66,6 +67,8 @@ def _start(state: State, job: Job, refusal: Refusal, released: float) -> float |
         known = [deadline for deadline in deadlines if deadline is not None]
         if known and len(known) == len(deadlines):
             start = min(start, max(*known, released))
+    elif start <= state.now:
+        start = releases.next_end  # cards alone would suffice: it lacks something that the next end may bring
     return start if math.isfinite(start) else None
 
 

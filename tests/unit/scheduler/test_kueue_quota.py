@@ -319,3 +319,24 @@ def test_regression_two_that_wait_do_not_hold_one_node_against_each_other() -> N
     assert [(hold.job, hold.start, hold.nodes) for hold in found.holds] == [("x", 90.0, ("n1",)), ("y", 50.0, ("n0",))]
     late = outcome(nodes, queues, waiting, [], now=95.0, holds=found.holds)
     assert sorted(admitted(late)) == ["x", "y"]
+
+
+def test_starts_are_estimated() -> None:
+    """kueue #13159: not a position only. Three jobs of 4 cards on 8 cards that are in use until 50 and 90."""
+    running = [
+        on(job("r0", gpus=4, max_run_s=50.0), "n", cards=[(0, 1, 2, 3)]),
+        on(job("r1", gpus=4, max_run_s=90.0), "n", cards=[(4, 5, 6, 7)]),
+    ]
+    waiting = [job(f"j{i}", gpus=4, submitted=float(i)) for i in range(3)]
+    found = outcome([node("n", 8)], [Queue("q")], waiting, running, now=10.0)
+    assert [(wait.job, wait.stage, wait.position, wait.start) for wait in found.waits] == [
+        ("j0", "gang", 1, 50.0),
+        ("j1", "gang", 2, 90.0),
+        ("j2", "gang", 3, 10.0 + 80.0 * 12 / 8),
+    ]
+
+
+def test_no_start_is_promised_where_nothing_is_known() -> None:
+    running = [on(job("r0", cpu=1), "n")]
+    found = decided([Queue("q", min={"cpu": 1000})], [job("j", cpu=1)], running)
+    assert (found.waits[0].stage, found.waits[0].start) == ("quota", None)

@@ -149,6 +149,7 @@ def test_it_is_the_same_each_time() -> None:
     assert make(Plan(nodes=8, jobs=60, seed=4)) != workload
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_job_ends_and_nothing_is_left(arm: str) -> None:
     """All room, quota and readers are given back: whatever was taken in between."""
