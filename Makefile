@@ -3,11 +3,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-DEBIAN := libfuse3-dev fuse3 pkg-config gcc libc6-dev python3-dev
+DEBIAN := libfuse3-dev fuse3 pkg-config gcc libc6-dev python3-dev iproute2
 PEERS := nginx-light libnginx-mod-http-echo fio rclone s3fs
 AZURITE := 3.37.0
 
-.PHONY: demo test test-torch soak lint format bench proto setup clean
+.PHONY: demo test test-torch soak lint format bench simulate-cluster proto setup clean
 
 demo: setup
 	$(BIN)/python -m forebay.bench.demo
@@ -45,6 +45,10 @@ bench: setup $(VENV)/.pyfuse3
 	-@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/python -m forebay.bench.bench --markdown $(ARGS)
 
+# A thousand workers and ten thousand clients without hosts. Another seed: make simulate-cluster ARGS="--seed 7"
+simulate-cluster: setup
+	$(BIN)/python -m forebay.bench.cluster_simulation $(ARGS)
+
 # protoc maps proto/ to the import path forebay.proto; the links of the editable install put the output back.
 proto: setup
 	$(BIN)/python -m grpc_tools.protoc -Iforebay/proto=proto \
@@ -60,9 +64,9 @@ $(VENV)/.installed: pyproject.toml hatch_build.py
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-# The reference engine compiles against libfuse3. Only the tests need it.
+# The reference engine compiles against libfuse3. Only the tests need it; those on several hosts need root and `ip`.
 $(VENV)/.pyfuse3: $(VENV)/.installed
-	@pkg-config --exists fuse3 2>/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	@{ pkg-config --exists fuse3 && { [ "$$(id -u)" != 0 ] || command -v ip; }; } >/dev/null 2>&1 || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(DEBIAN) >/dev/null; \
 	else \
 		echo "the tests of the pyfuse3 engine need: apt-get install $(DEBIAN)"; exit 1; \

@@ -39,7 +39,7 @@ _SECRET_PREFIXES = ("AWS_", "AZURE_", "GOOGLE_", "OSS_", "ALIBABA_")
 """Variables that a worker must not inherit: it serves several mounts, each with credentials of its own."""
 
 
-_KEEP_MEMORY = {
+KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
     "MALLOC_ARENA_MAX": "2",
@@ -78,7 +78,7 @@ def start_worker(config: CacheConfig) -> None:
     """
     if worker_pid(config) is not None:
         return
-    environ = environment_without_secrets() | _KEEP_MEMORY
+    environ = environment_without_secrets() | KEEP_MEMORY
     command = [sys.executable, "-m", "forebay.cacheruntime.worker"]
     with subprocess.Popen(
         command,
@@ -193,6 +193,21 @@ class WorkerClient:
             raise UsageError(
                 f"the worker of {self._config.cache_dir} runs with other tiers ({shown});"
                 " leave out --tier, unmount what uses it, or name another --cache-dir"
+            )
+
+    def check_cluster(self) -> None:
+        """See that the running worker takes part in the cluster of our configuration.
+
+        Raises:
+            UsageError: in another one, or in none.
+        """
+        ours = self._config.cluster
+        theirs = self.call("Status", pb.StatusRequest()).cluster
+        if ours is not None and theirs != ours.to_json():
+            pid = worker_pid(self._config)
+            raise UsageError(
+                f"the worker of {self._config.cache_dir} (process {pid}) runs with other settings of the cluster; end"
+                f" it (kill {pid}, or unmount what uses it), or name another --cache-dir"
             )
 
     def call(self, method: str, request: Any, timeout_s: float | None = 120.0) -> Any:

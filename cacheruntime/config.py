@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from forebay.cacheruntime.durable import write_durably
 from forebay.cacheruntime.errors import UsageError
@@ -155,6 +156,51 @@ class RetryConfig:
 
 
 @dataclass(frozen=True)
+class LimitConfig:
+    """What one client of a worker may use at once; see `cluster/limits.py`."""
+
+    streams: int = 64
+    """Calls and streams of one identity, and of one connection."""
+    fills: int = 256
+    """Blocks that one identity waits for to be fetched."""
+    message_bytes: int = 4 * MIB
+    """Of one message, in either direction: gRPC's default; pieces of data are 1 MiB."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """How a worker takes part in a cluster."""
+
+    listen: str = ""
+    """HOST:PORT of its gRPC server; empty for a client node, which serves nobody."""
+    peers: str = ""
+    """Where the addresses of the members come from; see `cluster/directory.py`."""
+    tls: str = ""
+    """Folder of a bundle (`cluster/certs.py`); empty: plain text."""
+    data_port: int = 0
+    """For the bytes; 0: any that is free."""
+    advertise: str = ""
+    """HOST:PORT by which others reach it, where that is not `listen`."""
+    replicas: int = 1
+    """Owners of each file or slice."""
+    limits: LimitConfig = field(default_factory=LimitConfig)
+
+    @property
+    def is_member(self) -> bool:
+        """Whether it owns a share, and serves it to others."""
+        return bool(self.listen)
+
+    def to_json(self) -> str:
+        """The same for equal ones; no secret is in it."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True)
+
+    @classmethod
+    def from_raw(cls, raw: dict[str, Any]) -> "ClusterConfig":
+        """From what `dataclasses.asdict` made of one."""
+        return cls(**raw | {"limits": LimitConfig(**raw["limits"])})
+
+
+@dataclass(frozen=True)
 class CacheConfig:
     """One node cache: the worker's folder and its tiers."""
 
@@ -178,6 +224,8 @@ class CacheConfig:
     """Bound of the background check of what is cached, in bytes a second; 0 switches it off."""
     fill: FillConfig = field(default_factory=FillConfig)
     retry: RetryConfig = field(default_factory=RetryConfig)
+    cluster: ClusterConfig | None = None
+    """None: the node is alone."""
 
     @property
     def lock_path(self) -> Path:
@@ -200,6 +248,25 @@ class CacheConfig:
         except OSError:
             return ()
         return tuple(TierConfig.parse(line) for line in lines)
+
+    def remember_cluster(self) -> None:
+        """Note the cluster in the cache folder: whoever starts the next worker need not be told."""
+        if self.cluster is not None:
+            write_durably(self.cache_dir / "cluster", self.cluster.to_json() + "\n")
+
+    def remembered_cluster(self) -> ClusterConfig | None:
+        """The cluster that this cache folder was last used in.
+
+        Raises:
+            UsageError: what is noted cannot be read.
+        """
+        path = self.cache_dir / "cluster"
+        try:
+            return ClusterConfig.from_raw(json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise UsageError(f"{path} cannot be read ({error}); remove it and start forebay worker again") from error
 
     @property
     def jobs_dir(self) -> Path:
@@ -244,6 +311,7 @@ class CacheConfig:
                 "tiers": tuple(TierConfig.parse(tier) for tier in raw["tiers"]),
                 "fill": FillConfig(**raw["fill"]),
                 "retry": RetryConfig(**raw["retry"]),
+                "cluster": ClusterConfig.from_raw(raw["cluster"]) if raw["cluster"] else None,
             }
         )
 
@@ -260,8 +328,12 @@ def default_log_format(environ: Mapping[str, str]) -> str:
     return chosen
 
 
-def parse_address(text: str) -> tuple[str, int]:
+def parse_address(text: str, default_host: str = "127.0.0.1") -> tuple[str, int]:
     """Where to listen, from 'PORT', ':PORT', 'HOST:PORT' or '[::1]:PORT'; on loopback unless a host is named.
+
+    Args:
+        text: what was given.
+        default_host: where no host is named.
 
     Raises:
         UsageError: not of that form.
@@ -269,7 +341,7 @@ def parse_address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not port.isdigit() or int(port) > 65535:
         raise UsageError(f"address {text!r} is not HOST:PORT; write it like 9321 or 0.0.0.0:9321")
-    return host.strip("[]") or "127.0.0.1", int(port)
+    return host.strip("[]") or default_host, int(port)
 
 
 def default_cache_dir(environ: Mapping[str, str]) -> Path:

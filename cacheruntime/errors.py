@@ -80,6 +80,18 @@ class NotAttached(CacheError):
     TRANSIENT = True
 
 
+class AccessDenied(ForebayError):
+    """Another party of the cluster may not do this: its certificate or its token does not allow it."""
+
+    ERRNO = errno.EACCES
+
+
+class LimitReached(ForebayError):
+    """A client uses all that one client may use at once; worth another try when something has ended."""
+
+    TRANSIENT = True
+
+
 class MountError(ForebayError):
     """A mount could not be made, found or ended."""
 

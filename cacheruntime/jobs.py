@@ -51,6 +51,7 @@ class JobRequest:
     metadata_only: bool = False
     skip_existing: bool = False
     deadline_s: float = 0.0
+    local: bool = False
 
 
 @dataclass(frozen=True)

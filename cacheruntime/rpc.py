@@ -7,12 +7,12 @@ status details, so that it arrives as what it was.
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 import trio
 
-from forebay.cacheruntime.errors import ForebayError, WorkerUnavailable, by_name
+from forebay.cacheruntime.errors import AccessDenied, ForebayError, LimitReached, WorkerUnavailable, by_name
 
 _T = TypeVar("_T")
 
@@ -24,6 +24,9 @@ OPTIONS = (
     ("grpc.max_send_message_length", MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),
 )
+
+_CODES = {AccessDenied: grpc.StatusCode.PERMISSION_DENIED, LimitReached: grpc.StatusCode.RESOURCE_EXHAUSTED}
+"""For programs of others; ours go by the name in the details."""
 
 
 def enter(
@@ -42,11 +45,17 @@ def enter(
     try:
         return trio.from_thread.run(method, *args, trio_token=token)
     except ForebayError as error:
-        context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{type(error).__name__}: {error}")
+        abort(context, error)
     except trio.RunFinishedError:
         context.abort(grpc.StatusCode.UNAVAILABLE, "the worker is stopping")
     except trio.Cancelled:
         context.abort(grpc.StatusCode.UNAVAILABLE, "the worker is stopping")
+    raise AssertionError("abort() raises")
+
+
+def abort(context: grpc.ServicerContext, error: ForebayError) -> NoReturn:
+    """End a call with an error of ours; `to_error` makes it of the status again."""
+    context.abort(_CODES.get(type(error), grpc.StatusCode.FAILED_PRECONDITION), f"{type(error).__name__}: {error}")
     raise AssertionError("abort() raises")
 
 
@@ -62,8 +71,8 @@ def to_error(error: grpc.RpcError | ValueError) -> ForebayError:
         return WorkerUnavailable(f"the connection to the cache worker is closed ({error})")
     code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
     details = (error.details() if isinstance(error, grpc.Call) else str(error)) or ""
-    if code is grpc.StatusCode.FAILED_PRECONDITION:
-        name, _, message = details.partition(": ")
+    name, _, message = details.partition(": ")
+    if code is grpc.StatusCode.FAILED_PRECONDITION or (code in _CODES.values() and by_name(name) is not ForebayError):
         return by_name(name)(message)
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED):
         return WorkerUnavailable(f"the cache worker does not answer ({details})")

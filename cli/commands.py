@@ -36,6 +36,9 @@ from forebay.proto import worker_pb2 as pb
 _STATUS_S = 5.0
 """A worker that does not answer within this is shown as running, with nothing else of it."""
 
+_MEMBERS_S = 15.0
+"""For all workers of a cluster to say what they hold."""
+
 _NO_ID = 2**32 - 1
 """(uid_t) -1, which names nobody (chown(2))."""
 
@@ -57,6 +60,7 @@ def cache_config(cache_dir: Path | None, tiers: list[str]) -> CacheConfig:
         for other in config.tiers[:number]:
             if tier.path == other.path or tier.path in other.path.parents or other.path in tier.path.parents:
                 raise UsageError(f"tiers {other.path} and {tier.path} lie in each other; give each a folder of its own")
+    config = replace(config, cluster=config.remembered_cluster())
     return config if tiers else replace(config, tiers=config.remembered_tiers() or (default_tier(folder),))
 
 
@@ -148,14 +152,26 @@ def mount(
     handlers: str | None,
     foreground: bool,
     metrics: str | None = None,
+    worker: str | None = None,
+    tls: Path | None = None,
+    insecure: bool = False,
 ) -> None:
-    spec = source_spec(source, options)
+    config = cache_config(cache_dir, tiers)
+    if worker is not None:
+        from forebay.cli.cluster_sources import client_cluster, remote_source
+
+        if options:
+            raise UsageError("--option is for the workers: a client node knows no credentials; leave it out")
+        config = replace(config, cluster=client_cluster(worker, tls, insecure))
+        spec = remote_source(source, config)
+    else:
+        spec = source_spec(source, options)
     uid, gid = _owner(owner or (spec.tree.owner if spec.tree is not None else None) or None)
     handlers_min, handlers_max = _handlers(handlers)
     request = lifecycle.MountRequest(
         source=spec,
         directory=directory,
-        config=cache_config(cache_dir, tiers),
+        config=config,
         tiers_given=bool(tiers),
         engine=_one_of("--engine", engine, ENGINES),
         open_mode=_one_of("--open-mode", open_mode, OPEN_MODES),
@@ -235,7 +251,7 @@ def mounted_at(target: str, config: CacheConfig) -> register.MountState | None:
     return None
 
 
-def status(target: str | None, cache_dir: Path | None, options: list[str], json: bool) -> None:
+def status(target: str | None, cache_dir: Path | None, options: list[str], json: bool, path: str | None = None) -> None:
     config = cache_config(cache_dir, [])
     only: DatasetId | None = None
     if target is not None:
@@ -258,7 +274,49 @@ def status(target: str | None, cache_dir: Path | None, options: list[str], json:
         "tiers": [asdict(tier) for tier in tiers],
         "datasets": rows,
     } | _health(config)
+    if config.cluster is not None:
+        if path is not None and only is None:
+            raise UsageError("--path is below a dataset: name one, like forebay status NAME --path train")
+        shown["cluster"] = _members(config, only or "", (path or "").strip("/"))
+    elif path is not None:
+        raise UsageError("--path is for clusters, to see which worker holds how much; this node is alone")
     print(jsonlib.dumps(shown, indent=2)) if json else screens.status(shown)
+
+
+def _members(config: CacheConfig, dataset_id: str, path: str) -> list[dict[str, Any]] | None:
+    """What each worker of the cluster holds; None when no worker runs here that could ask."""
+    if worker_pid(config) is None:
+        return None
+    client = WorkerClient(config)
+    try:
+        request = pb.MembersRequest(dataset_id=dataset_id, path=os.fsencode(path))
+        reply: pb.MembersReply = client.call("Members", request, _MEMBERS_S)
+    except ForebayError:
+        return None
+    finally:
+        client.close()
+    return [
+        {
+            "id": member.id, "address": member.address, "state": member.state, "version": member.version,
+            "me": member.me, "trouble": member.trouble, "gets": member.gets, "fetched_bytes": member.fetched_bytes,
+            "left_bytes": member.left_bytes,
+            "tiers": [
+                {
+                    "medium": tier.medium, "path": tier.path, "state": tier.state, "used_bytes": tier.used_bytes,
+                    "quota_bytes": tier.quota_bytes,
+                }
+                for tier in member.tiers
+            ],
+            "datasets": [
+                {
+                    "dataset": held.dataset_id, "name": held.name, "bytes": held.bytes, "files": held.files,
+                    "path_bytes": held.path_bytes, "path_files": held.path_files,
+                }
+                for held in member.datasets
+            ],
+        }
+        for member in reply.members
+    ]  # fmt: skip
 
 
 def _health(config: CacheConfig) -> dict[str, Any]:

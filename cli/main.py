@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from forebay.cli import dataset_app, inspect_app, simulate_app, warm_app
+from forebay.cli import dataset_app, inspect_app, security_app, simulate_app, warm_app, worker_app
 from forebay.cli.check_app import check
 from forebay.cli.options import SOURCE_HELP, CacheDir, Json, Options, Tiers
 
@@ -64,6 +64,15 @@ def mount(
             help="Serve /metrics for Prometheus there, on loopback without HOST; remembered with the cache folder.",
         ),
     ] = None,
+    worker: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT[,...]",
+            help="This machine is a client of these workers: they read SOURCE, which has to be known to them.",
+        ),
+    ] = None,
+    tls: worker_app.Bundle = None,
+    insecure: worker_app.Insecure = False,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay until Ctrl-C, then unmount.")] = False,
 ) -> None:
     """Mount SOURCE on DIR, read-only. Returns when the mount is usable.
@@ -86,6 +95,9 @@ def mount(
         handlers,
         foreground,
         metrics,
+        worker,
+        tls,
+        insecure,
     )
 
 
@@ -120,12 +132,17 @@ def status(
     ] = None,
     cache_dir: CacheDir = None,
     option: Options = None,
+    path: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="In a cluster: what each worker holds below it; see --json."),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Show what the sources hold, how much of it each tier has, and the hit ratio of the mounts."""
+    """Show what the sources hold, how much of it each tier has, and the hit ratio of the mounts; in a cluster, of all
+    workers."""
     from forebay.cli import commands
 
-    commands.status(target, cache_dir, option or [], json)
+    commands.status(target, cache_dir, option or [], json, path)
 
 
 @app.command()
@@ -200,7 +217,9 @@ def version() -> None:
 
 
 warm_app.register(app)
+worker_app.register(app)
 inspect_app.register(app, debug)
+security_app.register(app)
 
 
 def run() -> Any:

@@ -72,6 +72,27 @@ def status(shown: dict[str, Any]) -> None:
         _dataset(row)
     if not shown["datasets"]:
         print("no dataset yet; mount one with: forebay mount SOURCE DIR")
+    if shown.get("cluster"):
+        _members(shown["cluster"])
+
+
+def _members(members: list[dict[str, Any]]) -> None:
+    right = ("USED", "QUOTA", "FILES", "BYTES")
+    table = make_table("WORKER", "STATE", "TIER", "USED", "QUOTA", "DATASET", "FILES", "BYTES", right=right)
+    for member in members:
+        state = member["state"] + (" (this one)" if member["me"] else "")
+        if member["left_bytes"]:
+            state += f", {size_text(member['left_bytes'])} to move"
+        tiers = [(t["medium"], size_text(t["used_bytes"]), size_text(t["quota_bytes"])) for t in member["tiers"]]
+        held = [(d["name"], str(d["files"]), size_text(d["bytes"])) for d in member["datasets"]]
+        nothing = ("", "", "")
+        for line in range(max(len(tiers), len(held), 1)):
+            first = (member["address"], state) if not line else ("", "")
+            tier = tiers[line] if line < len(tiers) else nothing
+            dataset = held[line] if line < len(held) else nothing
+            table.add_row(*first, *tier, *dataset)
+    print()
+    console.print(table)
 
 
 def _dataset(row: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ def warmup(
     snapshot: Annotated[int, typer.Option(metavar="N", help="Of this snapshot; without it, the newest.", min=0)] = 0,
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", "-j", metavar="N", help="Files at once. Default: 8 large, 128 small.", min=1, max=256),
+        typer.Option("--jobs", "-j", metavar="N", help="Files at once. Default: 8 large, 256 small.", min=1, max=256),
     ] = None,
     rate: Annotated[
         str | None, typer.Option(metavar="SIZE", help="At most this much a second from the source, like 100MB.")
@@ -54,6 +54,10 @@ def warmup(
         bool,
         typer.Option("--skip-existing", help="Leave files alone of which a part is cached; whole ones always are."),
     ] = False,
+    local: Annotated[
+        bool,
+        typer.Option("--local", help="In a cluster: into this machine's own tiers, not into those of the owners."),
+    ] = False,
     deadline: Annotated[
         str | None, typer.Option(metavar="TIME", help="Stop after this time, like 90s, 30m or 2h.")
     ] = None,
@@ -76,7 +80,7 @@ def warmup(
 
     wish = warm_commands.Wish(
         tuple(path or ()), listed, tuple(glob or ()), snapshot, jobs or 0, rate, tuple(tier or ()), pin, verify,
-        metadata_only, skip_existing, deadline,
+        metadata_only, skip_existing, deadline, local,
     )  # fmt: skip
     warm_commands.warmup(target, wish, cache_dir, option or [], background=background, json=json)
 

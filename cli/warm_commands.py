@@ -44,6 +44,7 @@ class Wish:
     metadata_only: bool
     skip_existing: bool
     deadline: str | None
+    local: bool
 
 
 def warmup(
@@ -70,7 +71,7 @@ def warmup(
             jobs=wish.jobs, snapshot=wish.snapshot or _pinned(found), rate_bytes_s=rate,
             medium=media[0].upper() if media else "",
             pin=wish.pin, verify=wish.verify, metadata_only=wish.metadata_only, skip_existing=wish.skip_existing,
-            deadline_s=deadline_s,
+            deadline_s=deadline_s, local=wish.local,
         )  # fmt: skip
         _begin(found, request, background, json)
 

@@ -70,6 +70,7 @@ def mount(request: MountRequest) -> tuple[mounts.MountState, int]:
     try:
         client.connect()
         client.check_tiers(request.tiers_given)
+        client.check_cluster()
         if request.metrics is not None:
             client.call("ServeMetrics", pb.ServeMetricsRequest(address=request.metrics))
         tree = request.source.tree

@@ -112,7 +112,7 @@ class ListDirectoryReply(_message.Message):
     def __init__(self) -> None: ...
 
 class WarmupRequest(_message.Message):
-    __slots__ = ("dataset_id", "paths", "jobs", "snapshot", "globs", "rate_bytes_s", "medium", "pin", "verify", "metadata_only", "skip_existing", "deadline_s", "job")
+    __slots__ = ("dataset_id", "paths", "jobs", "snapshot", "globs", "rate_bytes_s", "medium", "pin", "verify", "metadata_only", "skip_existing", "deadline_s", "job", "local")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     PATHS_FIELD_NUMBER: _ClassVar[int]
     JOBS_FIELD_NUMBER: _ClassVar[int]
@@ -126,6 +126,7 @@ class WarmupRequest(_message.Message):
     SKIP_EXISTING_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
+    LOCAL_FIELD_NUMBER: _ClassVar[int]
     dataset_id: str
     paths: _containers.RepeatedScalarFieldContainer[bytes]
     jobs: int
@@ -139,7 +140,8 @@ class WarmupRequest(_message.Message):
     skip_existing: bool
     deadline_s: float
     job: int
-    def __init__(self, dataset_id: _Optional[str] = ..., paths: _Optional[_Iterable[bytes]] = ..., jobs: _Optional[int] = ..., snapshot: _Optional[int] = ..., globs: _Optional[_Iterable[bytes]] = ..., rate_bytes_s: _Optional[int] = ..., medium: _Optional[str] = ..., pin: _Optional[bool] = ..., verify: _Optional[bool] = ..., metadata_only: _Optional[bool] = ..., skip_existing: _Optional[bool] = ..., deadline_s: _Optional[float] = ..., job: _Optional[int] = ...) -> None: ...
+    local: bool
+    def __init__(self, dataset_id: _Optional[str] = ..., paths: _Optional[_Iterable[bytes]] = ..., jobs: _Optional[int] = ..., snapshot: _Optional[int] = ..., globs: _Optional[_Iterable[bytes]] = ..., rate_bytes_s: _Optional[int] = ..., medium: _Optional[str] = ..., pin: _Optional[bool] = ..., verify: _Optional[bool] = ..., metadata_only: _Optional[bool] = ..., skip_existing: _Optional[bool] = ..., deadline_s: _Optional[float] = ..., job: _Optional[int] = ..., local: _Optional[bool] = ...) -> None: ...
 
 class WarmupProgress(_message.Message):
     __slots__ = ("files_total", "files_done", "files_failed", "bytes_total", "bytes_done", "files_uncached", "failures", "finished", "listing", "job", "state", "error", "elapsed_s", "bytes_fetched", "files_verified", "files_damaged")
@@ -212,18 +214,22 @@ class StatRequest(_message.Message):
     def __init__(self, dataset_id: _Optional[str] = ..., path: _Optional[bytes] = ..., children: _Optional[bool] = ...) -> None: ...
 
 class StatEntry(_message.Message):
-    __slots__ = ("path", "kind", "size", "mtime_ns", "version")
+    __slots__ = ("path", "kind", "size", "mtime_ns", "version", "target", "mode")
     PATH_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     SIZE_FIELD_NUMBER: _ClassVar[int]
     MTIME_NS_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
     path: bytes
     kind: str
     size: int
     mtime_ns: int
     version: str
-    def __init__(self, path: _Optional[bytes] = ..., kind: _Optional[str] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
+    target: bytes
+    mode: int
+    def __init__(self, path: _Optional[bytes] = ..., kind: _Optional[str] = ..., size: _Optional[int] = ..., mtime_ns: _Optional[int] = ..., version: _Optional[str] = ..., target: _Optional[bytes] = ..., mode: _Optional[int] = ...) -> None: ...
 
 class StatReply(_message.Message):
     __slots__ = ("entry", "children")
@@ -233,12 +239,68 @@ class StatReply(_message.Message):
     children: _containers.RepeatedCompositeFieldContainer[StatEntry]
     def __init__(self, entry: _Optional[_Union[StatEntry, _Mapping]] = ..., children: _Optional[_Iterable[_Union[StatEntry, _Mapping]]] = ...) -> None: ...
 
+class MembersRequest(_message.Message):
+    __slots__ = ("dataset_id", "path")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    path: bytes
+    def __init__(self, dataset_id: _Optional[str] = ..., path: _Optional[bytes] = ...) -> None: ...
+
+class MembersReply(_message.Message):
+    __slots__ = ("members",)
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    members: _containers.RepeatedCompositeFieldContainer[Member]
+    def __init__(self, members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
+
+class Member(_message.Message):
+    __slots__ = ("id", "address", "state", "version", "me", "trouble", "tiers", "datasets", "gets", "fetched_bytes", "left_bytes")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ME_FIELD_NUMBER: _ClassVar[int]
+    TROUBLE_FIELD_NUMBER: _ClassVar[int]
+    TIERS_FIELD_NUMBER: _ClassVar[int]
+    DATASETS_FIELD_NUMBER: _ClassVar[int]
+    GETS_FIELD_NUMBER: _ClassVar[int]
+    FETCHED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LEFT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    address: str
+    state: str
+    version: str
+    me: bool
+    trouble: str
+    tiers: _containers.RepeatedCompositeFieldContainer[TierStatus]
+    datasets: _containers.RepeatedCompositeFieldContainer[MemberHoldings]
+    gets: int
+    fetched_bytes: int
+    left_bytes: int
+    def __init__(self, id: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., version: _Optional[str] = ..., me: _Optional[bool] = ..., trouble: _Optional[str] = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., datasets: _Optional[_Iterable[_Union[MemberHoldings, _Mapping]]] = ..., gets: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., left_bytes: _Optional[int] = ...) -> None: ...
+
+class MemberHoldings(_message.Message):
+    __slots__ = ("dataset_id", "name", "bytes", "files", "path_bytes", "path_files")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    PATH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PATH_FILES_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    name: str
+    bytes: int
+    files: int
+    path_bytes: int
+    path_files: int
+    def __init__(self, dataset_id: _Optional[str] = ..., name: _Optional[str] = ..., bytes: _Optional[int] = ..., files: _Optional[int] = ..., path_bytes: _Optional[int] = ..., path_files: _Optional[int] = ...) -> None: ...
+
 class StatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("pid", "version", "tiers", "datasets", "damaged_blocks", "damaged_files", "damaged_records", "moved_bytes", "scrubbed_bytes", "checkpoints")
+    __slots__ = ("pid", "version", "tiers", "datasets", "damaged_blocks", "damaged_files", "damaged_records", "moved_bytes", "scrubbed_bytes", "checkpoints", "cluster")
     PID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TIERS_FIELD_NUMBER: _ClassVar[int]
@@ -249,6 +311,7 @@ class StatusReply(_message.Message):
     MOVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     SCRUBBED_BYTES_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_FIELD_NUMBER: _ClassVar[int]
     pid: int
     version: str
     tiers: _containers.RepeatedCompositeFieldContainer[TierStatus]
@@ -259,7 +322,8 @@ class StatusReply(_message.Message):
     moved_bytes: int
     scrubbed_bytes: int
     checkpoints: int
-    def __init__(self, pid: _Optional[int] = ..., version: _Optional[str] = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., datasets: _Optional[_Iterable[_Union[DatasetStatus, _Mapping]]] = ..., damaged_blocks: _Optional[int] = ..., damaged_files: _Optional[int] = ..., damaged_records: _Optional[int] = ..., moved_bytes: _Optional[int] = ..., scrubbed_bytes: _Optional[int] = ..., checkpoints: _Optional[int] = ...) -> None: ...
+    cluster: str
+    def __init__(self, pid: _Optional[int] = ..., version: _Optional[str] = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., datasets: _Optional[_Iterable[_Union[DatasetStatus, _Mapping]]] = ..., damaged_blocks: _Optional[int] = ..., damaged_files: _Optional[int] = ..., damaged_records: _Optional[int] = ..., moved_bytes: _Optional[int] = ..., scrubbed_bytes: _Optional[int] = ..., checkpoints: _Optional[int] = ..., cluster: _Optional[str] = ...) -> None: ...
 
 class TierStatus(_message.Message):
     __slots__ = ("medium", "path", "quota_bytes", "used_bytes", "state")
@@ -439,15 +503,43 @@ class TrafficRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class TrafficReply(_message.Message):
-    __slots__ = ("sources", "uptime_s")
+    __slots__ = ("sources", "uptime_s", "peers", "peer_requests", "hedges", "certificate_left_s")
     SOURCES_FIELD_NUMBER: _ClassVar[int]
     UPTIME_S_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    PEER_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    HEDGES_FIELD_NUMBER: _ClassVar[int]
+    CERTIFICATE_LEFT_S_FIELD_NUMBER: _ClassVar[int]
     sources: _containers.RepeatedCompositeFieldContainer[SourceTraffic]
     uptime_s: float
-    def __init__(self, sources: _Optional[_Iterable[_Union[SourceTraffic, _Mapping]]] = ..., uptime_s: _Optional[float] = ...) -> None: ...
+    peers: _containers.RepeatedCompositeFieldContainer[PeerTraffic]
+    peer_requests: int
+    hedges: int
+    certificate_left_s: float
+    def __init__(self, sources: _Optional[_Iterable[_Union[SourceTraffic, _Mapping]]] = ..., uptime_s: _Optional[float] = ..., peers: _Optional[_Iterable[_Union[PeerTraffic, _Mapping]]] = ..., peer_requests: _Optional[int] = ..., hedges: _Optional[int] = ..., certificate_left_s: _Optional[float] = ...) -> None: ...
+
+class PeerTraffic(_message.Message):
+    __slots__ = ("id", "requests", "bytes", "errors", "wrong", "usable", "header_counts", "header_sum_s")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    ERRORS_FIELD_NUMBER: _ClassVar[int]
+    WRONG_FIELD_NUMBER: _ClassVar[int]
+    USABLE_FIELD_NUMBER: _ClassVar[int]
+    HEADER_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    HEADER_SUM_S_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    requests: int
+    bytes: int
+    errors: int
+    wrong: int
+    usable: bool
+    header_counts: _containers.RepeatedScalarFieldContainer[int]
+    header_sum_s: float
+    def __init__(self, id: _Optional[str] = ..., requests: _Optional[int] = ..., bytes: _Optional[int] = ..., errors: _Optional[int] = ..., wrong: _Optional[int] = ..., usable: _Optional[bool] = ..., header_counts: _Optional[_Iterable[int]] = ..., header_sum_s: _Optional[float] = ...) -> None: ...
 
 class SourceTraffic(_message.Message):
-    __slots__ = ("dataset_id", "gets", "bytes", "errors", "get_counts", "get_sum_s", "queue_counts", "queue_sum_s")
+    __slots__ = ("dataset_id", "gets", "bytes", "errors", "get_counts", "get_sum_s", "queue_counts", "queue_sum_s", "peer_reads", "peer_bytes")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     GETS_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -456,6 +548,8 @@ class SourceTraffic(_message.Message):
     GET_SUM_S_FIELD_NUMBER: _ClassVar[int]
     QUEUE_COUNTS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_SUM_S_FIELD_NUMBER: _ClassVar[int]
+    PEER_READS_FIELD_NUMBER: _ClassVar[int]
+    PEER_BYTES_FIELD_NUMBER: _ClassVar[int]
     dataset_id: str
     gets: int
     bytes: int
@@ -464,7 +558,9 @@ class SourceTraffic(_message.Message):
     get_sum_s: float
     queue_counts: _containers.RepeatedScalarFieldContainer[int]
     queue_sum_s: float
-    def __init__(self, dataset_id: _Optional[str] = ..., gets: _Optional[int] = ..., bytes: _Optional[int] = ..., errors: _Optional[int] = ..., get_counts: _Optional[_Iterable[int]] = ..., get_sum_s: _Optional[float] = ..., queue_counts: _Optional[_Iterable[int]] = ..., queue_sum_s: _Optional[float] = ...) -> None: ...
+    peer_reads: int
+    peer_bytes: int
+    def __init__(self, dataset_id: _Optional[str] = ..., gets: _Optional[int] = ..., bytes: _Optional[int] = ..., errors: _Optional[int] = ..., get_counts: _Optional[_Iterable[int]] = ..., get_sum_s: _Optional[float] = ..., queue_counts: _Optional[_Iterable[int]] = ..., queue_sum_s: _Optional[float] = ..., peer_reads: _Optional[int] = ..., peer_bytes: _Optional[int] = ...) -> None: ...
 
 class ServeMetricsRequest(_message.Message):
     __slots__ = ("address",)

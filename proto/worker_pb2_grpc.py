@@ -114,6 +114,11 @@ class WorkerStub:
                 request_serializer=forebay_dot_proto_dot_worker__pb2.PinRequest.SerializeToString,
                 response_deserializer=forebay_dot_proto_dot_worker__pb2.PinReply.FromString,
                 _registered_method=True)
+        self.Members = channel.unary_unary(
+                '/forebay.cache.v1.Worker/Members',
+                request_serializer=forebay_dot_proto_dot_worker__pb2.MembersRequest.SerializeToString,
+                response_deserializer=forebay_dot_proto_dot_worker__pb2.MembersReply.FromString,
+                _registered_method=True)
         self.ServeMetrics = channel.unary_unary(
                 '/forebay.cache.v1.Worker/ServeMetrics',
                 request_serializer=forebay_dot_proto_dot_worker__pb2.ServeMetricsRequest.SerializeToString,
@@ -235,6 +240,13 @@ class WorkerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Members(self, request, context):
+        """What each worker of the cluster holds: where a job finds its data warm.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ServeMetrics(self, request, context):
         """Serve /metrics for Prometheus from now on, elsewhere, or no longer.
         """
@@ -324,6 +336,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.Pin,
                     request_deserializer=forebay_dot_proto_dot_worker__pb2.PinRequest.FromString,
                     response_serializer=forebay_dot_proto_dot_worker__pb2.PinReply.SerializeToString,
+            ),
+            'Members': grpc.unary_unary_rpc_method_handler(
+                    servicer.Members,
+                    request_deserializer=forebay_dot_proto_dot_worker__pb2.MembersRequest.FromString,
+                    response_serializer=forebay_dot_proto_dot_worker__pb2.MembersReply.SerializeToString,
             ),
             'ServeMetrics': grpc.unary_unary_rpc_method_handler(
                     servicer.ServeMetrics,
@@ -763,6 +780,33 @@ class Worker:
             '/forebay.cache.v1.Worker/Pin',
             forebay_dot_proto_dot_worker__pb2.PinRequest.SerializeToString,
             forebay_dot_proto_dot_worker__pb2.PinReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Members(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/forebay.cache.v1.Worker/Members',
+            forebay_dot_proto_dot_worker__pb2.MembersRequest.SerializeToString,
+            forebay_dot_proto_dot_worker__pb2.MembersReply.FromString,
             options,
             channel_credentials,
             insecure,

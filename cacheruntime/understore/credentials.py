@@ -113,6 +113,11 @@ def redact(options: Mapping[str, str]) -> dict[str, str]:
     return {name: HIDDEN if _is_secret(name, value) else value for name, value in options.items()}
 
 
+def without_secrets(options: Mapping[str, str]) -> dict[str, str]:
+    """Only the options whose values cannot hold a secret."""
+    return {name: value for name, value in options.items() if not _is_secret(name, value)}
+
+
 def _is_secret(name: str, value: str) -> bool:
     if _PUBLIC_NAME.search(name):
         return False

@@ -52,6 +52,8 @@ async def _serve(config: CacheConfig, storage: Storage) -> None:
         nursery.start_soon(core.prefetcher.run)
         nursery.start_soon(core.keeper.run)
         server = start_server(core, socket)
+        if core.cluster is not None:
+            await core.cluster.start()
         await core.metrics.serve_remembered()
         _say("ready")
         _detach_output()
@@ -66,6 +68,9 @@ async def _serve(config: CacheConfig, storage: Storage) -> None:
                 await core.wait_unneeded()
             finally:
                 socket.unlink(missing_ok=True)
+                if core.cluster is not None:
+                    with trio.CancelScope(shield=True):
+                        await core.cluster.stop()
                 stopped = server.stop(_STOP_GRACE_S)
                 with trio.CancelScope(shield=True):
                     await trio.to_thread.run_sync(stopped.wait, _STOP_GRACE_S + 1)
@@ -106,6 +111,7 @@ def main() -> int:
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         storage = Storage(config, boot_id)
         config.remember_tiers()
+        config.remember_cluster()
     except ForebayError as error:
         _say(f"error {type(error).__name__}: {error}")
         return 1

@@ -5,18 +5,19 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import trio
 
 from forebay.cacheruntime import mounts
-from forebay.cacheruntime.config import KEPT_SNAPSHOTS, CacheConfig
+from forebay.cacheruntime.config import KEPT_SNAPSHOTS, CacheConfig, ClusterConfig
 from forebay.cacheruntime.dataset_source import StoreMount
+from forebay.cacheruntime.entry_messages import entry_message
 from forebay.cacheruntime.errors import NotAttached, SourceStale, SourceUnavailable
 from forebay.cacheruntime.keys import DatasetId
 from forebay.cacheruntime.policies.next_use import NextUse
 from forebay.cacheruntime.selection import Selection
 from forebay.cacheruntime.snapshot_history import Keep
-from forebay.cacheruntime.understore.base import Entry
 from forebay.cacheruntime.worker import pins
 from forebay.cacheruntime.worker.check import Check
 from forebay.cacheruntime.worker.dataset import Dataset
@@ -35,6 +36,9 @@ from forebay.cacheruntime.worker.sync import Syncs
 from forebay.cacheruntime.worker.verify import Pace
 from forebay.proto import worker_pb2 as pb
 
+if TYPE_CHECKING:
+    from forebay.cacheruntime.worker.cluster_node import ClusterNode
+
 log = logging.getLogger(__name__)
 
 _WATCH_INTERVAL_S = 0.5
@@ -52,7 +56,7 @@ class Core:
     def __init__(self, config: CacheConfig, storage: Storage, nursery: trio.Nursery, version: str) -> None:
         self._config = config
         self._storage = storage
-        self._version = version
+        self.version = version
         self._nursery = nursery
         self._calls = 0
         self._idle_since = time.monotonic()
@@ -63,21 +67,35 @@ class Core:
         self.filler = Filler(storage, config.fill, nursery)
         self.keeper = Keeper(storage, self.filler.verifier)
         self.small_files = SmallFiles(self.filler, nursery)
-        self.jobs = Jobs(config, self.datasets, self.filler, self.small_files, storage, nursery, self._busy)
+        self.jobs = Jobs(config, self.datasets, self.filler, self.small_files, storage, nursery, self.busy)
         self._began = time.monotonic()
         self.metrics = Metrics(config, self.status, self.traffic, self.jobs.store)
         self.orders = Orders()
         self.orders.sink = self._sink
         self.prefetcher = Prefetcher(self.orders, self.filler, storage)
         self.orders.moved = self.prefetcher.wake
+        storage.rooms.note_reads = self.orders.note_reads
+        self.cluster = self._cluster_node(config.cluster) if config.cluster is not None else None
+        self.datasets.cluster = self.jobs.cluster = self.cluster
+
+    def _cluster_node(self, cluster: ClusterConfig) -> "ClusterNode":
+        # What it imports takes a fifth of a second, which a node that is alone need not wait for.
+        from forebay.cacheruntime.worker.cluster_node import ClusterNode
+
+        return ClusterNode(self._config, cluster, self, self._nursery)
+
+    @property
+    def storage(self) -> Storage:
+        return self._storage
 
     async def attach(self, request: pb.AttachRequest) -> pb.AttachReply:
-        with self._busy():
+        with self.busy():
             stores = tuple(StoreMount.from_proto(store) for store in request.stores)
             dataset = await self.datasets.attach(request.source, dict(request.options), stores)
             if request.HasField("retention"):
                 dataset.keep = _keep(request.retention)
             policy = request.cache_policy if request.HasField("cache_policy") else None
+            dataset.policy = policy or dataset.policy
             pinned = self._storage.set_policy(dataset.id, policy) if policy is not None else []
             reply = pb.AttachReply(dataset_id=dataset.id)
             if request.list:
@@ -104,7 +122,7 @@ class Core:
 
     async def fill(self, request: pb.FillRequest, lease: Lease | None = None) -> bytes | None:
         """See `Filler.fill`."""
-        with self._busy():
+        with self.busy():
             dataset = self.datasets.get(request.dataset_id)
             ref = request.file
             path = os.fsdecode(ref.path)
@@ -121,12 +139,12 @@ class Core:
                 raise
 
     async def list_directory(self, request: pb.ListDirectoryRequest) -> pb.ListDirectoryReply:
-        with self._busy():
+        with self.busy():
             await self.datasets.list_directory(self.datasets.get(request.dataset_id), request.path, request.name)
             return pb.ListDirectoryReply()
 
     async def sync(self, request: pb.SyncRequest) -> pb.SyncReply:
-        with self._busy():
+        with self.busy():
             outcome = await self.syncs.sync(self.datasets.get(request.dataset_id))
             previous, counts = outcome.since(request.shown)
             return pb.SyncReply(
@@ -139,17 +157,17 @@ class Core:
             )
 
     async def stat(self, request: pb.StatRequest) -> pb.StatReply:
-        with self._busy():
+        with self.busy():
             store = self.datasets.get(request.dataset_id).store
             path = os.fsdecode(request.path)
             if not request.children:
-                return pb.StatReply(entry=_entry(await trio.to_thread.run_sync(store.stat, path)))
+                return pb.StatReply(entry=entry_message(await trio.to_thread.run_sync(store.stat, path)))
             entries = await trio.to_thread.run_sync(store.list_directory, path)
-            return pb.StatReply(children=[_entry(entry) for entry in entries])
+            return pb.StatReply(children=[entry_message(entry) for entry in entries])
 
     async def start_warmup(self, request: pb.WarmupRequest, background: bool = False) -> Job:
         """Start a warm-up; it ends by itself or with its scope's cancellation (the client went away)."""
-        with self._busy():
+        with self.busy():
             return self.jobs.start(request, background=background)
 
     async def start_job(self, request: pb.WarmupRequest) -> pb.StartJobReply:
@@ -158,11 +176,11 @@ class Core:
         return pb.StartJobReply(job=job.record.id)
 
     async def cancel_job(self, request: pb.CancelJobRequest) -> pb.CancelJobReply:
-        with self._busy():
+        with self.busy():
             return pb.CancelJobReply(state=await self.jobs.cancel(request.job))
 
     async def evict(self, request: pb.EvictRequest) -> pb.EvictReply:
-        with self._busy():
+        with self.busy():
             dataset = self.datasets.get(request.dataset_id)
             snapshot = self.datasets.chosen(dataset, request.snapshot)
             selection = Selection(list(request.paths), list(request.globs))
@@ -171,7 +189,7 @@ class Core:
             return pb.EvictReply(files=files, bytes=size, pinned=kept)
 
     async def pin(self, request: pb.PinRequest) -> pb.PinReply:
-        with self._busy():
+        with self.busy():
             dataset = self.datasets.get(request.dataset_id)
             snapshot = self.datasets.chosen(dataset, request.snapshot)
             unknown: list[bytes] = []
@@ -190,11 +208,14 @@ class Core:
                 dataset_id=dataset, gets=traffic.gets, bytes=traffic.bytes, errors=traffic.errors,
                 get_counts=traffic.get_times.counts, get_sum_s=traffic.get_times.sum_s,
                 queue_counts=traffic.queue_times.counts, queue_sum_s=traffic.queue_times.sum_s,
+                peer_reads=traffic.peer_reads, peer_bytes=traffic.peer_bytes,
             )  # fmt: skip
+        if self.cluster is not None:
+            self.cluster.add_traffic(reply)
         return reply
 
     async def serve_metrics(self, request: pb.ServeMetricsRequest) -> pb.ServeMetricsReply:
-        with self._busy():
+        with self.busy():
             return pb.ServeMetricsReply(address=await self.metrics.serve(request.address))
 
     async def start_check(self, request: pb.CheckRequest) -> Check:
@@ -205,15 +226,16 @@ class Core:
         return check
 
     async def _run_check(self, check: Check) -> None:
-        with self._busy(), check.scope:
+        with self.busy(), check.scope:
             await check.run()
 
     async def status(self, request: pb.StatusRequest) -> pb.StatusReply:
         damage = self._storage.damage
         reply = pb.StatusReply(
-            pid=os.getpid(), version=self._version, damaged_blocks=damage.blocks, damaged_files=damage.files,
+            pid=os.getpid(), version=self.version, damaged_blocks=damage.blocks, damaged_files=damage.files,
             damaged_records=damage.records, moved_bytes=self.keeper.mover.moved_bytes,
             scrubbed_bytes=self.keeper.scrubbed_bytes, checkpoints=self.keeper.checkpoints,
+            cluster=self._config.cluster.to_json() if self._config.cluster is not None else "",
         )  # fmt: skip
         position = {}
         for number, tier in enumerate(self._storage.tiers):
@@ -240,6 +262,11 @@ class Core:
                     shown.holdings.add(tier=position[number], bytes=size, files=files)
         return reply
 
+    async def members(self, request: pb.MembersRequest) -> pb.MembersReply:
+        """What each worker of the cluster holds; nothing when this one is alone."""
+        with self.busy():
+            return await self.cluster.survey(request) if self.cluster is not None else pb.MembersReply()
+
     async def post_order(self, request: pb.PostOrderRequest, holder: object | None = None) -> pb.PostOrderReply:
         """See `Orders.post`.
 
@@ -247,7 +274,7 @@ class Core:
             request: see proto/worker.proto.
             holder: the connection that it came by, with whose end the reader is gone; None: gRPC.
         """
-        with self._busy():
+        with self.busy():
             dataset = self.datasets.get(request.dataset_id)
             snapshot = self.datasets.opened(dataset, request.snapshot)
             if snapshot is None:
@@ -270,12 +297,12 @@ class Core:
         self.orders.connection_ended(holder)
 
     async def collect_snapshots(self, request: pb.CollectSnapshotsRequest) -> pb.CollectSnapshotsReply:
-        with self._busy():
+        with self.busy():
             removed = self.datasets.history.collect_by_id(DatasetId(request.dataset_id), _keep(request.retention))
             return pb.CollectSnapshotsReply(removed=removed)
 
     async def forget(self, request: pb.ForgetRequest) -> pb.ForgetReply:
-        with self._busy():
+        with self.busy():
             names, count = self.datasets.history.forget(request.name)
             reply = pb.ForgetReply(snapshots=count)
             if request.purge:
@@ -287,7 +314,7 @@ class Core:
 
     async def retire(self, request: pb.RetireRequest) -> pb.RetireReply:
         """Leave as soon as no mount, no reader with an order and no call is left, without the grace period."""
-        leaving = self._calls == 0 and not self.orders.active and not self._has_mounts()
+        leaving = self._calls == 0 and not self._serves_others and not self.orders.active and not self._has_mounts()
         self._retiring = leaving
         return pb.RetireReply(leaving=leaving)
 
@@ -299,10 +326,16 @@ class Core:
             if self._calls or self.orders.active or self._has_mounts():
                 self._idle_since = time.monotonic()
                 self._retiring = False
+            elif self._serves_others:
+                continue
             elif self._retiring or time.monotonic() - self._idle_since > self._config.idle_exit_s:
                 await self.keeper.checkpoint()
                 if not self._calls and not self._has_mounts():
                     return
+
+    @property
+    def _serves_others(self) -> bool:
+        return self.cluster is not None and self.cluster.cluster.is_member
 
     def _has_mounts(self) -> bool:
         return any(True for _ in self._mounts())
@@ -328,7 +361,7 @@ class Core:
         return used
 
     @contextmanager
-    def _busy(self) -> Iterator[None]:
+    def busy(self) -> Iterator[None]:
         self._calls += 1
         try:
             yield
@@ -339,13 +372,3 @@ class Core:
 
 def _keep(asked: pb.Retention) -> Keep:
     return Keep(asked.count or KEPT_SNAPSHOTS, asked.age_s, frozenset(asked.pinned))
-
-
-def _entry(entry: Entry) -> pb.StatEntry:
-    return pb.StatEntry(
-        path=os.fsencode(entry.path),
-        kind=entry.kind.value,
-        size=entry.size,
-        mtime_ns=entry.mtime_ns,
-        version=entry.version,
-    )

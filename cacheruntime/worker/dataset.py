@@ -3,12 +3,13 @@
 from dataclasses import dataclass, field
 
 from forebay.cacheruntime.dataset_source import StoreMount
-from forebay.cacheruntime.keys import DatasetId, Roots
+from forebay.cacheruntime.keys import ContentId, DatasetId, Roots
 from forebay.cacheruntime.snapshot_history import Keep
 from forebay.cacheruntime.understore.base import UnderStore
 from forebay.cacheruntime.understore.composite import CompositeStore
-from forebay.cacheruntime.worker.fetch import SourceFile
+from forebay.cacheruntime.worker.fetch import Peers, SourceFile
 from forebay.cacheruntime.worker.snapshot import Snapshot
+from forebay.proto import worker_pb2 as pb
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Dataset:
     """Removed from sight and disk while tasks of this worker still had them; to be closed."""
     last_used: float = 0.0
     keep: Keep = field(default_factory=Keep)
+    policy: pb.CachePolicy | None = None
+    """As it was last attached with one."""
+    peers: Peers | None = None
+    """Other workers that may have its files."""
 
     @property
     def newest(self) -> Snapshot | None:
@@ -45,14 +50,22 @@ class Dataset:
         """Ids of the other datasets that what it caches belongs to."""
         return {store.owner for store in self.definition.stores if store.owner}
 
-    def file(self, path: str, size: int, version: str) -> SourceFile:
+    def file(self, path: str, size: int, version: str, hops: int = 0, content: ContentId | None = None) -> SourceFile:
         """One version of one file, as its own store knows it.
+
+        Args:
+            path: in the dataset.
+            size, version: as listed.
+            hops: workers that passed the request on.
+            content: the name of these, where it is known: to hash them takes 5 us.
 
         Raises:
             SourceNotFound: the path is in no store.
         """
         if not isinstance(self.store, CompositeStore):
-            return SourceFile(self.id, self.store, path, size, version)
+            return SourceFile(self.id, self.store, path, size, version, path, self.id, path, self.peers, hops, content)
         place = self.store.locate(path)
         owner = DatasetId(place.owner or self.id)
-        return SourceFile(owner, place.store, place.path, size, version, place.owner_path)
+        return SourceFile(
+            owner, place.store, place.path, size, version, place.owner_path, self.id, path, self.peers, hops, content
+        )

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import lmdb
 import trio
@@ -27,11 +28,14 @@ from forebay.cacheruntime.snapshot_history import (
 from forebay.cacheruntime.understore.base import Entry, UnderStore
 from forebay.cacheruntime.understore.composite import Child, CompositeStore
 from forebay.cacheruntime.understore.credentials import redact
-from forebay.cacheruntime.understore.factory import open_store
+from forebay.cacheruntime.understore.factory import canonical_source, open_store
 from forebay.cacheruntime.worker.dataset import Dataset, Definition
 from forebay.cacheruntime.worker.history import History
 from forebay.cacheruntime.worker.snapshot import Snapshot, about_to_come, all_held, writable
 from forebay.cacheruntime.worker.snapshot_store import SnapshotStore
+
+if TYPE_CHECKING:
+    from forebay.cacheruntime.worker.cluster_node import ClusterNode
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +65,8 @@ class Datasets:
         self._comparers = trio.CapacityLimiter(1)
         self._directories: dict[tuple[DatasetId, bytes], trio.Event] = {}
         self.all: dict[DatasetId, Dataset] = {}
+        self.cluster: ClusterNode | None = None
+        """Other workers that files may come from."""
         self.history = History(config.cache_dir / "datasets", self.all, mounts)
 
     def get(self, name: str) -> Dataset:
@@ -109,10 +115,13 @@ class Datasets:
             known.store, known.definition = store, definition  # the old one serves the reads that hold it
             return known
         roots = Roots(store.url, store.roots()) if isinstance(store, CompositeStore) else Roots(store.url)
-        self.all[name] = Dataset(name, definition, store, roots, last_used=time.monotonic())
+        peers = self.cluster.source if self.cluster is not None else None
+        self.all[name] = Dataset(name, definition, store, roots, last_used=time.monotonic(), peers=peers)
         return self.all[name]
 
     async def _open_store(self, definition: Definition) -> UnderStore:
+        if self.cluster is not None and not self.cluster.has_store:
+            return self._open_remote(definition, self.cluster)
         if not definition.stores:
             return await trio.to_thread.run_sync(open_store, definition.source, definition.options, self._retry)
         children: list[Child] = []
@@ -128,6 +137,22 @@ class Datasets:
                 child.store.close()
             raise
         return CompositeStore(definition.source, children)
+
+    @staticmethod
+    def _open_remote(definition: Definition, cluster: "ClusterNode") -> UnderStore:
+        """What a client node has in place of stores."""
+        if not definition.stores:
+            url = canonical_source(definition.source, definition.options)
+            return cluster.open_remote(url, dataset_id(url), "")
+        name = tree_id(definition.source, list(definition.stores))
+        return CompositeStore(
+            definition.source,
+            [
+                Child(path, cluster.open_remote(url, name, path), each.owner, each.owner_path)
+                for each in definition.stores
+                for path, url in each.roots()
+            ],
+        )
 
     async def _open_snapshot(self, mount: StoreMount) -> SnapshotStore:
         """A snapshot of another dataset, which is attached for that if it is not."""

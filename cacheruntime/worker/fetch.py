@@ -3,17 +3,44 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import xxhash
 
+from forebay.cacheruntime.blocks import Span, sums_of
 from forebay.cacheruntime.errors import SourceStale
-from forebay.cacheruntime.index import BLOCK_BYTES, block_bytes, block_count
 from forebay.cacheruntime.keys import ContentId, DatasetId, content_id
 from forebay.cacheruntime.understore.base import UnderStore
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 Write = Callable[[Sequence[memoryview], int], None]
 """Puts pieces, one behind the other, at an offset of a tier file; raises OSError."""
+
+
+class Taken(NamedTuple):
+    """What one read took from one source, to be counted in the event loop."""
+
+    dataset: DatasetId
+    peer: str | None
+    """Id of the worker; None: the under-store."""
+    bytes: int
+    took_ns: int
+    failed: bool
+
+
+class Peers(Protocol):
+    """The other workers of a cluster, as a source; see `peer_source.py`."""
+
+    def read(self, file: "SourceFile", start: int, length: int) -> "Iterator[Buffer]":
+        """Bytes of a file, of its owners, else of its store; each piece verified. Errors as `UnderStore.read_range`."""
+
+    def drain_taken(self) -> "Iterator[Taken]":
+        """What reads took since the last call. In the event loop."""
+
+    def relays(self, file: "SourceFile") -> bool:
+        """Whether an owner is asked to fetch it, rather than its store by this worker."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +54,39 @@ class SourceFile:
     version: str
     dataset_path: str = ""
     """Where it is in `dataset`, which may be made of several stores; '' stands for `path`."""
+    asked_of: DatasetId | None = None
+    """The dataset through which it is read, which may show only a part of `dataset`."""
+    asked_path: str = ""
+    """Where it is in that."""
+    peers: Peers | None = None
+    """Other workers that may have it; None: the node is alone."""
+    hops: int = 0
+    """Workers that passed the request on to this one; 0: it is this node's own."""
+    known_content: ContentId | None = None
+    """Its name, where it is known already."""
 
     @cached_property
     def content(self) -> ContentId:
-        return content_id(self.store.url, self.path, self.size, self.version)
+        return self.known_content or content_id(self.store.url, self.path, self.size, self.version)
+
+    @property
+    def is_relayed(self) -> bool:
+        """Whether another worker is asked to fetch it."""
+        return self.peers is not None and self.peers.relays(self)
+
+    def read(self, start: int, length: int) -> "Iterator[Buffer]":
+        """As `UnderStore.read_range`, from another worker where one has it."""
+        if self.peers is None:
+            return self.store.read_range(self.path, start, length, self.version)
+        return self.peers.read(self, start, length)
 
 
 class Fetched(NamedTuple):
-    """A whole block: in the tier file, or in `data` when it goes past the tiers."""
+    """Bytes of one block: in the tier file, or in `data` when they go past the tiers."""
 
-    number: int
-    checksum: int
+    span: Span
+    sums: bytes
+    """XXH3-64 of a whole block, or of each piece of one."""
     data: bytes | None
 
 
@@ -53,60 +102,61 @@ def fetch_whole(file: SourceFile) -> bytes:
 
 def fetch_pieces(file: SourceFile) -> list[memoryview]:
     """A small file's bytes as the store gave them, which spares a copy; errors as `fetch_whole`."""
-    pieces = [memoryview(piece) for piece in file.store.read_range(file.path, 0, file.size, file.version)]
+    pieces = [memoryview(piece) for piece in file.read(0, file.size)]
     size = sum(map(len, pieces))
     if size != file.size:
         raise SourceStale(f"{file.store.url}: {file.path!r} has {size} bytes, listed were {file.size}")
     return pieces
 
 
-def fetch_blocks(file: SourceFile, run: list[int], write: Write | None) -> Iterator[Fetched]:
-    """Stream a run of blocks to a tier file, or to memory.
+def fetch_spans(file: SourceFile, run: list[Span], write: Write | None) -> Iterator[Fetched]:
+    """Stream a run of blocks, or of pieces of them, to a tier file or to memory.
 
     Args:
         file: which.
-        run: consecutive block numbers.
+        run: spans that follow one another.
         write: to the tier file; None for memory.
 
     Yields:
-        Each block when it is whole. From a store that cannot pin a version, nothing before the read has ended well.
+        Each span when it is whole. From a store that cannot pin a version, nothing before the read has ended well.
 
     Raises:
         ForebayError: from the store. OSError: from writing.
     """
-    start = run[0] * BLOCK_BYTES
-    length = min((run[-1] + 1) * BLOCK_BYTES, file.size) - start
-    assert run[-1] < block_count(file.size)
+    assert run[-1].end <= file.size
     held: list[Fetched] = []
-    number, filled = run[0], 0
+    position, filled = 0, 0
     # Whole aligned blocks make large folios in the page cache, where the pieces of a store would make small ones: these
     # cost a reader of 4 KiB a quarter of its rate. The pieces are gathered by the kernel (pwritev), not copied before.
     pieces: list[memoryview] = []
     hasher = xxhash.xxh3_64()
-    for piece in file.store.read_range(file.path, start, length, file.version):
+    for piece in file.read(run[0].start, run[-1].end - run[0].start):
         view = memoryview(piece)
-        while view and number <= run[-1]:
-            size = block_bytes(file.size, number)
-            part = view[: size - filled]
+        while view and position < len(run):
+            span = run[position]
+            part = view[: span.size - filled]
             view = view[len(part) :]
             pieces.append(part)
             hasher.update(part)
             filled += len(part)
-            if filled == size:
-                done = _store(number, hasher.intdigest(), pieces, write)
+            if filled == span.size:
+                done = _store(file, span, hasher.digest(), pieces, write)
                 if file.store.pins_version:
                     yield done
                 else:
                     held.append(done)
-                number, filled, pieces = number + 1, 0, []
+                position, filled, pieces = position + 1, 0, []
                 hasher.reset()
-    if number <= run[-1]:
+    if position < len(run):
         raise SourceStale(f"{file.store.url}: {file.path!r} is shorter than listed ({file.size} bytes)")
     yield from held
 
 
-def _store(number: int, checksum: int, pieces: list[memoryview], write: Write | None) -> Fetched:
+def _store(file: SourceFile, span: Span, whole: bytes, pieces: list[memoryview], write: Write | None) -> Fetched:
+    sums = whole
+    if not span.is_block(file.size):
+        sums = sums_of(pieces[0] if len(pieces) == 1 else b"".join(pieces))
     if write is None:
-        return Fetched(number, checksum, b"".join(pieces))
-    write(pieces, number * BLOCK_BYTES)
-    return Fetched(number, checksum, None)
+        return Fetched(span, sums, b"".join(pieces))
+    write(pieces, span.start)
+    return Fetched(span, sums, None)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -22,6 +23,9 @@ from forebay.cacheruntime.worker.snapshot import Snapshot
 from forebay.cacheruntime.worker.storage import Storage
 from forebay.cacheruntime.worker.warmup import Warmup
 from forebay.proto import worker_pb2 as pb
+
+if TYPE_CHECKING:
+    from forebay.cacheruntime.worker.cluster_node import ClusterNode
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +93,8 @@ class Jobs:
         self._storage = storage
         self._nursery = nursery
         self._busy = busy
+        self.cluster: ClusterNode | None = None
+        """Other workers, whose share of a warm-up is theirs to bring."""
         self.running: dict[int, Job] = {}
         for record in self.store.all():
             if record.state is JobState.RUNNING:  # of a worker that was killed
@@ -112,8 +118,11 @@ class Jobs:
         dataset = self._datasets.get(asked.dataset_id)
         snapshot = self._datasets.chosen(dataset, asked.snapshot)
         request = _request(asked)
+        elsewhere = self.cluster is not None and not request.local
+        if request.pin and elsewhere:
+            raise UsageError("--pin keeps files on the node itself: in a cluster give --local with it")
         media = [tier.config.medium.value for tier in self._storage.tiers]
-        if request.medium and request.medium not in media:
+        if request.medium and request.medium not in media and not elsewhere:
             raise UsageError(f"there is no tier of medium {request.medium}; this cache has {', '.join(media)}")
         record = self.store.create(without_userinfo(dataset.definition.source), request, background, time.time())
         return self._go_on(record, dataset, snapshot, background)
@@ -165,7 +174,8 @@ class Jobs:
             self._nursery.start_soon(self._datasets.refresh_file, dataset, path)
 
         warmup = Warmup(
-            dataset, snapshot, record.request, self._filler, self._small, self._storage, failed, stale
+            dataset, snapshot, record.request, self._filler, self._small, self._storage, failed, stale,
+            None if record.request.local else self.cluster,
         )  # fmt: skip
         job = Job(running, warmup)
         self.store.put(running)
@@ -227,4 +237,5 @@ def _request(asked: pb.WarmupRequest) -> JobRequest:
         metadata_only=asked.metadata_only,
         skip_existing=asked.skip_existing,
         deadline_s=asked.deadline_s,
+        local=asked.local,
     )

@@ -93,6 +93,35 @@ def worker_metrics(status: pb.StatusReply, traffic: pb.TrafficReply) -> Iterator
     yield from (used, quota, normal)
     yield from _dataset_metrics(status)
     yield from _store_metrics(status, traffic)
+    if status.cluster:
+        yield from _peer_metrics(traffic)
+
+
+def _peer_metrics(traffic: pb.TrafficReply) -> Iterator[Metric]:
+    """What came from other workers of the cluster."""
+    requests = CounterMetricFamily("forebay_peer_requests", "Reads from another worker", labels=["peer"])
+    size = CounterMetricFamily("forebay_peer_bytes", "Read from another worker", labels=["peer"])
+    errors = CounterMetricFamily("forebay_peer_errors", "Reads that a worker did not answer well", labels=["peer"])
+    wrong = CounterMetricFamily(
+        "forebay_peer_wrong_replies", "Whose bytes were not what their checksums said", labels=["peer"]
+    )
+    usable = GaugeMetricFamily("forebay_peer_usable", "1 while a worker is asked, 0 while set aside", labels=["peer"])
+    times = HistogramMetricFamily(
+        "forebay_peer_header_duration_seconds", "From a request to the first word of its answer", labels=["peer"]
+    )
+    for peer in traffic.peers:
+        requests.add_metric([peer.id], peer.requests)
+        size.add_metric([peer.id], peer.bytes)
+        errors.add_metric([peer.id], peer.errors)
+        wrong.add_metric([peer.id], peer.wrong)
+        usable.add_metric([peer.id], peer.usable)
+        _add(times, [peer.id], Histogram.of(peer.header_counts, int(peer.header_sum_s * 1e9)))
+    yield from (requests, size, errors, wrong, usable, times)
+    yield CounterMetricFamily("forebay_peer_hedges", "Second requests for what came late", traffic.hedges)
+    if traffic.certificate_left_s:
+        yield GaugeMetricFamily(
+            "forebay_certificate_left_seconds", "Until this node's certificate ends", traffic.certificate_left_s
+        )
 
 
 def _dataset_metrics(status: pb.StatusReply) -> Iterator[Metric]:

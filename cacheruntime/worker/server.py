@@ -70,6 +70,7 @@ def _unary(name: str) -> Callable[[WorkerService, Any, grpc.ServicerContext], An
 
 
 for _name in (
+    "Members",
     "Attach",
     "ListDirectory",
     "Sync",

@@ -3,16 +3,13 @@
 This is what `dataset://NAME@N` shows. A file that its store has no more as it was listed is stale for good.
 """
 
-import os
 from collections.abc import Iterator
 
-from forebay.cacheruntime.catalogue import Catalogue, Node
-from forebay.cacheruntime.errors import SourceNotFound
-from forebay.cacheruntime.keys import NodeId, Roots
-from forebay.cacheruntime.understore.base import Entry, Kind
+from forebay.cacheruntime.catalogue import Catalogue
+from forebay.cacheruntime.keys import Roots
+from forebay.cacheruntime.understore.base import Entry
 from forebay.cacheruntime.understore.composite import Child, CompositeStore, Place
-
-_PAGE_ENTRIES = 1000
+from forebay.cacheruntime.worker.catalogue_tree import CatalogueTree
 
 
 class SnapshotStore(CompositeStore):
@@ -31,9 +28,8 @@ class SnapshotStore(CompositeStore):
         """
         super().__init__(url, [Child("", whole)])
         self._whole = whole
-        self._catalogue = catalogue
         self._below = below
-        self._root = os.fsencode(below)
+        self._tree = CatalogueTree(url, catalogue, below)
 
     def roots(self) -> list[tuple[str, str]]:
         """See `CompositeStore.roots`."""
@@ -50,54 +46,19 @@ class SnapshotStore(CompositeStore):
 
     def probe(self) -> None:
         """See `UnderStore.probe`. The stores are not asked: what is cached needs none."""
-        self._node("")
+        self._tree.probe()
 
     def list_tree(self) -> Iterator[list[Entry]]:
         """See `UnderStore.list_tree`."""
-        top = self._node("")
-        if top.kind is not Kind.DIRECTORY:
-            yield [_entry(top, os.fsdecode(top.name))]
-            return
-        pending: list[tuple[NodeId, str]] = [(top.node, "")]
-        page: list[Entry] = []
-        while pending:
-            directory, path = pending.pop()
-            for found in self._catalogue.children(directory):
-                name = os.fsdecode(found.name)
-                page.append(_entry(found, f"{path}/{name}" if path else name))
-                if found.kind is Kind.DIRECTORY:
-                    pending.append((found.node, page[-1].path))
-            if len(page) >= _PAGE_ENTRIES:
-                yield page
-                page = []
-        yield page
+        return self._tree.list_tree()
 
     def list_directory(self, path: str) -> list[Entry]:
         """See `UnderStore.list_directory`."""
-        found = self._node(path)
-        if found.kind is not Kind.DIRECTORY:
-            raise SourceNotFound(f"{self.url}: {path!r} is no directory")
-        above = f"{path}/" if path else ""
-        return [_entry(node, above + os.fsdecode(node.name)) for node in self._catalogue.children(found.node)]
+        return self._tree.list_directory(path)
 
     def stat(self, path: str) -> Entry:
         """See `UnderStore.stat`."""
-        found = self._node(path)
-        if found.kind is Kind.DIRECTORY:
-            raise SourceNotFound(f"{self.url}: {path!r} is a directory")
-        return _entry(found, path)
+        return self._tree.stat(path)
 
     def close(self) -> None:
         """See `UnderStore.close`."""
-
-    def _node(self, path: str) -> Node:
-        whole = b"/".join(filter(None, (self._root, os.fsencode(path))))
-        found = self._catalogue.resolve(whole)
-        if found is None:
-            raise SourceNotFound(f"{self.url}: there is no {os.fsdecode(whole)!r}")
-        return found
-
-
-def _entry(node: Node, path: str) -> Entry:
-    target = os.fsdecode(node.target)
-    return Entry(path, node.kind, node.size, node.mtime_ns, node.version, target, node.mode)

@@ -4,6 +4,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -17,7 +18,11 @@ from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.pins import pin
 from forebay.cacheruntime.worker.small_files import MOST_AT_ONCE, SmallFiles
 from forebay.cacheruntime.worker.snapshot import Snapshot
+from forebay.cacheruntime.worker.spread import PIECES_UNDER_WAY, Spread, slices
 from forebay.cacheruntime.worker.storage import Storage
+
+if TYPE_CHECKING:
+    from forebay.cacheruntime.worker.cluster_node import ClusterNode
 
 _FAILURES_SHOWN = 20
 """With the progress; all of them are in the job's log of failures."""
@@ -25,9 +30,9 @@ _FAILURES_SHOWN = 20
 _BATCH = 512
 """Files taken from the catalogue in one go: about 2 ms of a thread."""
 
-DEFAULT_LARGE_JOBS, DEFAULT_SMALL_JOBS = 8, 128
-"""A store in the region takes 20 ms for a small file: 128 at once make 6,400 a second. Large files fill the worker's
-slots with fewer."""
+DEFAULT_LARGE_JOBS, DEFAULT_SMALL_JOBS = 8, 256
+"""A store in the region takes 20 ms for a small file, and what came waits a few for its turn to be written: 256 at once
+make 10,000 a second. Large files fill the worker's slots with fewer."""
 
 _WINDOWS = 2
 """Of one file under way: while the last GETs of one come in, those of the next have begun."""
@@ -89,6 +94,7 @@ class Warmup:
         storage: Storage,
         failed: Callable[[str, str], None] = lambda path, error: None,
         stale: Callable[[str], None] = lambda path: None,
+        cluster: "ClusterNode | None" = None,
     ) -> None:
         """
         Args:
@@ -97,6 +103,7 @@ class Warmup:
             filler, small, storage: of the worker.
             failed: told path and reason of each file that could not be had.
             stale: told the path of each file that is another version than listed.
+            cluster: have each file brought in by its owners; None: by this worker.
         """
         self.dataset = dataset
         self.snapshot = snapshot
@@ -106,6 +113,7 @@ class Warmup:
         self._storage = storage
         self._failed = failed
         self._stale = stale
+        self._cluster = cluster
         globs = [os.fsencode(glob) for glob in request.globs]
         self._selection = Selection([os.fsencode(path) for path in request.paths], globs)
         self._large_at_once = min(request.jobs or DEFAULT_LARGE_JOBS, MOST_AT_ONCE)
@@ -131,9 +139,12 @@ class Warmup:
             await pin(self._storage, self.dataset, self.snapshot, self._selection.paths)  # before anything comes
         if not self._request.metadata_only:
             limit = RateLimit(self._request.rate_bytes_s)
-            await self._bring_all(limit)
-            if self._request.verify:
-                await self._verify_all(limit)
+            if self._cluster is not None:
+                await self._spread_all(self._cluster, limit)
+            else:
+                await self._bring_all(limit)
+                if self._request.verify:
+                    await self._verify_all(limit)
         self.progress.finished = True
 
     async def _count(self) -> None:
@@ -198,7 +209,7 @@ class Warmup:
         if cached is None and self._filler.is_small(node.size):
             await limit.take(node.size)
             if await self._small.fetch(
-                self.dataset.file(path, node.size, node.version),
+                self.dataset.file(path, node.size, node.version, content=node.content),
                 self._medium,
                 self._small_at_once,
                 self._small_done(path, node),
@@ -265,7 +276,7 @@ class Warmup:
         if cached is None or not cached.has(offset, offset + length):
             await limit.take(length)
             await self._filler.fill(
-                self.dataset.file(path, node.size, node.version),
+                self.dataset.file(path, node.size, node.version, content=node.content),
                 offset,
                 length,
                 length,
@@ -274,6 +285,56 @@ class Warmup:
             )
             self.progress.bytes_fetched += length
         self.progress.bytes_done += length
+
+    # By the owners
+
+    async def _spread_all(self, cluster: "ClusterNode", limit: RateLimit) -> None:
+        pieces = trio.Semaphore(PIECES_UNDER_WAY)
+        async with trio.open_nursery() as nursery:
+            spread = Spread(
+                cluster, self.dataset.id, nursery, medium=self._request.medium,
+                skip_existing=self._request.skip_existing,
+            )  # fmt: skip
+            async for batch in self._batches():
+                for path, node in batch:
+                    await pieces.acquire()
+                    nursery.start_soon(self._spread_file, spread, os.fsdecode(path), node, limit, pieces)
+
+    async def _spread_file(
+        self, spread: Spread, path: str, node: Node, limit: RateLimit, pieces: trio.Semaphore
+    ) -> None:
+        """One file, all its slices at once."""
+        file = self.dataset.file(path, node.size, node.version)
+        uncached: list[int] = []
+        damaged: list[int] = []
+        errors: list[ForebayError] = []
+
+        async def bring(offset: int, length: int) -> None:
+            try:
+                await limit.take(length)
+                reply = await spread.bring(file, offset, length, suspect=self._request.verify)
+            except ForebayError as error:
+                errors.append(error)
+                return
+            self.progress.bytes_done += length
+            self.progress.bytes_fetched += reply.bytes_fetched
+            uncached.extend([offset] * reply.uncached)
+            damaged.extend([offset] * reply.damaged)
+
+        try:
+            if node.size:
+                async with trio.open_nursery() as nursery:
+                    for offset, length in slices(node.size, small=self._filler.is_small(node.size)):
+                        nursery.start_soon(bring, offset, length)
+        finally:
+            pieces.release()
+        self.progress.files_damaged += bool(damaged)
+        if errors:
+            self._file_failed(path, errors[0])
+            return
+        self.progress.files_done += 1
+        self.progress.files_uncached += bool(uncached)
+        self.progress.files_verified += self._request.verify
 
     # Verifying
 

@@ -69,7 +69,7 @@ def test_readme_names_only_commands_and_targets_that_exist() -> None:
         assert re.search(rf"^\s+{command}\s", help_text, re.MULTILINE), f"forebay {command}"
 
 
-HEAVY = ("grpc", "trio", "lmdb", "obstore", "botocore", "fsspec", "pyarrow", "pydantic", "yaml")
+HEAVY = ("grpc", "trio", "lmdb", "obstore", "botocore", "fsspec", "pyarrow", "pydantic", "yaml", "cryptography", "jwt")
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -59,7 +59,7 @@ class Reading:
         self._forebay = forebay
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-S", "-E", str(READER)],
+                [*forebay.enter(), sys.executable, "-S", "-E", str(READER)],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )
             for _ in tasks
@@ -95,8 +95,14 @@ class Forebay:
     Resources: `end` takes off what is mounted, and returns what should not have been left.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, enter: Callable[[], list[str]] = list) -> None:
+        """
+        Args:
+            root: for its folders.
+            enter: what commands begin with, for one that runs them elsewhere.
+        """
         self.root = root
+        self.enter = enter
         self.cache_dir = root / "cache"
         self.runtime_dir = root / "run"
         self.state_dir = root / "state"
@@ -118,7 +124,7 @@ class Forebay:
     # Commands
 
     def command(self, *args: str | Path) -> list[str]:
-        return [sys.executable, "-m", "forebay.cli.main", *map(str, args)]
+        return [*self.enter(), sys.executable, "-m", "forebay.cli.main", *map(str, args)]
 
     def run(
         self, *args: str | Path, code: int | None = 0, timeout_s: float = 60.0, environ: dict[str, str] | None = None
@@ -241,9 +247,10 @@ class Forebay:
             for stream in (process.stdout, process.stderr):
                 if stream is not None:
                     stream.close()
-        return wrong + self._log_surprises()
+        return wrong + self.log_surprises()
 
-    def _log_surprises(self) -> list[str]:
+    def log_surprises(self) -> list[str]:
+        """Warnings and errors in logs that nobody expected."""
         found = []
         for log in [*self.root.glob("*/*.log"), *self.root.glob("*/*/*.log")]:
             for line in log.read_text(errors="replace").splitlines():

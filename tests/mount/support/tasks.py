@@ -19,16 +19,20 @@ from fuse_mounts import abort_below
 SUPPORT = Path(__file__).parent
 
 
-def start(program: str, *args: str | Path, **how: Any) -> "subprocess.Popen[str]":
-    """Start a program of this folder, its standard input and output at our hands.
+def start(
+    program: str | Path, *args: str | Path, enter: Sequence[str] = (), packages: bool = False, **how: Any
+) -> "subprocess.Popen[str]":
+    """Start a program, its standard input and output at our hands.
 
     Args:
-        program: its file name.
+        program: its file name in this folder, or its path.
         args: its arguments.
+        enter: what the command begins with, to run it elsewhere.
+        packages: it uses more than the standard library.
         how: for Popen.
     """
     return subprocess.Popen(
-        [sys.executable, "-S", "-E", str(SUPPORT / program), *map(str, args)],
+        [*enter, sys.executable, "-E", *([] if packages else ["-S"]), str(SUPPORT / program), *map(str, args)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -63,14 +67,14 @@ def ends(processes: "Sequence[subprocess.Popen[str]]", root: Path, timeout_s: fl
 class Conversation:
     """A program that answers each line of JSON with one. Resources: `close` ends it."""
 
-    def __init__(self, program: str, *args: str | Path, root: Path, timeout_s: float) -> None:
+    def __init__(self, program: str | Path, *args: str | Path, root: Path, timeout_s: float, **how: Any) -> None:
         """
         Args:
-            program, args: as for `start`.
+            program, args, how: as for `start`.
             root: where the mounts are.
             timeout_s: for one answer.
         """
-        self._process = start(program, *args)
+        self._process = start(program, *args, **how)
         self._root = root
         self._timeout_s = timeout_s
         self._pending = b""

@@ -1,0 +1,279 @@
+"""Workers that read from each other, as processes on loopback, before a store that counts its GETs."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from loopback import Loopback, Node, until
+from range_server import RangeServer
+from source_tree import MIB
+
+from forebay.proto import peer_pb2 as peer_pb
+from forebay.proto import worker_pb2 as pb
+
+LARGE = 20 * MIB + 12345
+SMALL = 70_000
+
+
+@pytest.fixture
+def make_server() -> Iterator[Callable[[int, int], RangeServer]]:
+    made: list[RangeServer] = []
+
+    def make(count: int, size: int) -> RangeServer:
+        made.append(RangeServer(count, size))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.close()
+
+
+@pytest.fixture
+def make_cluster(tmp_path: Path) -> Iterator[Callable[..., Loopback]]:
+    made: list[Loopback] = []
+
+    def make(count: int, server: RangeServer, **more: Any) -> Loopback:
+        options = dict(text.split("=", 1) for text in server.args[1::2])
+        made.append(Loopback(tmp_path, count, options, **more))
+        made[-1].attach(server.source)
+        return made[-1]
+
+    yield make
+    for cluster in made:
+        cluster.close()
+
+
+def digest(node: Node, number: int) -> str:
+    return sha256(node.read("s3://bucket", str(number))).hexdigest()
+
+
+def fetched_once(server: RangeServer) -> bool:
+    """Whether no byte has left the store twice."""
+    spans = sorted(server.gets)
+    return all(one[0] != other[0] or one[2] <= other[1] for one, other in pairwise(spans))
+
+
+def late(cluster: Loopback) -> bool:
+    """Whether a worker has not answered in time, as on a busy machine: then a byte may leave the store twice."""
+    traffic = [node.client.call("Traffic", pb.TrafficRequest()) for node in cluster.members]
+    return any(peer.errors for one in traffic for peer in one.peers)
+
+
+@pytest.mark.semantics("M1")
+@pytest.mark.parametrize(("count", "size"), [(3, LARGE), (40, SMALL)])
+def test_each_byte_leaves_the_store_once_and_reaches_every_node(
+    make_server: Any, make_cluster: Any, count: int, size: int
+) -> None:
+    server = make_server(count, size)
+    cluster = make_cluster(3, server)
+    nodes = cluster.members
+    for number in range(count):
+        for node in nodes:
+            assert digest(node, number) == server.digest(number)
+    assert fetched_once(server)
+    assert sum(end - start for _, start, end in server.gets) == count * size
+    assert sum(node.traffic().peer_bytes for node in nodes) == 2 * count * size
+
+
+def test_many_that_ask_at_once_cost_one_get(make_server: Any, make_cluster: Any) -> None:
+    server = make_server(4, LARGE)
+    cluster = make_cluster(3, server)
+    with ThreadPoolExecutor(12) as pool:
+        jobs = [pool.submit(digest, node, number) for node in cluster.members for number in range(4)]
+        assert [job.result() for job in jobs] == [server.digest(number) for number in range(4)] * 3
+    assert fetched_once(server) or late(cluster)
+
+
+@pytest.mark.semantics("M2")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
+def test_a_worker_that_is_gone_costs_no_read(make_server: Any, make_cluster: Any, number: signal.Signals) -> None:
+    server = make_server(12, 3 * MIB)
+    cluster = make_cluster(3, server)
+    reader, gone = cluster.members[0], cluster.members[1]
+    for one in range(6):
+        assert digest(reader, one) == server.digest(one)
+    if number is signal.SIGSTOP:
+        os.kill(gone.pid, number)
+    else:
+        gone.end(number)
+    for one in range(12):
+        assert digest(reader, one) == server.digest(one)
+
+
+def test_what_is_damaged_at_rest_is_never_taken(make_server: Any, make_cluster: Any) -> None:
+    server = make_server(6, 2 * MIB)
+    cluster = make_cluster(2, server)
+    owner, reader = cluster.members
+    for one in range(6):
+        assert digest(owner, one) == server.digest(one)
+    damaged = 0
+    for path in (owner.config.tiers[0].path).rglob("*"):
+        if path.is_file() and path.stat().st_size == 2 * MIB:
+            _flip(path)
+            damaged += 1
+    assert damaged
+    for one in range(6):
+        assert digest(reader, one) == server.digest(one)
+
+
+def _flip(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(MIB + 17)
+        byte = file.read(1)
+        file.seek(MIB + 17)
+        file.write(bytes([byte[0] ^ 4]))
+
+
+@pytest.mark.semantics("M4")
+def test_a_worker_keeps_its_share_through_a_restart(make_server: Any, make_cluster: Any) -> None:
+    server = make_server(6, 2 * MIB)
+    cluster = make_cluster(3, server)
+    for one in range(6):
+        digest(cluster.members[0], one)
+    gets = len(server.gets)
+    ids = [(member.config.cache_dir / "worker-id").read_text() for member in cluster.members]
+    cluster.members[1].end()
+    cluster.members[1].start()
+    assert ids == [(member.config.cache_dir / "worker-id").read_text() for member in cluster.members]
+    until(lambda: "the cluster has 3 members" in cluster.members[1].log())
+    for one in range(6):
+        assert digest(cluster.members[2], one) == server.digest(one)
+    assert len(server.gets) == gets
+
+
+@pytest.mark.semantics("M6")
+@pytest.mark.parametrize(("count", "size"), [(3, 70 * MIB), (60, SMALL)])
+def test_a_warm_up_loads_each_share_where_it_belongs(
+    make_server: Any, make_cluster: Any, count: int, size: int
+) -> None:
+    server = make_server(count, size)
+    cluster = make_cluster(3, server)
+    dataset = cluster.attach(server.source)
+    node = cluster.members[0]
+    *_, last = node.client.warmup(pb.WarmupRequest(dataset_id=dataset))
+    assert (last.state, last.files_done, last.files_failed, last.files_uncached) == ("done", count, 0, 0)
+    assert last.bytes_done == last.bytes_total == last.bytes_fetched == count * size
+    assert fetched_once(server)
+    members = node.client.call("Members", pb.MembersRequest(dataset_id=dataset)).members
+    held = {member.address: member.datasets[0].bytes if member.datasets else 0 for member in members}
+    assert sum(held.values()) == count * size
+    assert len([size for size in held.values() if size]) > 1
+    gets = len(server.gets)
+    for one in range(count):
+        assert digest(cluster.members[2], one) == server.digest(one)
+    assert len(server.gets) == gets
+
+
+def test_who_holds_what_below_a_path(make_server: Any, make_cluster: Any) -> None:
+    server = make_server(4, 2 * MIB)
+    cluster = make_cluster(2, server)
+    dataset = cluster.attach(server.source)
+    cluster.members[1].client.attach(cluster.spec(server.source), list_tree=True)
+    list(cluster.members[1].client.warmup(pb.WarmupRequest(dataset_id=dataset, paths=[b"0", b"1"], local=True)))
+    asked = pb.MembersRequest(dataset_id=dataset, path=b"0")
+    members = {member.address: member for member in cluster.members[0].client.call("Members", asked).members}
+    own = cluster.members[1].config.cluster.listen
+    held = members[own].datasets[0]
+    assert (held.bytes, held.files, held.path_bytes, held.path_files) == (4 * MIB, 2, 2 * MIB, 1)
+    gone = cluster.members[1]
+    gone.end()
+    members = {member.address: member for member in cluster.members[0].client.call("Members", asked).members}
+    assert members[own].state == "away"
+    assert members[own].trouble
+
+
+def held(cluster: Loopback, asked: int = 0) -> list[int]:
+    """Bytes that each member holds, as one of them says."""
+    members = cluster.members[asked].client.call("Members", pb.MembersRequest()).members
+    by_address = {member.address: sum(one.bytes for one in member.datasets) for member in members}
+    return [by_address[node.config.cluster.listen] for node in cluster.members if node.config.cluster is not None]
+
+
+@pytest.mark.semantics("M5")
+@pytest.mark.parametrize(("count", "size"), [(3, 70 * MIB), (60, SMALL)])
+def test_a_drained_worker_takes_nothing_with_it(make_server: Any, make_cluster: Any, count: int, size: int) -> None:
+    server = make_server(count, size)
+    cluster = make_cluster(3, server)
+    dataset = cluster.attach(server.source)
+    list(cluster.members[0].client.warmup(pb.WarmupRequest(dataset_id=dataset)))
+    gets = len(server.gets)
+    leaving = max((1, 2), key=lambda number: held(cluster)[number])
+    *_, last = cluster.stub(leaving).Drain(peer_pb.DrainRequest())
+    assert (last.finished, last.lost_bytes) == (True, 0)
+    assert last.moved_bytes == held(cluster)[leaving]
+    cluster.members[leaving].end(signal.SIGKILL)
+    for one in range(count):
+        assert digest(cluster.members[0], one) == server.digest(one)
+    assert len(server.gets) == gets
+
+
+@pytest.mark.semantics("M5")
+def test_who_comes_gets_its_share_from_the_others(make_server: Any, make_cluster: Any) -> None:
+    server = make_server(80, SMALL)
+    cluster = make_cluster(3, server, later=1)
+    dataset = cluster.attach(server.source)
+    list(cluster.members[0].client.warmup(pb.WarmupRequest(dataset_id=dataset)))
+    gets, before = len(server.gets), held(cluster)
+    assert sum(before[:2]) == 80 * SMALL
+    cluster.members[2].start()
+    share = 80 * SMALL // 8  # a third is expected
+    until(lambda: held(cluster)[2] >= share, 120.0)
+    for one in range(80):
+        assert digest(cluster.members[2], one) == server.digest(one)
+    assert len(server.gets) == gets
+
+
+_SPOIL_SUMS = """
+import lmdb, sys
+with lmdb.open(sys.argv[1], max_dbs=20, map_size=1 << 37) as index, index.begin(write=True) as txn:
+    sums = index.open_db(b"sums", txn, create=False)
+    for key, value in list(txn.cursor(db=sums)):
+        txn.put(key, bytes([value[0] ^ 1]) + value[1:], db=sums)
+"""
+
+
+@pytest.mark.semantics("M3")
+def test_wrong_bytes_of_a_worker_are_refused_counted_and_mended(make_server: Any, make_cluster: Any) -> None:
+    """Its index says another checksum than the bytes have: as when they were damaged on the disk, or on the way."""
+    server = make_server(4, 2 * MIB)
+    cluster = make_cluster(2, server)
+    owner, reader = cluster.members
+    for one in range(4):
+        digest(owner, one)
+    owned = held(cluster)[0]
+    assert owned == 4 * 2 * MIB
+    owner.end(signal.SIGKILL)  # after an orderly end it would see that its index was changed
+    # LMDB is opened once in a process, and this one has it.
+    subprocess.run([sys.executable, "-c", _SPOIL_SUMS, str(owner.config.index_dir)], check=True)
+    owner.start()
+    cluster.attach(server.source)
+    until(lambda: owner.pid != 0)
+    for one in range(4):
+        assert digest(reader, one) == server.digest(one)
+    traffic = reader.client.call("Traffic", pb.TrafficRequest())
+    wrong = sum(peer.wrong for peer in traffic.peers)
+    assert wrong >= 1
+    until(lambda: owner.client.call("Status", pb.StatusRequest()).damaged_files >= 1)
+
+
+@pytest.mark.semantics("M7")
+def test_a_folder_of_one_machine_is_not_another_machine_s(tmp_path: Path) -> None:
+    """A worker that is told of file:///... by another opens nothing."""
+    (tmp_path / "f").write_bytes(b"x" * 3 * MIB)
+    cluster = Loopback(tmp_path / "n", 2, {})
+    try:
+        assert cluster.members[0].read(f"file://{tmp_path}", "f") == b"x" * 3 * MIB
+        dataset = cluster.members[0].client.attach(cluster.spec("file:///")).dataset_id
+        with pytest.raises(grpc.RpcError, match="attach it on this worker too"):
+            list(cluster.stub(1).List(peer_pb.ListRequest(dataset_id=dataset)))
+    finally:
+        cluster.close()
