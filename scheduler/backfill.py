@@ -14,7 +14,7 @@ from forebay.scheduler.losses import Floats
 from forebay.scheduler.model import Hold
 from forebay.scheduler.nodes import Bools
 from forebay.scheduler.placement import Placement, Site
-from forebay.scheduler.state import Live, State
+from forebay.scheduler.state import Live, State, ends_of
 
 
 def shadow(state: State, job: Job) -> Hold | None:
@@ -27,13 +27,10 @@ def shadow(state: State, job: Job) -> Hold | None:
     for hold in state.holds.values():
         if hold.job != job.name:
             free[[state.table.index[node] for node in hold.nodes if node in state.table.index]] = False
-    ending = sorted(
-        (
-            (state.now if live.running.ending else live.ends(state.now), name)
-            for name, live in state.running.items()
-            if live.running.ending or live.job.max_run_s is not None
-        )
-    )
+    leaving = [live for live in state.running.values() if live.running.ending]
+    bounded = [live for live in state.running.values() if not live.running.ending and live.job.max_run_s is not None]
+    ends = [state.now] * len(leaving) + ends_of(bounded, state.now).tolist()
+    ending = sorted(zip(ends, [live.job.name for live in (*leaving, *bounded)], strict=True))
     lives = [state.running[name] for _, name in ending]
     with state.table.trial():
         done, chunk = 0, 8

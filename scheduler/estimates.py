@@ -10,7 +10,7 @@ from forebay.scheduler.losses import Floats
 from forebay.scheduler.model import CARD
 from forebay.scheduler.nodes import Ints
 from forebay.scheduler.pending import Rank
-from forebay.scheduler.state import State
+from forebay.scheduler.state import State, ends_of
 
 
 class Releases:
@@ -23,7 +23,7 @@ class Releases:
     def __init__(self, state: State) -> None:
         self._state = state
         lives = [live for live in state.running.values() if live.job.max_run_s is not None]
-        ends = np.array([live.ends(state.now) for live in lives], dtype=np.float64)
+        ends = ends_of(lives, state.now)
         order = np.argsort(ends, kind="stable")
         self._lives = [lives[place] for place in order]
         self._ends: Floats = ends[order]
@@ -51,16 +51,10 @@ class Releases:
         """GPUs of each domain that come free before the horizon of prefetches."""
         state, found = self._state, np.zeros(count)
         limit = state.now + state.settings.prefetch_horizon_s
-        rows, amounts = [], []
-        for live in self._lives[: int(np.searchsorted(self._ends, limit, "right"))]:
-            pods = sum(placed.count for placed in live.running.pods)
-            for placed in live.running.pods:
-                row = state.table.index.get(placed.node)
-                if row is not None:
-                    rows.append(row)
-                    amounts.append(live.shape.gpus * placed.count / pods)
-        if rows:
-            found += np.bincount(domain_of[rows], amounts, count)
+        parts = [part for live in self._lives[: int(np.searchsorted(self._ends, limit, "right"))] for part in live.rows]
+        if parts:
+            rows = np.array([row for row, _ in parts], dtype=np.int64)
+            found += np.bincount(domain_of[rows], [gpus for _, gpus in parts], count)
         return found
 
     def upcoming(self, each: int, horizon_s: float, gated_only: bool = False) -> Iterator[tuple[Job, float]]:

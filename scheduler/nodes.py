@@ -1,7 +1,8 @@
 """All nodes as arrays: what is free, what a pod fits on, and taking and giving back with undo.
 
 Rows are nodes in the order of the snapshot, sorted by name. Two nodes with one Gpu tuple and one set of links share
-tables. Nothing here knows of jobs, queues or data.
+tables. Nothing here knows of jobs, queues or data. It is a little long, as all that changes these arrays together is in
+one place.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -5,9 +5,11 @@ the snapshot, but answers that could be computed again.
 """
 
 import heapq
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from forebay.scheduler.cards import choose_cards
 from forebay.scheduler.jobs import GpuRequest, Job, PlacedPods
@@ -30,24 +32,27 @@ class Live:
     leaf: QuotaNode
     charged: Vector
     """Its quota."""
+    rows: tuple[tuple[int, float], ...] = ()
+    """Nodes of its pods, with the GPUs on each, for weighing."""
 
     @property
     def job(self) -> Job:
         return self.running.job
 
-    def ends(self, now: float) -> float:
-        """When it has ended for certain; infinite if no bound is known.
-
-        One that has run for longer than its bound is taken to need as long again as the bound, and so on in doublings.
-        """
-        bound = self.job.max_run_s
-        if bound is None:
-            return float("inf")
-        over = (now - self.running.started) / max(bound, 1e-9)
-        return self.running.started + bound * (1.0 if over <= 1.0 else 2.0 ** math.ceil(math.log2(over)))
-
     def pods(self) -> Iterator[tuple[PlacedPods, Demand]]:
         return self.shape.pods(self.running.pods)
+
+
+def ends_of(lives: Sequence[Live], now: float) -> NDArray[np.float64]:
+    """When each of these jobs has ended for certain; all of them have a bound of their runtime.
+
+    One that has run for longer than its bound is taken to need as long again as the bound, and so on in doublings.
+    """
+    started = np.array([live.running.started for live in lives], dtype=np.float64)
+    bound = np.array([live.running.job.max_run_s for live in lives], dtype=np.float64)
+    over = (now - started) / np.maximum(bound, 1e-9)
+    ends: NDArray[np.float64] = started + bound * np.exp2(np.ceil(np.log2(np.maximum(over, 1.0))))
+    return ends
 
 
 def without(pods: Sequence[PlacedPods], leaving: Iterable[PlacedPods]) -> tuple[PlacedPods, ...]:
@@ -245,7 +250,13 @@ class State:
         counts = [
             sum(placed.count for placed in running.pods if placed.pod_set == pod_set.name) for pod_set in job.pod_sets
         ]
-        live = Live(running, shape, leaf, self.charge(job, counts))
+        pods = max(sum(counts), 1)
+        rows = tuple(
+            (self.table.index[placed.node], shape.gpus * placed.count / pods)
+            for placed in running.pods
+            if placed.node in self.table.index
+        )
+        live = Live(running, shape, leaf, self.charge(job, counts), rows)
         self.quota.take(leaf, live.charged)
         if in_table:
             self.change_pods(shape, running.pods, 1)

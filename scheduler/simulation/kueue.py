@@ -22,7 +22,7 @@ CLASSES = (
 )
 """Name, workloads in each queue, cores, seconds, priority, seconds between two, pods of the topology workload."""
 
-PACE = Pace(cycle_s=0.01, plan_s=0.05, grace_s=0.01, checkpoint_s=1e9)
+PACE = Pace(cycle_s=0.01, plan_s=0.05, preempt_s=0.05, grace_s=0.01, checkpoint_s=1e9)
 
 ARM = Arm(
     "kueue",

@@ -38,7 +38,9 @@ class Pace:
     cycle_s: float = 10.0
     """Decisions are made so often, if anything has happened."""
     plan_s: float = 60.0
-    """Prefetches and victims are looked for so often."""
+    """Prefetches are looked for so often."""
+    preempt_s: float = 300.0
+    """Victims are looked for so often."""
     checkpoint_s: float = 600.0
     """Of computing, between two checkpoints of a job."""
     grace_s: float = 30.0
@@ -113,7 +115,7 @@ class Simulation:
         """Until every job has ended, or no event is left before `limit_s`."""
         began = self._clock()
         arrivals, place = self._workload.jobs, 0
-        planned = sampled = -math.inf
+        planned = preempted = sampled = -math.inf
         while True:
             first = arrivals[place].job.submitted if place < len(arrivals) else math.inf
             upcoming = min(first, self._events[0][0] if self._events else math.inf, self._store.next_end())
@@ -132,7 +134,9 @@ class Simulation:
             if cycle - sampled >= SAMPLE_S and place < len(arrivals):
                 self._sample()
                 sampled = cycle
-            self._decide(cycle, plans)
+            preempts = cycle - preempted >= self._pace.preempt_s
+            preempted = cycle if preempts else preempted
+            self._decide(cycle, plans, preempts)
             if place == len(arrivals) and not self._events and not self.state.running and not self._store.loads:
                 break
         capacity = float(self.state.table.gpu_capacity.sum()) / CARD
@@ -173,11 +177,11 @@ class Simulation:
         self._records[job.name] = Record(job.name, job.queue, gpus, job.submitted, one.compute_s)
         self.state.submit(job)
 
-    def _decide(self, now: float, plans: bool) -> None:
+    def _decide(self, now: float, plans: bool, preempts: bool) -> None:
         if plans:
             self._tell_progress()
         began = self._clock()
-        decisions = advance(self.state, now, explained=False, prefetches=plans, preempts=plans)
+        decisions = advance(self.state, now, explained=False, prefetches=plans, preempts=preempts)
         self._meters.deciding_s += self._clock() - began
         self._meters.decided += len(decisions.admissions)
         for admission in decisions.admissions:
