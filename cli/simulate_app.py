@@ -1,19 +1,34 @@
 """`forebay simulate`: its arguments.
 
-One command today. When it gets a second word (`forebay simulate cluster`), this module makes it a group whose words are
-looked up first, and whose command without one of them is this one; a trace of that name is then written ./cluster.
+A group whose words are looked up first; what does not begin with one of them is for `cache`. A trace of such a name is
+written ./cluster.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from forebay.cli.options import Json
 
 
+class _CacheByDefault(TyperGroup):
+    """`forebay simulate TRACE` is `forebay simulate cache TRACE`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in ("--help", "-h")):
+            args = ["cache", *args]
+        return super().parse_args(ctx, args)
+
+
 def register(app: typer.Typer) -> None:
-    app.command()(simulate)
+    group = typer.Typer(
+        cls=_CacheByDefault, help="Predict what a cache, or a cluster's scheduler, would do.", rich_markup_mode=None
+    )
+    group.command("cache")(simulate)
+    group.command("cluster")(cluster)
+    app.add_typer(group, name="simulate")
 
 
 def simulate(
@@ -68,7 +83,7 @@ def simulate(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Predict what a cache would hit, by policy and size.
+    """Predict what a cache would hit, by policy and size; the word cache may be left out.
 
     Example: forebay simulate 1000000x110KiB --jobs 2 --cache 25% --cache 50%
     """
@@ -78,4 +93,42 @@ def simulate(
         simulate_commands.Request(
             what, policy or [], cache or [], jobs, epochs, seed, posted, item_size, mount, plot, json
         )
+    )
+
+
+def cluster(
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="fifo, label, topology, joint, gate, prefetch, backfill; several times, or with commas. Default: all.",
+        ),
+    ] = None,
+    nodes: Annotated[int, typer.Option(metavar="N", min=1, help="With 8 GPUs each, 50 to a rack.")] = 1000,
+    jobs: Annotated[int, typer.Option(metavar="N", min=1, help="That arrive.")] = 10_000,
+    load: Annotated[float, typer.Option(metavar="L", help="GPU time asked for, of that there is.")] = 0.9,
+    seed: Annotated[int, typer.Option(metavar="S", min=0, help="Of everything that is made up.")] = 1,
+    datasets: Annotated[int, typer.Option(metavar="N", min=0, help="0: one for 50 jobs.")] = 0,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="With the CSVs of Alibaba's gpu-v2023 trace. Default: its 40 most frequent shapes."
+        ),
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Arms at once. Default: one for each core.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png|svg", help="Draw the comparison; needs forebay[plot].")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Compare schedulers of a GPU cluster on one workload: completion, waits, GPUs that idle for data, fairness.
+
+    Example: forebay simulate cluster --nodes 1000 --jobs 10000 --arm label,backfill
+    """
+    from forebay.cli import cluster_commands
+
+    cluster_commands.simulate(
+        cluster_commands.Request(arm or [], nodes, jobs, load, seed, datasets, trace, processes, plot, json)
     )

@@ -76,7 +76,7 @@ def simulate(request: Request) -> None:
     for name in policies:
         policy_named(name)
     if request.plot is not None:
-        _check_plot(request.plot)
+        check_plot(request.plot)
     workload, note = _workload(request)
     if workload.sizes[workload.items].astype(float).sum() > _BYTES_MAX:
         raise UsageError("all that is read comes to more than 4 EiB; are the sizes right?")
@@ -240,7 +240,8 @@ def _cache(text: str, workload: Workload) -> int:
     return parse_size(text)
 
 
-def _check_plot(file: Path) -> None:
+def check_plot(file: Path) -> None:
+    """Raises: UsageError: a plot cannot be drawn there."""
     if file.suffix.lower() not in _PLOTS:
         raise UsageError(f"--plot {file}: the name has to end in {' or '.join(_PLOTS)}")
     if importlib.util.find_spec("matplotlib") is None:

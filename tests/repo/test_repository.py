@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-PACKAGED = ("cacheruntime", "fuse", "dataset_controller", "proto", "cli", "pytorch")
+PACKAGED = ("cacheruntime", "fuse", "dataset_controller", "scheduler", "proto", "cli", "pytorch")
 
 
 def test_generated_protobuf_modules_are_current(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_a_plot_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'forebay\[plot\]'"):
-        simulate_commands._check_plot(Path("x.png"))
+        simulate_commands.check_plot(Path("x.png"))
 
 
 @pytest.mark.parametrize(

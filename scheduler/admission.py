@@ -1,0 +1,274 @@
+"""Trying one job: quota, data, room, in this order; and what to do if it is admitted."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from forebay.scheduler import gang
+from forebay.scheduler.backfill import HeldNodes
+from forebay.scheduler.decisions import Admission
+from forebay.scheduler.jobs import Job
+from forebay.scheduler.losses import Floats
+from forebay.scheduler.model import RunningJob
+from forebay.scheduler.nodes import Bools
+from forebay.scheduler.pending import Shape
+from forebay.scheduler.placement import Placement, Site
+from forebay.scheduler.quota import Excess, QuotaNode
+from forebay.scheduler.refusals import Grown, Refusal
+from forebay.scheduler.reservations import ReservedRoom
+from forebay.scheduler.resource_policies import place_by_policy, policy_of
+from forebay.scheduler.state import State
+from forebay.scheduler.topology import NoRoom
+from forebay.scheduler.warmth import View
+
+
+class Admitter:
+    """Admits jobs of a state, one after the other, within one pass."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self.held = HeldNodes(state)
+        self.grown = Grown(state.table)
+        self.blocked_lenders: set[str] = set()
+        """Roots of trees in which a queue with policy `block` waits: nobody borrows there."""
+
+    def attempt(self, job: Job, backfilled: bool = False) -> list[Admission] | Refusal:
+        """Admit the job, with its whole group if it has one; the state is changed only if it is admitted."""
+        state = self._state
+        if job.group is None:
+            found = self._alone(job, backfilled)
+            return found if isinstance(found, Refusal) else [found]
+        members = state.groups[job.group] - state.foreign.keys()
+        if not gang.complete(job, members):
+            return Refusal(
+                "gang",
+                f"{len(members)} of {job.group_size} jobs of group {job.group!r} are there",
+                THE_GROUP,
+                "job",
+            )
+        admitted: list[Admission] = []
+        with state.table.trial() as trial:
+            for name in sorted(members, key=lambda name: (name != job.name, name)):
+                if name in state.running:
+                    continue
+                member = state.waiting[name]
+                found = Refusal("gang", f"{name} of its group is not tried yet", "its backoff to end", "job")
+                if name not in state.later:
+                    found = self._alone(member, backfilled)
+                if isinstance(found, Refusal):
+                    for done in admitted:
+                        self._undo(done)
+                    return replace(found, scope="job")
+                admitted.append(found)
+            trial.keep()
+        return admitted
+
+    def _undo(self, admission: Admission) -> None:
+        """The quota and record of a member; its room goes with the trial."""
+        state = self._state
+        live = state.discard(admission.job)
+        state.count_reserved(admission.reservations, in_table=False)
+        state.waiting[live.job.name] = live.job
+        state.queues[live.job.queue].add(live.job, live.shape)
+
+    def _alone(self, job: Job, backfilled: bool) -> Admission | Refusal:
+        state = self._state
+        shape, leaf = state.shape(job), state.quota.leaf(job.queue)
+        if (excess := state.quota.excess(leaf, shape.least)) is not None:
+            return over_quota(excess)
+        level = state.quota.borrows(leaf, shape.least)
+        root = [*leaf.path()][-1].name
+        if level and root in self.blocked_lenders and leaf.queue.policy != "block":
+            return Refusal("quota", "a queue that blocks waits for what this one would borrow", "that queue's turn")
+        view = state.warm.view(job, shape.gpus, state.now)
+        if view is not None and view.warm is not None and not view.warm.any():
+            return not_warm(state, job)
+        found = self._placed(job, shape, leaf, view)
+        if isinstance(found, Refusal):
+            return found
+        placement, reservations, unit = found
+        running = RunningJob(
+            job,
+            state.now,
+            placement.pods,
+            bound=False,
+            bind_by=state.now + state.settings.bind_within_s,
+            reservations=reservations,
+        )
+        state.queues[job.queue].remove(job, shape)
+        del state.waiting[job.name]
+        state.lift(job.name)
+        state.victims.pop(job.name, None)
+        state.occupy(running, in_table=False)
+        state.count_reserved(reservations, in_table=False)
+        assert running.bind_by is not None
+        return Admission(
+            job.name,
+            placement.pods,
+            running.bind_by,
+            placement.score,
+            not leaf.within_min([0] * len(shape.least)),
+            backfilled,
+            reservations,
+            unit,
+        )
+
+    def _placed(
+        self, job: Job, shape: Shape, leaf: QuotaNode, view: View | None
+    ) -> tuple[Placement, tuple[str, ...], str | None] | Refusal:
+        """Room for as many pods as quota and nodes allow, taken."""
+        state = self._state
+        stall = None if view is None or not state.holds else view.stall_s[state.warm.domain_of]
+        warm = None if view is None or view.warm is None else view.warm[state.warm.domain_of]
+        # Those for whom victims leave were found room for together: their holds on one node do not exclude each other.
+        together = {name for name, victims in state.victims.items() if victims} if job.name in state.victims else set()
+        kept = self.held.allowed(job, stall, together)
+        allowed = kept if warm is None else warm if kept is None else kept & warm
+        site = Site(self._cold_s(job, view), allowed)
+        steps = gang.steps_of(job.pod_sets)
+        first = 0
+        if steps:
+            legal = gang.first_step(steps, lambda step: self._legal(job, leaf, step, steps))
+            first = steps if legal is None else legal
+        refused: list[NoRoom] = []
+
+        def fits(step: int) -> bool:
+            with state.table.trial():
+                found = self._at(job, shape, gang.reduced(job.pod_sets, step, steps), site)
+                if isinstance(found, NoRoom):
+                    refused.append(found)
+                return not isinstance(found, NoRoom)
+
+        step: int | None = first
+        if steps > first:
+            step = gang.first_step(steps, fits, first)
+        if step is not None:
+            with state.table.trial() as trial:
+                found = self._at(job, shape, gang.reduced(job.pod_sets, step, steps), site)
+                if not isinstance(found, NoRoom):
+                    trial.keep()
+                    return found
+                refused.append(found)
+        return self._no_room(job, shape, refused[-1], kept, warm)
+
+    def _legal(self, job: Job, leaf: QuotaNode, step: int, steps: int) -> bool:
+        charge = self._state.charge(job, gang.reduced(job.pod_sets, step, steps))
+        return self._state.quota.excess(leaf, charge) is None
+
+    def _at(
+        self, job: Job, shape: Shape, counts: tuple[int, ...], site: Site
+    ) -> tuple[Placement, tuple[str, ...], str | None] | NoRoom:
+        state = self._state
+        reserved = ReservedRoom(state, job)
+        if reserved.any:
+            found = reserved.place(job, shape, counts, site)
+            return found if isinstance(found, NoRoom) else (*found, None)
+        if (policy := policy_of(state.policies, job)) is not None:
+            return place_by_policy(state, policy, job, shape, counts, site)
+        placed = state.placer.place(job.pod_sets, shape.demands, counts, site)
+        return placed if isinstance(placed, NoRoom) else (placed, (), None)
+
+    def _cold_s(self, job: Job, view: View | None) -> Floats | None:
+        state = self._state
+        if state.settings.node_choice == "label" and job.data:
+            return np.where(state.warm.labelled(need.dataset for need in job.data), 0.0, LABEL_COLD_S)
+        return None if view is None else view.load_s[state.warm.domain_of]
+
+    def _no_room(self, job: Job, shape: Shape, room: NoRoom, kept: Bools | None, warm: Bools | None) -> Refusal:
+        state = self._state
+        stage = room.stage
+        grown = len(state.table.grown)
+        if warm is not None:
+            if kept is None and not self._special(job):
+                state.data_refusals[data_key(state, job, shape)] = grown
+            unblock = f"room where its data is warm: {int(warm.sum())} nodes"
+            return Refusal(stage, room.reason, unblock, "job")
+        if kept is not None and not kept.all():
+            shape.held_off = (grown, state.epoch, float("inf") if job.max_run_s is None else job.max_run_s)
+            return Refusal(
+                stage, f"{room.reason}; {int((~kept).sum())} nodes are held for others", "their start", "job"
+            )
+        if not self._special(job):
+            shape.refused_at = grown
+            return Refusal(stage, room.reason, "pods that end on such nodes")
+        return Refusal(stage, room.reason, "pods that end on such nodes", "job")
+
+    def _special(self, job: Job) -> bool:
+        """Whether more than its shape decides where the job may go."""
+        return ReservedRoom(self._state, job).any or policy_of(self._state.policies, job) is not None
+
+    def known_refused(self, shape: Shape) -> bool:
+        """Whether no job of this shape fits, as was found out before, and nothing has changed that could help.
+
+        Not where refusals are to be explained: it is found out anew then, and why.
+        """
+        if shape.refused_at < 0 or self._state.placer.explains:
+            return False
+        if self.grown.still_refused(shape, shape.refused_at):
+            shape.refused_at = len(self._state.table.grown)
+            return True
+        shape.refused_at = -1
+        return False
+
+    def known_without_room(self, job: Job, shape: Shape) -> bool:
+        """As `known_refused`, where its data is warm: by all jobs that ask for the same and wait for the same data."""
+        refusals = self._state.data_refusals
+        if not refusals or not job.data or self._state.placer.explains:
+            return False
+        key = data_key(self._state, job, shape)
+        since = refusals.get(key)
+        if since is None:
+            return False
+        if self.grown.still_refused(shape, since):
+            refusals[key] = len(self._state.table.grown)
+            return True
+        del refusals[key]
+        return False
+
+    def known_held_off(self, job: Job, shape: Shape) -> bool:
+        """As `known_refused`, by holds of others."""
+        if shape.held_off is None or self._state.placer.explains:
+            return False
+        since, epoch, bound = shape.held_off
+        own = float("inf") if job.max_run_s is None else job.max_run_s
+        if job.name in self._state.holds or epoch != self._state.epoch or own < bound:
+            return False
+        if self.grown.still_refused(shape, since):
+            shape.held_off = (len(self._state.table.grown), epoch, bound)
+            return True
+        shape.held_off = None
+        return False
+
+
+THE_GROUP = "the rest of the group"
+
+
+def data_key(state: State, job: Job, shape: Shape) -> tuple[int, frozenset[tuple[str, float]]]:
+    """What jobs have in common that may run on the same nodes because of their data."""
+    needs = ((need.dataset, need.min_warm) for need in job.data if state.warm.requires(job, need.dataset, state.now))
+    return id(shape), frozenset(needs)
+
+
+LABEL_COLD_S = 3600.0
+"""What a node without the label costs with `node_choice="label"`: more than all else, as no plugin outvotes it here."""
+
+
+def not_warm(state: State, job: Job) -> Refusal:
+    """The job waits for data that it requires."""
+    needs = [need for need in job.data if state.warm.requires(job, need.dataset, state.now)]
+    how = [
+        f"{need.dataset} is warm to {state.warm.fraction(need.dataset):.0%} of {need.min_warm:.0%}" for need in needs
+    ]
+    deadlines = [need.deadline for need in needs if need.deadline is not None]
+    until = f", or its deadline at {max(deadlines):g}" if deadlines and len(deadlines) == len(needs) else ""
+    return Refusal("cache", "; ".join(how), f"loading {', '.join(need.dataset for need in needs)}{until}", "data")
+
+
+def over_quota(excess: Excess) -> Refusal:
+    """What `excess` means for the job."""
+    if excess.rule == "jobs":
+        return Refusal("quota", f"queue {excess.queue!r} runs as many jobs as it may", "one of them to end")
+    what = f"{excess.requested} {excess.resource} asked for, {excess.available} left"
+    if excess.rule == "max":
+        return Refusal("quota", f"{what} below the max of queue {excess.queue!r}", "jobs of that queue to end")
+    return Refusal("quota", f"{what} to queue {excess.queue!r} of its own and to borrow", "jobs of the tree to end")

@@ -1,0 +1,227 @@
+"""The scheduler's core: a snapshot of the cluster in, decisions with reasons out. No clock, no I/O, no Kubernetes.
+
+    from forebay.scheduler.decide import decide, advance
+    from forebay.scheduler.model import Node, Queue, Snapshot
+    decisions = decide(Snapshot(now=0.0, nodes=..., queues=..., waiting=..., running=...))
+
+`decide` looks at one snapshot. Who follows a cluster keeps a `state.State`, tells it what happens (`submit`, `finish`,
+`bound`, `requeue`, ...) and calls `advance(state, now)`: the same decisions, without building arrays of all nodes anew.
+Admissions are applied to the state at once; evictions are remembered, and the victims' room counts when `finish` or
+`requeue` says that it is free.
+
+One pass: give up and release what is overdue; then, job by job in the order of `turns`, quota, data and room; then
+victims for the first jobs that were refused; then what to load ahead. Many jobs of one queue are admitted in one pass.
+"""
+
+import heapq
+from dataclasses import dataclass, field
+
+from forebay.scheduler import gang
+from forebay.scheduler.admission import Admitter
+from forebay.scheduler.backfill import shadow
+from forebay.scheduler.decisions import Admission, Decisions, Eviction, GivenUp, Release, Shrink
+from forebay.scheduler.explain import explain
+from forebay.scheduler.model import Snapshot
+from forebay.scheduler.pending import JobClass, PendingQueue
+from forebay.scheduler.preemption import make_room
+from forebay.scheduler.prefetch import plan
+from forebay.scheduler.refusals import Refusal
+from forebay.scheduler.settings import Settings
+from forebay.scheduler.state import State
+from forebay.scheduler.turns import Lane, Turn, Turns, lanes_of
+
+
+def decide(snapshot: Snapshot, settings: Settings | None = None) -> Decisions:
+    """What should happen now.
+
+    Raises:
+        ValueError: the snapshot contradicts itself.
+    """
+    return advance(State(snapshot, settings), snapshot.now)
+
+
+def advance(
+    state: State, now: float, explained: bool = True, prefetches: bool = True, preempts: bool = True
+) -> Decisions:
+    """One pass at the time `now`. What it may leave out need not be done in every pass of a large cluster.
+
+    Args:
+        explained: fill in `Decisions.waits`; it costs as much as there are waiting jobs.
+        prefetches: fill in `Decisions.prefetches`.
+        preempts: look for victims.
+    """
+    state.now = now
+    state.placer.explains = explained
+    found = _Pass(state)
+    found.overdue()
+    found.admit()
+    if preempts and state.settings.preemption:
+        found.preempt()
+    cares = prefetches and (state.settings.prefetch or state.settings.warm_gate)
+    return Decisions(
+        admissions=tuple(found.admissions),
+        evictions=tuple(found.evictions),
+        shrinks=tuple(found.shrinks),
+        releases=tuple(found.releases),
+        given_up=tuple(found.given_up),
+        prefetches=plan(state) if cares else (),
+        holds=tuple(state.holds[name] for name in sorted(state.holds)),
+        waits=explain(state, found.refusals) if explained else (),
+    )
+
+
+@dataclass(eq=False)
+class _Pass:
+    """The decisions of one pass while they are made."""
+
+    state: State
+    admissions: list[Admission] = field(default_factory=list)
+    evictions: list[Eviction] = field(default_factory=list)
+    shrinks: list[Shrink] = field(default_factory=list)
+    releases: list[Release] = field(default_factory=list)
+    given_up: list[GivenUp] = field(default_factory=list)
+    refusals: dict[str, Refusal] = field(default_factory=dict)
+    """By job, of this pass."""
+
+    def overdue(self) -> None:
+        """Time has passed: jobs that did not bind, have waited too long, or may be tried again."""
+        state = self.state
+        for one in gang.unbound((state.running[name].running for name in state.unbound), state.now, state.settings):
+            if isinstance(one, Release):
+                state.requeue(one.job, one.retries, one.not_before)
+                self.releases.append(one)
+            else:
+                state.finish(one.job)
+                self.given_up.append(one)
+        while state.deadlines and state.deadlines[0][0] <= state.now:
+            _, name = heapq.heappop(state.deadlines)
+            job = state.waiting.get(name)
+            if job is None:
+                continue
+            if job.max_wait_s is not None and job.submitted + job.max_wait_s <= state.now:
+                state.withdraw(name)
+                self.given_up.append(GivenUp(name, f"waited longer than {job.max_wait_s:g} s"))
+            else:
+                state.queues[job.queue].ungate(job, state.shape(job))
+        for name in [name for name, job in state.later.items() if job.not_before <= state.now]:
+            job = state.later.pop(name)
+            state.queues[job.queue].add(job, state.shape(job))
+        self._ungate()
+
+    def _ungate(self) -> None:
+        """Jobs whose data is warm by now."""
+        state, changed = self.state, self.state.warm.changed
+        if changed:
+            for queue in state.queues.values():
+                for name in list(queue.gated):
+                    job = state.waiting[name]
+                    if any(need.dataset in changed for need in job.data):
+                        queue.ungate(job, state.shape(job))
+            for key in [key for key in state.data_refusals if any(dataset in changed for dataset, _ in key[1])]:
+                del state.data_refusals[key]
+            changed.clear()
+
+    def admit(self) -> None:
+        state = self.state
+        state.refresh_mix()
+        self._admitter = Admitter(state)
+        self._turns = Turns(state.quota, state.settings, state.now)
+        self._waited: set[str] = set()
+        for name, queue in state.queues.items():
+            if queue.order:
+                self._turns.lanes[name] = lanes_of(queue, self._open_classes(queue), self._known_refused)
+            if queue.node.queue.policy == "block" and (head := queue.head()) is not None and head[2] in queue.gated:
+                self._turns.lanes.pop(name, None)
+        while (turn := self._turns.next()) is not None:
+            self._try(turn)
+        for job in [job for job in state.holds if job not in self._waited and not state.victims.get(job)]:
+            state.lift(job)
+
+    def _open_classes(self, queue: PendingQueue) -> list[JobClass]:
+        if any(node.queue.max_jobs is not None and node.jobs >= node.queue.max_jobs for node in queue.node.path()):
+            return []
+        return queue.candidates(self.state.quota.available(queue.node))
+
+    def _known_refused(self, one: JobClass) -> bool:
+        return self._admitter.known_refused(one.shape)
+
+    def _try(self, turn: Turn) -> None:
+        state = self.state
+        job, shape = state.waiting[turn.rank[2]], turn.job_class.shape
+        outcome: list[Admission] | Refusal
+        if self._admitter.known_refused(shape):
+            outcome = Refusal("gang", "no room for jobs that ask for this", "pods that end on such nodes")
+        elif self._admitter.known_without_room(job, shape):
+            outcome = Refusal("gang", "no room where its data is warm", "room there", "job")
+        elif self._admitter.known_held_off(job, shape):
+            outcome = Refusal("gang", "the nodes that it could use are held for others", "their start", "job")
+        else:
+            outcome = self._admitter.attempt(job, turn.lane.backfills)
+        if isinstance(outcome, Refusal):
+            self.refusals[job.name] = outcome
+            self._refused(turn, outcome)
+            return
+        self.admissions += outcome
+        for admission in outcome:
+            live = state.running[admission.job]
+            use = live.shape.gpus * state.settings.entry_penalty
+            for node in live.leaf.path():
+                self._turns.penalty[node.name] = self._turns.penalty.get(node.name, 0.0) + use
+            self._turns.changed(live.leaf)
+
+    def _refused(self, turn: Turn, refusal: Refusal) -> None:
+        state, lane = self.state, turn.lane
+        queue = lane.queue
+        policy = queue.node.queue.policy
+        job = state.waiting[turn.rank[2]]
+        if refusal.scope == "data" and policy != "block":
+            queue.gate(job, turn.job_class.shape)
+            self._turns.changed(queue.node)
+            return
+        if policy == "best-effort" or lane.backfills:
+            self._pass_over(lane, refusal)
+            return
+        self._turns.drop(lane)
+        if policy == "block":
+            root = [*queue.node.path()][-1]
+            self._admitter.blocked_lenders.add(root.name)
+        if policy in ("fifo", "block") and refusal.stage in ("gang", "topology") and state.settings.backfill:
+            self._hold(turn, policy == "fifo")
+
+    def _pass_over(self, lane: Lane, refusal: Refusal) -> None:
+        lane.skip += 1
+        if refusal.scope == "shape" or lane.skip >= self.state.settings.class_tries:
+            self._turns.drop(lane)
+        else:
+            self._turns.changed(lane.queue.node)
+
+    def _hold(self, turn: Turn, backfills: bool) -> None:
+        """Nodes for a job that waits at the front; with `backfills` those behind it go on around them."""
+        state, name = self.state, turn.rank[2]
+        self._waited.add(name)
+        hold = state.holds.get(name)
+        if hold is None or hold.start <= state.now:
+            hold = shadow(state, state.waiting[name])
+            state.lift(name)
+            if hold is None:
+                return
+            state.holds[name] = hold
+        if backfills:
+            lanes = self._turns.lanes[turn.lane.queue.node.name]
+            for one in turn.lane.classes:
+                if one.ranks and not self._known_refused(one):
+                    lanes.append(Lane(turn.lane.queue, [one], 1 if one is turn.job_class else 0, True))
+            self._turns.changed(turn.lane.queue.node)
+
+    def preempt(self) -> None:
+        """Victims for the first jobs of each queue that were refused, one after the other."""
+        state = self.state
+        for name in sorted(state.queues):
+            for rank in state.queues[name].order[: state.settings.preempt_tries]:
+                job = state.waiting[rank[2]]
+                if state.victims.get(job.name):
+                    continue
+                found = make_room(state, job)
+                if found is not None:
+                    self.evictions += found.evictions
+                    self.shrinks += found.shrinks

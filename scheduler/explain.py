@@ -1,0 +1,106 @@
+"""Why each waiting job waits, what would let it start, and when that may be."""
+
+import math
+from collections.abc import Mapping
+
+from forebay.scheduler.admission import THE_GROUP, not_warm, over_quota
+from forebay.scheduler.decisions import Stage, Wait
+from forebay.scheduler.estimates import Releases
+from forebay.scheduler.jobs import Job
+from forebay.scheduler.refusals import Refusal
+from forebay.scheduler.state import State
+
+
+def explain(state: State, refusals: Mapping[str, Refusal]) -> tuple[Wait, ...]:
+    """A Wait for each waiting job, and for each admitted one that is not bound yet.
+
+    Args:
+        refusals: of the pass that has just been made.
+    """
+    releases = Releases(state)
+    found: list[Wait] = []
+    busy = max(1, sum(1 for queue in state.queues.values() if len(queue)))
+    for name in sorted(state.queues):
+        ahead = 0.0
+        waiting_before: str | None = None
+        for position, rank in enumerate(state.queues[name].in_order(), 1):
+            job = state.waiting[rank[2]]
+            ahead += state.shape(job).gpus
+            refusal = _impossible(state, job) or refusals.get(job.name) or _refusal(state, job, waiting_before)
+            start = _start(state, job, refusal, releases, ahead * busy)
+            found.append(Wait(job.name, refusal.stage, refusal.reason, refusal.unblock, position, start))
+            waiting_before = waiting_before or job.name
+    for job in sorted((*state.later.values(), *state.foreign.values()), key=lambda job: job.name):
+        found.append(_set_aside(state, job))
+    for name in sorted(state.running):
+        running = state.running[name].running
+        if not running.bound:
+            reason = f"admitted at {running.started:g}, not all pods are bound"
+            found.append(Wait(name, "bind", reason, f"its pods to be bound by {running.bind_by or 0:g}", 0, None))
+    return tuple(found)
+
+
+def _refusal(state: State, job: Job, before: str | None) -> Refusal:
+    """Of a job that was not tried in this pass."""
+    shape, leaf = state.shape(job), state.quota.leaf(job.queue)
+    if state.victims.get(job.name):
+        return Refusal("gang", f"waits for {', '.join(sorted(state.victims[job.name]))} to leave", "their end")
+    if (excess := state.quota.excess(leaf, shape.least)) is not None:
+        return over_quota(excess)
+    if job.name in state.queues[job.queue].gated:
+        return not_warm(state, job)
+    if shape.refused_at >= 0:
+        return Refusal("gang", "no room for jobs that ask for this", "pods that end on such nodes")
+    return Refusal("order", f"its queue serves in order, and {before} waits before it", f"{before} to start")
+
+
+def _start(state: State, job: Job, refusal: Refusal, releases: Releases, ahead: float) -> float | None:
+    """An estimate of its start; None: it never fits, or nothing is known."""
+    if refusal.unblock in (THE_GROUP, _A_CHANGE):
+        return None
+    released = releases.start(ahead)
+    hold = state.holds.get(job.name)
+    start = hold.start if hold is not None else released
+    if refusal.stage == "cache":
+        start = max(start, state.now + _load_s(state, job))
+        deadlines = [need.deadline for need in job.data if state.warm.requires(job, need.dataset, state.now)]
+        known = [deadline for deadline in deadlines if deadline is not None]
+        if known and len(known) == len(deadlines):
+            start = min(start, max(*known, released))
+    elif start <= state.now:
+        start = releases.next_end  # cards alone would suffice: it lacks something that the next end may bring
+    return start if math.isfinite(start) else None
+
+
+def _load_s(state: State, job: Job) -> float:
+    """Seconds until all that it requires is warm somewhere, at the store's pace now."""
+    seconds = 0.0
+    for need in job.data:
+        if state.warm.requires(job, need.dataset, state.now):
+            size = state.warm.size(need.dataset)
+            cold = size * need.min_warm - float(state.warm.warm(need.dataset).max(initial=0))
+            seconds = max(seconds, cold / max(state.warm.bandwidth(need.dataset), 1e-9))
+    return max(0.0, seconds)
+
+
+def _impossible(state: State, job: Job) -> Refusal | None:
+    """Why a job can never start in this cluster, however long it waits; None: it could."""
+    shape, leaf = state.shape(job), state.quota.leaf(job.queue)
+    if (excess := state.quota.ever_legal(leaf, shape.least)) is not None:
+        what = f"{excess.requested} {excess.resource} asked for"
+        return Refusal("quota", f"{what}, and queue {excess.queue!r} never has more than {excess.available}", _A_CHANGE)
+    for pod_set, demand in zip(job.pod_sets, shape.demands, strict=True):
+        if not state.table.ever_fits(demand):
+            return Refusal("gang", f"no node could take a pod of {pod_set.name!r} even if it were empty", _A_CHANGE)
+    return None
+
+
+_A_CHANGE = "a smaller request, a larger quota or other nodes"
+
+
+def _set_aside(state: State, job: Job) -> Wait:
+    stage: Stage = "bind"
+    if job.gates:
+        return Wait(job.name, stage, f"gates of others hold it: {', '.join(job.gates)}", "those gates to go", 0, None)
+    reason = f"it did not bind in time, {job.retries} times"
+    return Wait(job.name, stage, reason, f"its next try at {job.not_before:g}", 0, job.not_before)

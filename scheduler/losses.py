@@ -1,0 +1,196 @@
+"""The joint score: what a pod on each node is expected to lose, in GPU-seconds. Lower is better.
+
+Links, packing, fragmentation, preferences and cold bytes are in one unit, so that none outvotes the others whatever its
+size: a warm node with bad links wins exactly when loading would idle the GPUs for longer than the links cost.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forebay.scheduler.decisions import Score
+from forebay.scheduler.gpu_sharing import Mix
+from forebay.scheduler.jobs import PodSet
+from forebay.scheduler.model import CARD
+from forebay.scheduler.nodes import Demand, Ints, NodeTable
+from forebay.scheduler.settings import Settings
+
+Floats = NDArray[np.float64]
+
+_NO_CARD = 0.1
+"""GPUs that a pod without cards counts as: it must not outweigh those with."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Loss of one more pod, by reason, for the rows that were asked for."""
+
+    cold: Floats
+    link: Floats
+    pack: Floats
+    fragment: Floats
+    affinity: Floats
+
+    @property
+    def total(self) -> Floats:
+        total: Floats = self.cold + self.link + self.pack + self.fragment + self.affinity
+        return total
+
+    def score(self, place: int) -> Score:
+        return Score(
+            float(self.cold[place]),
+            float(self.link[place]),
+            float(self.pack[place]),
+            float(self.fragment[place]),
+            float(self.affinity[place]),
+        )
+
+    def summed(self, pods: Ints) -> Score:
+        """Over so many pods on each of the rows."""
+        parts = (self.cold, self.link, self.pack, self.fragment, self.affinity)
+        cold, link, pack, fragment, affinity = (float(part @ pods) for part in parts)
+        return Score(cold, link, pack, fragment, affinity)
+
+
+def gpus_of(pod_set: PodSet) -> float:
+    """Cards that one pod uses, as a number for weighing."""
+    gpus = pod_set.gpus
+    if gpus is None:
+        return _NO_CARD
+    return gpus.cards * max(gpus.compute_milli, 100) / CARD
+
+
+@dataclass(eq=False)
+class Standing:
+    """What one pod of a kind would lose on each node, kept up to date."""
+
+    pod_set: PodSet
+    demand: Demand
+    loss: Floats
+    """Without cold bytes; infinite where it does not fit."""
+    room: Ints | None
+    """Pods that fit on each node, where it was asked for."""
+    seen: int
+    """So much of `NodeTable.changes` is in it."""
+
+
+class LossTable:
+    """Losses over the nodes of a table as they are now."""
+
+    def __init__(self, table: NodeTable, settings: Settings) -> None:
+        self._table = table
+        self._settings = settings
+        self.mix: Mix | None = None
+        self._classes: dict[tuple[int, int], float] = {}
+        self._standings: dict[tuple[object, ...], Standing] = {}
+        self._eligibility = table.eligibility
+
+    def set_mix(self, classes: dict[tuple[int, int], float]) -> None:
+        """The requests by which fragments are measured: weights by (cards, thousandths of each)."""
+        if classes != self._classes:
+            self._classes = classes
+            self.mix = Mix.of(classes, self._table.cards_max) if classes else None
+            self._standings.clear()
+
+    def standing(self, pod_set: PodSet, demand: Demand, counted: bool = False) -> Standing:
+        """Losses of one more pod on each node, and with `counted` how many fit; do not change the arrays.
+
+        Only nodes that have changed since the last time are looked at.
+        """
+        table = self._table
+        if table.eligibility != self._eligibility:
+            self._standings.clear()
+            self._eligibility = table.eligibility
+        key = (demand, pod_set.preferences, pod_set.placement, counted)
+        found = self._standings.get(key)
+        if found is None:
+            count = len(table)
+            room = np.zeros(count, dtype=np.int64) if counted else None
+            found = self._standings[key] = Standing(pod_set, demand, np.full(count, np.inf), room, -1)
+        self._update(found)
+        return found
+
+    def _update(self, found: Standing) -> None:
+        table, end = self._table, len(self._table.changes)
+        if found.seen == end:
+            return
+        if found.seen < 0 or end - found.seen > len(table) // 4:
+            rows = np.arange(len(table))
+        else:
+            rows = np.array(sorted({*table.changes[found.seen :]}), dtype=np.int64)
+        found.seen = end
+        eligible = table.eligible(found.demand)[rows]
+        if found.room is None:
+            fitting = eligible & table.fits(found.demand, rows)
+        else:
+            found.room[rows] = room = np.where(eligible, table.pods(found.demand, rows), 0)
+            fitting = room > 0
+        found.loss[rows] = np.inf
+        rows = rows[fitting]
+        if len(rows):
+            found.loss[rows] = self.of(found.pod_set, found.demand, rows, None).total
+
+    def of(self, pod_set: PodSet, demand: Demand, rows: Ints, cold: Floats | None) -> Losses:
+        """Args: cold: GPU-seconds that one pod would wait for data, for each of `rows`; None: nothing is read."""
+        none = np.zeros(len(rows))
+        weights = self._settings.weights
+        cards = gpus_of(pod_set)
+        return Losses(
+            cold=none if cold is None else cold * weights.cold,
+            link=self._links(demand, rows, cards * weights.link),
+            pack=self._pack(pod_set, demand, rows, cards * weights.pack) if weights.pack else none,
+            fragment=self._fragments(demand, rows, weights.fragment) if weights.fragment else none,
+            affinity=self._affinity(pod_set, rows) if pod_set.preferences else none,
+        )
+
+    def _links(self, demand: Demand, rows: Ints, weight: float) -> Floats:
+        gpus, table = demand.gpus, self._table
+        if gpus is None or not gpus.exclusive or gpus.cards < 2 or not weight:
+            return np.zeros(len(rows))
+        kinds = table.kind[rows]
+        if len(table.sets) == 1:
+            lost: Floats = (1.0 - table.sets[0].quality(table.bits[rows], gpus.cards)) * weight
+            return lost
+        found = np.zeros(len(rows))
+        for kind in np.unique(kinds):
+            where = np.flatnonzero(kinds == kind)
+            found[where] = 1.0 - table.sets[kind].quality(table.bits[rows[where]], gpus.cards)
+        return found * weight
+
+    def _pack(self, pod_set: PodSet, demand: Demand, rows: Ints, weight: float) -> Floats:
+        table = self._table
+        capacity = np.maximum(table.gpu_capacity[rows], 1)
+        free = table.gpu_free[rows] / capacity
+        if demand.gpus is None and demand.amounts:
+            name = "cpu" if any(name == "cpu" for name, _ in demand.amounts) else demand.amounts[0][0]
+            row = table.rows[name]
+            free = 0.5 * free + 0.5 * table.free[row][rows] / np.maximum(table.capacity[row][rows], 1)
+        if (pod_set.placement or self._settings.placement) == "spread":
+            free = 1.0 - free
+        found: Floats = free * weight
+        return found
+
+    def _fragments(self, demand: Demand, rows: Ints, weight: float) -> Floats:
+        gpus, table, mix = demand.gpus, self._table, self.mix
+        if gpus is None or mix is None or not gpus.compute_milli or self._settings.shared_cards != "fgd":
+            return np.zeros(len(rows))
+        if gpus.exclusive:
+            taken: Floats = mix.after_whole(table.idle[rows], gpus.cards) * (weight / CARD)
+            return taken
+        compute = table.compute[rows]
+        fitting = compute >= gpus.compute_milli
+        if gpus.memory_mib:
+            fitting &= table.memory[rows] >= gpus.memory_mib
+        change = np.where(fitting, mix.after_share(compute, table.idle[rows], gpus.compute_milli), np.inf)
+        if gpus.cards == 1:
+            least: Floats = change.min(axis=1)
+        else:
+            least = np.sort(change, axis=1)[:, : gpus.cards].sum(axis=1)
+        return least * (weight / CARD)
+
+    def _affinity(self, pod_set: PodSet, rows: Ints) -> Floats:
+        missed = np.zeros(len(rows))
+        for label, value, points in pod_set.preferences:
+            missed += [points * (self._table.nodes[row].labels.get(label) != value) for row in rows]
+        return missed * self._settings.weights.affinity

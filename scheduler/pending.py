@@ -1,0 +1,187 @@
+"""The waiting jobs of one queue, in order, in classes of equal requests.
+
+What one job of a class is refused, all of them are, until something changes. A pass therefore looks at classes, not at
+jobs, and its cost does not grow with the depth of the queue.
+"""
+
+import bisect
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from forebay.scheduler.jobs import Job, PlacedPods
+from forebay.scheduler.losses import gpus_of
+from forebay.scheduler.model import CARD
+from forebay.scheduler.nodes import Demand
+from forebay.scheduler.quota import QuotaNode, Vector
+from forebay.scheduler.settings import Settings
+
+Rank = tuple[float, float, str]
+"""Order in a queue: lower is sooner. The name makes it total."""
+
+
+@dataclass(eq=False)
+class Shape:
+    """What a job asks for, shared by all that ask for the same."""
+
+    job: Job
+    """One of them."""
+    demands: tuple[Demand, ...]
+    full: Vector
+    """Quota of all pods."""
+    least: Vector
+    """Quota of the least pods."""
+    gpus: float
+    """Cards of all pods, for weighing."""
+    refused_at: int = -1
+    """Length of `NodeTable.grown` when the least pods found no room; -1: they are not known to."""
+    held_off: tuple[int, int, float] | None = None
+    """As `refused_at` where holds kept it off: that length, `State.epoch`, and the least bound that was too long."""
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        return tuple(pod_set.count for pod_set in self.job.pod_sets)
+
+    def pods(self, placed: Iterable[PlacedPods]) -> Iterator[tuple[PlacedPods, Demand]]:
+        """Pods of a job of this shape with what one of them asks for."""
+        demands = dict(zip((pod_set.name for pod_set in self.job.pod_sets), self.demands, strict=True))
+        return ((one, demands[one.pod_set]) for one in placed)
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Of cards that it competes for."""
+        return tuple(sorted({demand.gpus.models if demand.gpus else ("",) for demand in self.demands}))
+
+    @property
+    def elastic(self) -> bool:
+        return any(pod_set.least < pod_set.count for pod_set in self.job.pod_sets)
+
+
+def shape_key(job: Job) -> tuple[object, ...]:
+    return tuple(
+        (
+            pod_set.name,
+            pod_set.count,
+            pod_set.min_count,
+            Demand.of(pod_set),
+            pod_set.preferences,
+            pod_set.topology,
+            pod_set.placement,
+        )
+        for pod_set in job.pod_sets
+    )
+
+
+def amounts_of(job: Job, counts: Sequence[int], card_mib: dict[str, int]) -> dict[str, int]:
+    """Quota of so many pods of each set; `gpu` in thousandths.
+
+    A share of memory alone is charged as the part that it is of the smallest card that it may run on (`card_mib`), so
+    that nobody gets cards for nothing.
+    """
+    amounts: dict[str, int] = {}
+    for pod_set, count in zip(job.pod_sets, counts, strict=True):
+        for name, amount in pod_set.requests.items():
+            amounts[name] = amounts.get(name, 0) + amount * count
+        if (gpus := pod_set.gpus) is not None:
+            milli = gpus.compute_milli
+            if not gpus.exclusive and gpus.memory_mib:
+                sizes = [size for model, size in card_mib.items() if not gpus.models or model in gpus.models]
+                sizes = [size for size in sizes if size >= gpus.memory_mib]
+                milli = max(milli, -(-CARD * gpus.memory_mib // min(sizes))) if sizes else CARD
+            amounts["gpu"] = amounts.get("gpu", 0) + milli * gpus.cards * count
+        amounts["pods"] = amounts.get("pods", 0) + count
+    return amounts
+
+
+def weight_of(job: Job) -> float:
+    return sum(gpus_of(pod_set) * pod_set.count for pod_set in job.pod_sets)
+
+
+@dataclass(eq=False)
+class JobClass:
+    """Jobs of one queue and shape, in order."""
+
+    shape: Shape
+    ranks: list[Rank] = field(default_factory=list)
+
+    @property
+    def head(self) -> Rank:
+        return self.ranks[0]
+
+
+class PendingQueue:
+    """A leaf of the tree with its waiting jobs."""
+
+    def __init__(self, node: QuotaNode, settings: Settings) -> None:
+        self.node = node
+        self._settings = settings
+        self.order: list[Rank] = []
+        """All that may be tried now."""
+        self.gated: dict[str, Rank] = {}
+        """Those that wait for data alone: they keep their rank, but are not tried."""
+        self._classes: dict[int, JobClass] = {}
+        self._requests = np.zeros((0, 0), dtype=np.int64)
+        self._listed: list[JobClass] = []
+
+    def __len__(self) -> int:
+        return len(self.order) + len(self.gated)
+
+    def rank(self, job: Job) -> Rank:
+        if self._settings.ageing_s:
+            return (job.submitted / self._settings.ageing_s - job.priority, job.submitted, job.name)
+        return (-job.priority, -job.submitted if self.node.queue.newest_first else job.submitted, job.name)
+
+    def add(self, job: Job, shape: Shape) -> None:
+        rank = self.rank(job)
+        bisect.insort(self.order, rank)
+        found = self._classes.get(id(shape))
+        if found is None:
+            found = self._classes[id(shape)] = JobClass(shape)
+            self._listed.append(found)
+            self._requests = np.array([one.shape.least for one in self._listed], dtype=np.int64)
+        bisect.insort(found.ranks, rank)
+
+    def remove(self, job: Job, shape: Shape) -> None:
+        if self.gated.pop(job.name, None) is not None:
+            return
+        rank = self.rank(job)
+        del self.order[bisect.bisect_left(self.order, rank)]
+        ranks = self._classes[id(shape)].ranks
+        del ranks[bisect.bisect_left(ranks, rank)]
+
+    def gate(self, job: Job, shape: Shape) -> None:
+        """It waits for data: not tried until `ungate`, its place kept."""
+        self.remove(job, shape)
+        self.gated[job.name] = self.rank(job)
+
+    def ungate(self, job: Job, shape: Shape) -> None:
+        if self.gated.pop(job.name, None) is not None:
+            self.add(job, shape)
+
+    def classes(self) -> list[JobClass]:
+        """All that have jobs."""
+        return [one for one in self._listed if one.ranks]
+
+    def candidates(self, available: Vector) -> list[JobClass]:
+        """Classes with jobs whose least request is within `available`."""
+        if not self.order:
+            return []
+        if len(self._listed) == 1:
+            only = self._listed[0]
+            legal = all(amount <= rest for amount, rest in zip(only.shape.least, available, strict=True) if amount)
+            return [only] if legal else []
+        legal_rows = ((self._requests <= np.array(available)) | (self._requests == 0)).all(axis=1)
+        return [self._listed[place] for place in np.flatnonzero(legal_rows) if self._listed[place].ranks]
+
+    def in_order(self) -> Iterator[Rank]:
+        """All waiting jobs, those that wait for data among them."""
+        return iter(sorted([*self.order, *self.gated.values()]) if self.gated else self.order)
+
+    def head(self) -> Rank | None:
+        """The first of all."""
+        first = self.order[0] if self.order else None
+        gated = min(self.gated.values(), default=None)
+        if first is None or (gated is not None and gated < first):
+            return gated
+        return first

@@ -1,0 +1,66 @@
+"""Why a job is not admitted, and whether it is worth trying again."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from forebay.scheduler.decisions import Stage
+from forebay.scheduler.nodes import Demand, Ints, NodeTable
+from forebay.scheduler.pending import Shape
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A job has to wait."""
+
+    stage: Stage
+    reason: str
+    unblock: str
+    scope: Literal["shape", "job", "data"] = "shape"
+    """For whom it holds: all that ask for the same; this job; this job until its data has come."""
+
+
+class Grown:
+    """Whether nodes that have got more room since a refusal could change it.
+
+    A refused job needs more room than there was, so at least one of its pods must fit on a node whose room grew. Most
+    shapes are ruled out by what the best of these nodes has free.
+    """
+
+    def __init__(self, table: NodeTable) -> None:
+        self._table = table
+        self._start = -1
+        self._end = -1
+        self._rows: Ints = np.zeros(0, dtype=np.int64)
+        self._most: dict[str, int] = {}
+        self._idle = 0
+        self._share = 0
+
+    def still_refused(self, shape: Shape, since: int) -> bool:
+        """Whether the shape is refused as it was when `NodeTable.grown` had the length `since`."""
+        end = len(self._table.grown)
+        if since == end:
+            return True
+        if (since, end) != (self._start, self._end):
+            self._look(since, end)
+        return not any(self._may_fit(demand) for demand in shape.demands)
+
+    def _look(self, since: int, end: int) -> None:
+        table = self._table
+        self._start, self._end = since, end
+        self._rows = np.unique(np.array(table.grown[since:end], dtype=np.int64))
+        self._most = {name: int(table.free[row][self._rows].max()) for name, row in table.rows.items()}
+        self._idle = int(table.idle[self._rows].max())
+        self._share = int(table.compute[self._rows].max(initial=0))
+
+    def _may_fit(self, demand: Demand) -> bool:
+        if any(self._most.get(name, 0) < amount for name, amount in demand.amounts):
+            return False
+        if (gpus := demand.gpus) is not None:
+            if gpus.exclusive and self._idle < gpus.cards:
+                return False
+            if self._share < max(gpus.compute_milli, 1):
+                return False
+        eligible = self._table.eligible(demand)[self._rows]
+        return bool((eligible & self._table.fits(demand, self._rows)).any())

@@ -1,0 +1,123 @@
+"""Resource policies: units of nodes in order, with caps and waits, and the order in which they are left."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from forebay.scheduler.decisions import Score
+from forebay.scheduler.jobs import Job, PlacedPods
+from forebay.scheduler.model import ResourcePolicy, Unit
+from forebay.scheduler.nodes import Bools, NodeTable
+from forebay.scheduler.pending import Shape
+from forebay.scheduler.placement import Placement, Site, added
+from forebay.scheduler.state import State
+from forebay.scheduler.topology import NoRoom
+
+
+def policy_of(policies: Sequence[ResourcePolicy], job: Job) -> ResourcePolicy | None:
+    """The first policy, by name, that is for the job."""
+    for policy in sorted(policies, key=lambda policy: policy.name):
+        if all(job.labels.get(label) == value for label, value in policy.selector.items()):
+            return policy
+    return None
+
+
+def units_open(policy: ResourcePolicy, waited_s: float) -> tuple[Unit, ...]:
+    """The units that a job may use after it has waited so long."""
+    found, needed = [], 0.0
+    for unit in policy.units:
+        if waited_s < needed:
+            break
+        found.append(unit)
+        needed += unit.max_wait_s or 0.0
+    return tuple(found)
+
+
+def nodes_of(table: NodeTable, unit: Unit) -> Bools:
+    return np.array(
+        [all(node.labels.get(label) == value for label, value in unit.selector.items()) for node in table.nodes],
+        dtype=np.bool_,
+    )
+
+
+def pods_in(state: State, policy: ResourcePolicy, nodes: Bools) -> int:
+    """Pods of all jobs of the policy on these nodes."""
+    table = state.table
+    return sum(
+        placed.count
+        for live in state.running.values()
+        if policy_of(state.policies, live.job) is policy
+        for placed in live.running.pods
+        if placed.node in table.index and nodes[table.index[placed.node]]
+    )
+
+
+def place_by_policy(
+    state: State, policy: ResourcePolicy, job: Job, shape: Shape, counts: Sequence[int], site: Site
+) -> tuple[Placement, tuple[str, ...], str | None] | NoRoom:
+    """Fill the units in order, each up to its cap. Pods that must be near each other go to one unit together.
+
+    Call it inside `NodeTable.trial`.
+    """
+    units = [(unit, nodes_of(state.table, unit)) for unit in units_open(policy, max(0.0, state.now - job.submitted))]
+    units = _warm_first(state, units, shape, site)
+    together = any(
+        pod_set.topology.required or pod_set.topology.preferred or pod_set.topology.slice_level
+        for pod_set in job.pod_sets
+    )
+    left = list(counts)
+    pods: list[PlacedPods] = []
+    score, names = Score(), []
+    for unit, nodes in units:
+        cap = sum(left)
+        if unit.max_pods is not None:
+            cap = min(cap, unit.max_pods - pods_in(state, policy, nodes))
+        if cap <= 0 or (together and cap < sum(left)):
+            continue
+        allowed = nodes if site.allowed is None else nodes & site.allowed
+        inside = replace(site, allowed=allowed)
+        for place, demand in enumerate(shape.demands):
+            fitting = np.where(state.table.eligible(demand) & allowed, state.table.pods(demand), 0).sum()
+            amount = min(left[place], cap, int(fitting))
+            if amount <= 0 or (together and amount < left[place]):
+                continue
+            one = replace(job.pod_sets[place], min_count=None)
+            found = state.placer.place([one], [demand], [amount], inside)
+            if isinstance(found, Placement):
+                pods += found.pods
+                score = added(score, found.score)
+                left[place] -= amount
+                cap -= amount
+                names.append(unit.name)
+        if not any(left):
+            return Placement(tuple(pods), score), (), "+".join(dict.fromkeys(names))
+    waits = "" if len(units) == len(policy.units) else f"; {policy.units[len(units)].name} is not open yet"
+    return NoRoom("gang", sum(counts) - sum(left), f"room for {sum(counts) - sum(left)} of {sum(counts)} pods{waits}")
+
+
+def _warm_first(state: State, units: list[tuple[Unit, Bools]], shape: Shape, site: Site) -> list[tuple[Unit, Bools]]:
+    """A unit where the job need not wait for data goes before one where it must."""
+    if site.cold_s is None:
+        return units
+    cold = site.cold_s
+
+    def waits(nodes: Bools) -> bool:
+        fitting = nodes & state.table.eligible(shape.demands[0]) & state.table.fits(shape.demands[0])
+        return not fitting.any() or float(cold[fitting].min()) > 0
+
+    return sorted(units, key=lambda unit: waits(unit[1]))
+
+
+def scale_in(state: State, policy: ResourcePolicy | None, pods: Sequence[PlacedPods]) -> list[PlacedPods]:
+    """Pods in the order in which they are given up: those of the last unit first, and the last placed of each."""
+    last_first = list(reversed(pods))
+    if policy is None:
+        return last_first
+    units = [nodes_of(state.table, unit) for unit in policy.units]
+
+    def unit_of(placed: PlacedPods) -> int:
+        row = state.table.index.get(placed.node)
+        return next((place for place, nodes in enumerate(units) if row is not None and nodes[row]), len(units))
+
+    return sorted(last_first, key=lambda placed: -unit_of(placed))

@@ -1,0 +1,175 @@
+"""The under-store and the caches of racks, as fluids: loads share bandwidth equally, caches keep what was used last."""
+
+import heapq
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+
+@dataclass(eq=False)
+class Load:
+    """Bytes of one dataset on their way into one domain."""
+
+    dataset: str
+    domain: int
+    total: float
+    at: float
+    """Where the shared clock of its class stands when it is done."""
+    ahead: bool = False
+    """A prefetch: it takes only the bandwidth of its class."""
+    done: bool = False
+    cached: bool = True
+    """It stays; if not, there was no room for it."""
+    waiters: list[str] = field(default_factory=list)
+    """Jobs that read it."""
+
+
+class _Class:
+    """Loads that are served alike: each gets as much per second as the others, up to a cap.
+
+    All are known by one number, the bytes that a load since the beginning would have got; so an event costs O(log n).
+    """
+
+    def __init__(self, cap: float) -> None:
+        self._cap = cap
+        self.served = 0.0
+        self.queue: list[tuple[float, int, Load]] = []
+        self.count = 0
+
+    def rate(self, bandwidth: float) -> float:
+        return min(self._cap, bandwidth / self.count) if self.count else 0.0
+
+    def trim(self) -> None:
+        while self.queue and self.queue[0][2].done:
+            heapq.heappop(self.queue)
+
+
+class UnderStore:
+    """One store: loads that jobs wait for, and prefetches, which have at least their share and what others leave."""
+
+    def __init__(self, bandwidth: float, flow: float, prefetch_share: float) -> None:
+        cap = flow or math.inf
+        self.bandwidth = bandwidth
+        self._share = prefetch_share
+        self._urgent, self._ahead = _Class(cap), _Class(cap)
+        self._now = 0.0
+        self._numbers = 0
+        self.delivered = 0.0
+
+    @property
+    def loads(self) -> int:
+        return self._urgent.count + self._ahead.count
+
+    def _rates(self) -> tuple[float, float]:
+        reserved = self.bandwidth * self._share if self._ahead.count else 0.0
+        urgent = self._urgent.rate(self.bandwidth - reserved)
+        ahead = self._ahead.rate(self.bandwidth - urgent * self._urgent.count)
+        if self._ahead.count:
+            urgent = self._urgent.rate(self.bandwidth - ahead * self._ahead.count)
+        return urgent, ahead
+
+    def advance(self, now: float) -> None:
+        """Bytes flow until `now`; nothing may end in between, see `next_end`."""
+        urgent, ahead = self._rates()
+        elapsed = now - self._now
+        self._urgent.served += urgent * elapsed
+        self._ahead.served += ahead * elapsed
+        self.delivered += (urgent * self._urgent.count + ahead * self._ahead.count) * elapsed
+        self._now = now
+
+    def start(self, dataset: str, domain: int, amount: float, ahead: bool) -> Load:
+        """Begin at the time of the last `advance`."""
+        one = self._ahead if ahead else self._urgent
+        load = Load(dataset, domain, amount, one.served + amount, ahead)
+        self._push(one, load)
+        return load
+
+    def _push(self, one: _Class, load: Load) -> None:
+        self._numbers += 1
+        one.count += 1
+        heapq.heappush(one.queue, (load.at, self._numbers, load))
+
+    def left(self, load: Load) -> float:
+        """Bytes that are still missing."""
+        one = self._ahead if load.ahead else self._urgent
+        return 0.0 if load.done else max(0.0, load.at - one.served)
+
+    def hurry(self, load: Load) -> Load:
+        """A prefetch that a job waits for by now becomes urgent."""
+        if not load.ahead or load.done:
+            return load
+        left = self.left(load)
+        self._end(self._ahead, load)
+        fresh = Load(load.dataset, load.domain, load.total, self._urgent.served + left)
+        fresh.cached, fresh.waiters = load.cached, load.waiters
+        self._push(self._urgent, fresh)
+        return fresh
+
+    def cancel(self, load: Load) -> None:
+        if not load.done:
+            self._end(self._ahead if load.ahead else self._urgent, load)
+
+    @staticmethod
+    def _end(one: _Class, load: Load) -> None:
+        load.done = True
+        one.count -= 1
+
+    def next_end(self) -> float:
+        """When the next load is done if nothing changes; infinite if there is none."""
+        found = math.inf
+        for one, rate in zip((self._urgent, self._ahead), self._rates(), strict=True):
+            one.trim()
+            if one.queue and rate > 0:
+                found = min(found, self._now + max(0.0, one.queue[0][0] - one.served) / rate)
+        return found
+
+    def ended(self) -> list[Load]:
+        """Loads that are done at the time of the last `advance`."""
+        found = []
+        for one in (self._urgent, self._ahead):
+            one.trim()
+            while one.queue and one.queue[0][0] <= one.served * (1 + 1e-12) + 1.0:
+                load = heapq.heappop(one.queue)[2]
+                if not load.done:
+                    self._end(one, load)
+                    found.append(load)
+                one.trim()
+        return found
+
+
+class DomainCache:
+    """What one domain has cached: least recently used datasets go first; those in use stay."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.used = 0
+        self._held: OrderedDict[str, int] = OrderedDict()
+        self._readers: dict[str, int] = {}
+
+    def held(self, dataset: str) -> int:
+        return self._held.get(dataset, 0)
+
+    def touch(self, dataset: str) -> None:
+        if dataset in self._held:
+            self._held.move_to_end(dataset)
+
+    def read(self, dataset: str, sign: int) -> None:
+        """A reader (or a load) comes (1) or goes (-1)."""
+        self._readers[dataset] = self._readers.get(dataset, 0) + sign
+
+    def make_room(self, amount: int, keep: str) -> tuple[list[str], bool]:
+        """Datasets that are dropped for `amount` bytes of `keep`, and whether these have room now."""
+        dropped: list[str] = []
+        for dataset in list(self._held):
+            if self.used + amount <= self.room:
+                break
+            if dataset != keep and not self._readers.get(dataset):
+                self.used -= self._held.pop(dataset)
+                dropped.append(dataset)
+        return dropped, self.used + amount <= self.room
+
+    def put(self, dataset: str, amount: int) -> None:
+        """So many more bytes of a dataset are there."""
+        self._held[dataset] = self._held.get(dataset, 0) + amount
+        self.used += amount
+        self._held.move_to_end(dataset)

@@ -1,0 +1,391 @@
+"""The cluster at work: a snapshot in arrays, kept up to date by events.
+
+`State(snapshot)` and a State that has seen events up to the same moment decide alike: nothing is in here that is not in
+the snapshot, but answers that could be computed again.
+"""
+
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forebay.scheduler.cards import choose_cards
+from forebay.scheduler.jobs import GpuRequest, Job, PlacedPods
+from forebay.scheduler.losses import LossTable
+from forebay.scheduler.model import CARD, Hold, Reservation, RunningJob, Snapshot
+from forebay.scheduler.nodes import Demand, NodeTable
+from forebay.scheduler.pending import PendingQueue, Shape, amounts_of, shape_key, weight_of
+from forebay.scheduler.placement import Placer
+from forebay.scheduler.quota import QuotaNode, QuotaTree, Vector
+from forebay.scheduler.settings import Settings
+from forebay.scheduler.warmth import WarmTable
+
+
+@dataclass(eq=False)
+class Live:
+    """A running job at work."""
+
+    running: RunningJob
+    shape: Shape
+    leaf: QuotaNode
+    charged: Vector
+    """Its quota."""
+    rows: tuple[tuple[int, float], ...] = ()
+    """Nodes of its pods, with the GPUs on each, for weighing."""
+
+    @property
+    def job(self) -> Job:
+        return self.running.job
+
+    def pods(self) -> Iterator[tuple[PlacedPods, Demand]]:
+        return self.shape.pods(self.running.pods)
+
+
+def ends_of(lives: Sequence[Live], now: float) -> NDArray[np.float64]:
+    """When each of these jobs has ended for certain; all of them have a bound of their runtime.
+
+    One that has run for longer than its bound is taken to need as long again as the bound, and so on in doublings.
+    """
+    started = np.array([live.running.started for live in lives], dtype=np.float64)
+    bound = np.array([live.running.job.max_run_s for live in lives], dtype=np.float64)
+    over = (now - started) / np.maximum(bound, 1e-9)
+    ends: NDArray[np.float64] = started + bound * np.exp2(np.ceil(np.log2(np.maximum(over, 1.0))))
+    return ends
+
+
+def without(pods: Sequence[PlacedPods], leaving: Iterable[PlacedPods]) -> tuple[PlacedPods, ...]:
+    """Pods less those that leave; of pods without cards only their number counts."""
+    left = list(pods)
+    for gone in leaving:
+        for place, one in enumerate(left):
+            if (one.pod_set, one.node) != (gone.pod_set, gone.node):
+                continue
+            if one.cards:
+                cards = tuple(taken for taken in one.cards if taken not in gone.cards)
+                left[place] = replace(one, cards=cards, count=len(cards))
+            else:
+                left[place] = replace(one, count=one.count - gone.count)
+            break
+    return tuple(one for one in left if one.count)
+
+
+@dataclass(eq=False)
+class Held:
+    """A reservation at work: what is left of it is taken in the table."""
+
+    reservation: Reservation
+    row: int
+    demand: Demand
+    cards: tuple[int, ...]
+
+
+class State:
+    """Everything that a decision looks at.
+
+    Raises:
+        ValueError: the snapshot contradicts itself; the message says where.
+    """
+
+    def __init__(self, snapshot: Snapshot, settings: Settings | None = None) -> None:
+        self.settings = settings or Settings()
+        self.now = snapshot.now
+        self.table = NodeTable(snapshot.nodes, snapshot.levels)
+        self.quota = QuotaTree(snapshot.queues, self.table.totals())
+        self.warm = WarmTable(self.table, snapshot, self.settings)
+        self.policies = snapshot.policies
+        self.queues = {
+            name: PendingQueue(node, self.settings) for name, node in self.quota.nodes.items() if not node.children
+        }
+        self.waiting: dict[str, Job] = {}
+        self.running: dict[str, Live] = {}
+        self.by_leaf: dict[str, dict[str, Live]] = {name: {} for name in self.queues}
+        """The running jobs of each queue."""
+        self.later: dict[str, Job] = {}
+        """Waiting jobs that are not tried yet: backoff."""
+        self.foreign: dict[str, Job] = {}
+        """Waiting jobs that gates of others hold."""
+        self.groups: dict[str, set[str]] = {}
+        """Waiting and running jobs by group of gangs."""
+        self.unbound: set[str] = set()
+        """Running jobs whose pods are not all bound yet."""
+        self.victims: dict[str, set[str]] = {}
+        """By the job that they make room for, those who have to go and are still there."""
+        self.holds: dict[str, Hold] = {hold.job: hold for hold in snapshot.holds}
+        self.deadlines: list[tuple[float, str]] = []
+        """Heap of the times at which waiting jobs are given up or do not wait for data any more."""
+        self.data_refusals: dict[tuple[int, frozenset[tuple[str, float]]], int] = {}
+        """As `Shape.refused_at`, by shape and data that must be warm; those of a dataset go when it changes."""
+        self.epoch = 0
+        """Grows whenever holds are lifted: what was refused because of them may fit now."""
+        self._shapes: dict[object, Shape] = {}
+        self._mix: dict[tuple[int, int], int] = {}
+        self.losses = LossTable(self.table, self.settings)
+        self.placer = Placer(self.table, self.losses, self.settings)
+        for running in sorted(snapshot.running, key=lambda one: one.job.name):
+            self.start(running)
+        self.held = self._held(snapshot)
+        for job in sorted(snapshot.waiting, key=lambda one: one.name):
+            self.submit(job)
+
+    # Events
+
+    def submit(self, job: Job) -> None:
+        """A job waits from now on.
+
+        Raises:
+            ValueError: one of that name is there, its queue is no leaf, or its dataset or level is not known.
+        """
+        if job.name in self.waiting or job.name in self.running:
+            raise ValueError(f"two jobs are named {job.name!r}")
+        self.quota.leaf(job.queue)
+        shape = self.shape(job)
+        for need in job.data:
+            self.warm.size(need.dataset)
+        for pod_set in job.pod_sets:
+            for level in (pod_set.topology.required, pod_set.topology.preferred, pod_set.topology.slice_level):
+                if level is not None:
+                    self.table.depth(level)
+        self.waiting[job.name] = job
+        self._count(job, 1)
+        if job.group is not None:
+            self.groups.setdefault(job.group, set()).add(job.name)
+        times = [need.deadline for need in job.data] + [
+            None if job.max_wait_s is None else job.submitted + job.max_wait_s
+        ]
+        for time in times:
+            if time is not None:
+                heapq.heappush(self.deadlines, (time, job.name))
+        if job.gates:
+            self.foreign[job.name] = job
+        elif job.not_before > self.now:
+            self.later[job.name] = job
+        else:
+            self.queues[job.queue].add(job, shape)
+
+    def withdraw(self, name: str) -> None:
+        """A waiting job is gone."""
+        job = self.waiting.pop(name)
+        self._leave_queue(job)
+        self._forget(job)
+
+    def _leave_queue(self, job: Job) -> None:
+        if self.foreign.pop(job.name, None) is None and self.later.pop(job.name, None) is None:
+            self.queues[job.queue].remove(job, self.shape(job))
+        self.lift(job.name)
+
+    def _forget(self, job: Job) -> None:
+        self._count(job, -1)
+        self.victims.pop(job.name, None)
+        if job.group is not None:
+            self.groups[job.group].discard(job.name)
+
+    def finish(self, name: str) -> None:
+        """A running job has ended, or its pods are gone: its room is free."""
+        live = self.running[name]
+        self.stop(name)
+        self._forget(live.job)
+
+    def requeue(self, name: str, retries: int = 0, not_before: float = 0.0) -> None:
+        """A running job's pods are gone, and it waits again, in its old place."""
+        job = self.running[name].job
+        self.finish(name)
+        self.submit(replace(job, retries=retries, not_before=not_before))
+
+    def bound(self, name: str) -> None:
+        """All pods of an admitted job are bound."""
+        live = self.running[name]
+        live.running = replace(live.running, bound=True, bind_by=None)
+        self.unbound.discard(name)
+
+    def checkpoint(self, name: str, time: float) -> None:
+        """A running job has saved its work."""
+        live = self.running[name]
+        live.running = replace(live.running, checkpointed=time)
+
+    def shrunk(self, name: str) -> None:
+        """The pods that had to leave a running job are gone."""
+        running = self.running[name].running
+        self.stop(name)
+        left = without(running.pods, running.leaving)
+        self.occupy(replace(running, pods=left, leaving=(), evicted_for=None), in_table=True)
+
+    # What events are made of
+
+    def start(self, running: RunningJob) -> None:
+        """A job runs; its room and quota are taken. Cards of pods that do not say which are chosen."""
+        job = running.job
+        if job.name in self.running:
+            raise ValueError(f"two jobs are named {job.name!r}")
+        running = self._with_cards(running)
+        self.occupy(running, True)
+        self._count(job, 1)
+        if job.group is not None:
+            self.groups.setdefault(job.group, set()).add(job.name)
+
+    def _with_cards(self, running: RunningJob) -> RunningJob:
+        """The job with cards for all pods that ask for some."""
+        pods: list[PlacedPods] = []
+        with self.table.trial():
+            for placed, demand in self.shape(running.job).pods(running.pods):
+                row = self.table.index.get(placed.node)
+                if demand.gpus is None or placed.cards or row is None:
+                    pods.append(placed)
+                    continue
+                chosen = []
+                for _ in range(placed.count):
+                    cards = choose_cards(self.table, row, demand.gpus, "binpack", None)
+                    if not cards:
+                        raise ValueError(f"job {running.job.name!r}: no cards are left on node {placed.node!r} for it")
+                    self.table.take(row, demand, cards)
+                    chosen.append(cards)
+                pods.append(replace(placed, cards=tuple(chosen)))
+        return replace(running, pods=tuple(pods))
+
+    def occupy(self, running: RunningJob, in_table: bool) -> Live:
+        """Record a job as running; `in_table`: the room of its pods is not taken yet."""
+        job = running.job
+        leaf, shape = self.quota.leaf(job.queue), self.shape(job)
+        counts = [
+            sum(placed.count for placed in running.pods if placed.pod_set == pod_set.name) for pod_set in job.pod_sets
+        ]
+        pods = max(sum(counts), 1)
+        rows = tuple(
+            (self.table.index[placed.node], shape.gpus * placed.count / pods)
+            for placed in running.pods
+            if placed.node in self.table.index
+        )
+        live = Live(running, shape, leaf, self.charge(job, counts), rows)
+        self.quota.take(leaf, live.charged)
+        if in_table:
+            self.change_pods(shape, running.pods, 1)
+        self.running[job.name] = self.by_leaf[leaf.name][job.name] = live
+        if not running.bound:
+            self.unbound.add(job.name)
+        if running.evicted_for:
+            self.victims.setdefault(running.evicted_for, set()).add(job.name)
+        return live
+
+    def stop(self, name: str) -> Live:
+        """The opposite of `occupy`."""
+        live = self.discard(name)
+        self.change_pods(live.shape, live.running.pods, -1)
+        self.count_reserved(live.running.reservations, in_table=True)
+        if live.running.evicted_for and (others := self.victims.get(live.running.evicted_for)):
+            others.discard(name)
+        return live
+
+    def discard(self, name: str) -> Live:
+        """A running job's record and quota are gone; what becomes of its room is the caller's affair."""
+        live = self.running.pop(name)
+        self.unbound.discard(name)
+        del self.by_leaf[live.leaf.name][name]
+        self.quota.give(live.leaf, live.charged)
+        return live
+
+    def change_pods(self, shape: Shape, pods: Iterable[PlacedPods], sign: int) -> None:
+        """Take (1) or give back (-1) the room of pods. Nodes that are not there any more are passed over."""
+        change = self.table.take if sign > 0 else self.table.give
+        for placed, demand in shape.pods(pods):
+            row = self.table.index.get(placed.node)
+            if row is None:
+                continue
+            if placed.cards:
+                for cards in placed.cards:
+                    change(row, demand, cards)
+            else:
+                change(row, demand, (), placed.count)
+
+    def shape(self, job: Job) -> Shape:
+        """The one of all jobs that ask for the same. Jobs with data have one of their own where data is in a quota."""
+        by_data = ("cache" in self.quota.resources or "bandwidth" in self.quota.resources) and job.data
+        key = (shape_key(job), job.data) if by_data else shape_key(job)
+        found = self._shapes.get(key)
+        if found is None:
+            found = Shape(
+                job,
+                tuple(Demand.of(pod_set) for pod_set in job.pod_sets),
+                self.charge(job, [pod_set.count for pod_set in job.pod_sets]),
+                self.charge(job, [pod_set.least for pod_set in job.pod_sets]),
+                weight_of(job),
+            )
+            self._shapes[key] = found
+        return found
+
+    def charge(self, job: Job, counts: Sequence[int]) -> Vector:
+        """Quota of so many pods of each set."""
+        amounts = amounts_of(job, counts, self.table.least_memory)
+        return self.quota.vector({**amounts, **self.warm.amounts(job, weight_of(job))})
+
+    def lift(self, name: str) -> None:
+        """A hold is not needed any more."""
+        if self.holds.pop(name, None) is not None:
+            self.epoch += 1
+
+    def _count(self, job: Job, sign: int) -> None:
+        """The mix of requests by which fragments are measured: all jobs that wait or run."""
+        for pod_set in job.pod_sets:
+            if pod_set.gpus is not None and pod_set.gpus.compute_milli:
+                key = (pod_set.gpus.cards, pod_set.gpus.compute_milli)
+                self._mix[key] = self._mix.get(key, 0) + sign * pod_set.count
+
+    def refresh_mix(self) -> None:
+        """Once for each pass: the mix of requests as it is now, in 64ths, so that it changes seldom."""
+        total = sum(self._mix.values())
+        classes: dict[tuple[int, int], float] = {}
+        if self.settings.shared_cards == "fgd" and any(
+            milli < CARD and count for (_, milli), count in self._mix.items()
+        ):
+            classes = {key: parts / 64 for key, count in self._mix.items() if (parts := round(64 * count / total))}
+        self.losses.set_mix(classes)
+
+    def _held(self, snapshot: Snapshot) -> dict[str, Held]:
+        held: dict[str, Held] = {}
+        for reservation in sorted(snapshot.reservations, key=lambda one: one.name):
+            if reservation.expires is not None and reservation.expires <= self.now:
+                continue
+            users = [live for live in self.running.values() if reservation.name in live.running.reservations]
+            if reservation.node not in self.table.index:
+                continue
+            left = remainder(reservation, users)
+            row = self.table.index[reservation.node]
+            held[reservation.name] = Held(reservation, row, left[0], left[1])
+            self.table.take(row, left[0], left[1])
+        return held
+
+    def count_reserved(self, names: Iterable[str], in_table: bool) -> None:
+        """What is left of reservations when jobs have come or gone; `in_table`: the table does not know yet."""
+        for name in names:
+            held = self.held.get(name)
+            if held is None:
+                continue
+            users = [live for live in self.running.values() if name in live.running.reservations]
+            if held.reservation.once and not users and in_table:
+                continue  # its one job is gone: it stays used up
+            left = remainder(held.reservation, users)
+            if in_table:
+                self.table.give(held.row, held.demand, held.cards)
+                self.table.take(held.row, left[0], left[1])
+            held.demand, held.cards = left
+
+
+def remainder(reservation: Reservation, users: Sequence[Live]) -> tuple[Demand, tuple[int, ...]]:
+    """What is left of a reservation beside the jobs that use it."""
+    if reservation.once and users:
+        return Demand((), None, ()), ()
+    return left_over(reservation, [used for live in users for used in live.pods()])
+
+
+def left_over(reservation: Reservation, used: Iterable[tuple[PlacedPods, Demand]]) -> tuple[Demand, tuple[int, ...]]:
+    """What is left of a reservation beside these pods."""
+    amounts, cards = dict(reservation.amounts), set(reservation.cards)
+    for placed, demand in used:
+        if placed.node == reservation.node:
+            for name, amount in demand.amounts:
+                if name in amounts:
+                    amounts[name] = max(0, amounts[name] - amount * placed.count)
+            cards -= {card for taken in placed.cards for card in taken}
+    left = tuple(sorted(cards))
+    gpus = GpuRequest(cards=len(left)) if left else None
+    return Demand(tuple(sorted((name, amount) for name, amount in amounts.items() if amount)), gpus, ()), left

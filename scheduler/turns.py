@@ -1,0 +1,136 @@
+"""Whose turn it is: a tournament down the tree of queues, and lanes within a queue.
+
+A lane is what must be served in order. With `best-effort` each class of equal requests is a lane of its own, with
+`fifo` all that ask for one kind of card, with `strict` and `block` the whole queue.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from forebay.scheduler.pending import JobClass, PendingQueue, Rank
+from forebay.scheduler.quota import QuotaNode, QuotaTree, Vector
+from forebay.scheduler.settings import Settings
+
+
+@dataclass(eq=False)
+class Lane:
+    """Classes of one queue that are served in the order of their jobs."""
+
+    queue: PendingQueue
+    classes: list[JobClass]
+    skip: int = 0
+    """Jobs at the front of its only class that were refused for reasons of their own."""
+    backfills: bool = False
+    """It goes on behind a job that waits, and must not delay it."""
+
+    def head(self) -> tuple[Rank, JobClass] | None:
+        if self.skip:
+            ranks = self.classes[0].ranks
+            return (ranks[self.skip], self.classes[0]) if len(ranks) > self.skip else None
+        best = None
+        for one in self.classes:
+            if one.ranks and (best is None or one.ranks[0] < best[0]):
+                best = (one.ranks[0], one)
+        return best
+
+
+Key = tuple[bool, int, float, Rank]
+
+
+@dataclass(eq=False)
+class Turn:
+    """The next job to try, of one leaf."""
+
+    rank: Rank
+    lane: Lane
+    job_class: JobClass
+
+
+@dataclass(eq=False)
+class Turns:
+    """The order of one pass.
+
+    Among siblings: who stays within its min with its next job goes first, then the higher priority, then the smaller
+    share, then the job that waits longer. What one admission changes is looked at again, and nothing else.
+    """
+
+    quota: QuotaTree
+    settings: Settings
+    now: float
+    lanes: dict[str, list[Lane]] = field(default_factory=dict)
+    penalty: dict[str, float] = field(default_factory=dict)
+    """Use that counts beside the historic one, by leaf: admissions of this pass."""
+    _best: dict[str, tuple[Turn, str] | None] = field(default_factory=dict)
+
+    def next(self) -> Turn | None:
+        found = [(root, best) for root in self.quota.roots if (best := self._of(root)) is not None]
+        if not found:
+            return None
+        return min(found, key=lambda one: self._key(one[0], one[1][0]))[1][0]
+
+    def changed(self, leaf: QuotaNode) -> None:
+        """Lanes or use of this leaf are others than before."""
+        for node in leaf.path():
+            self._best.pop(node.name, None)
+
+    def drop(self, lane: Lane) -> None:
+        self.lanes[lane.queue.node.name].remove(lane)
+        self.changed(lane.queue.node)
+
+    def _of(self, node: QuotaNode) -> tuple[Turn, str] | None:
+        if node.name in self._best:
+            return self._best[node.name]
+        best: tuple[Turn, str] | None = None
+        if not node.children:
+            best = self._of_leaf(node)
+        else:
+            least: Key | None = None
+            for child in node.children:
+                found = self._of(child)
+                if found is not None and (least is None or (key := self._key(child, found[0])) < least):
+                    if least is None:
+                        key = self._key(child, found[0])
+                    best, least = found, key
+        self._best[node.name] = best
+        return best
+
+    def _of_leaf(self, node: QuotaNode) -> tuple[Turn, str] | None:
+        best: Turn | None = None
+        for lane in self.lanes.get(node.name, ()):
+            head = lane.head()
+            if head is not None and (best is None or head[0] < best.rank):
+                best = Turn(head[0], lane, head[1])
+        return None if best is None else (best, node.name)
+
+    def _key(self, node: QuotaNode, turn: Turn) -> Key:
+        least = turn.job_class.shape.least
+        return (not node.within_min(least), -node.queue.priority, self._share(node, least), turn.rank)
+
+    def _share(self, node: QuotaNode, more: Vector) -> float:
+        kind = self.settings.fairness
+        if kind == "none":
+            return 0.0
+        if kind == "borrowed":
+            return self.quota.borrowed(node, more)
+        if kind == "usage":
+            use = node.queue.usage + self.penalty.get(node.name, 0.0)
+            if use == 0:
+                return 0.0 if node.queue.weight > 0 else float("inf")
+            return use / node.queue.weight if node.queue.weight > 0 else float("inf")
+        return self.quota.share(node)
+
+
+def lanes_of(queue: PendingQueue, open_classes: list[JobClass], refused: Callable[[JobClass], bool]) -> list[Lane]:
+    """The lanes of a queue at the start of a pass.
+
+    Args:
+        open_classes: those whose requests quota allows.
+        refused: whether a class is known to find no room.
+    """
+    policy = queue.node.queue.policy
+    if policy == "best-effort":
+        return [Lane(queue, [one]) for one in open_classes if not refused(one)]
+    kinds: dict[object, list[JobClass]] = {}
+    for one in queue.classes():
+        kinds.setdefault(one.shape.kind if policy == "fifo" else None, []).append(one)
+    return [Lane(queue, classes) for classes in kinds.values()]

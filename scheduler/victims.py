@@ -1,0 +1,181 @@
+"""Who may be evicted for a job, in which order, and what it costs.
+
+The rules are made so that no two jobs can evict each other in turn: a victim by priority is of strictly lower priority;
+a victim by reclaim is above its queue's min, while the other one stays within its own; and by fair share the other
+queue's share must not exceed what the victim's queue keeps (Kueue's LessThanOrEqualToFinalShare) or, if that does not
+suffice and for one victim of each queue, must stay below what that queue had (LessThanInitialShare).
+"""
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from forebay.scheduler.jobs import Job, PlacedPods
+from forebay.scheduler.pending import weight_of
+from forebay.scheduler.quota import QuotaNode, Vector
+from forebay.scheduler.resource_policies import policy_of, scale_in
+from forebay.scheduler.state import Live, State
+
+Reason = Literal["priority", "reclaim", "fair-share"]
+
+
+@dataclass(eq=False)
+class Piece:
+    """Something that could be taken away: a job, or one pod of an elastic one."""
+
+    live: Live
+    pods: tuple[PlacedPods, ...]
+    whole: bool
+    cost: float
+    freed: Vector
+    """Its quota."""
+
+    @property
+    def name(self) -> str:
+        return self.live.job.name
+
+
+def lost_gpu_s(state: State, live: Live) -> float:
+    """GPU-seconds that an eviction costs: work since the last checkpoint, and loading its data again.
+
+    The data is reckoned as if it were to start in any cache domain with the same likelihood.
+    """
+    gpus = weight_of(live.job)
+    saved = max(live.running.started, live.running.checkpointed or 0.0)
+    view = state.warm.view(live.job, gpus, state.now)
+    reload_s = 0.0 if view is None or not len(view.stall_s) else float(view.stall_s.mean())
+    return gpus * (max(0.0, state.now - saved) + state.settings.reload_weight * reload_s)
+
+
+def meeting(one: QuotaNode, other: QuotaNode) -> tuple[list[QuotaNode], list[QuotaNode]] | None:
+    """The paths of two leaves below where they meet; None: they are of different trees."""
+    mine, theirs = list(one.path()), list(other.path())
+    if mine[-1] is not theirs[-1]:
+        return None
+    while mine and theirs and mine[-1] is theirs[-1]:
+        mine.pop()
+        theirs.pop()
+    return mine, theirs
+
+
+def reason_for(state: State, job: Job, request: Vector, piece: Piece, initial: bool = False) -> Reason | None:
+    """By which rule this piece may be taken for the job now; None: it may not.
+
+    Args:
+        initial: by fair share, the share that the victim's queue has now is compared, and not the one it keeps.
+    """
+    leaf, victim = state.quota.leaf(job.queue), piece.live
+    rule = rule_between(state, leaf, request, victim.leaf)
+    if rule is None or not _concerned(state, job, rule, victim, leaf):
+        return None
+    if rule == "fair-share":
+        paths, none = meeting(leaf, victim.leaf), [0] * len(request)
+        assert paths is not None
+        after = _share_with(state, leaf, paths[0][-1], request, 1)
+        kept = _share_with(state, victim.leaf, paths[1][-1], piece.freed, -1)
+        if after > kept and not (initial and after < _share_with(state, victim.leaf, paths[1][-1], none, 1)):
+            return None
+    return rule
+
+
+def rule_between(state: State, leaf: QuotaNode, request: Vector, other: QuotaNode) -> Reason | None:
+    """The rule by which a job of one queue may take from jobs of another, as both are now; None: there is none."""
+    if other is leaf:
+        return "priority" if leaf.queue.preempt_lower else None
+    paths = meeting(leaf, other)
+    if paths is None or leaf.queue.reclaim == "never":
+        return None
+    mine, theirs = paths
+    if not all(node.queue.reclaimable and _above_min(node, request) for node in theirs):
+        return None
+    if all(node.within_min(request) for node in mine):
+        return "reclaim"
+    if state.settings.fair_preemption and state.settings.fairness in ("drf", "borrowed"):
+        none = [0] * len(request)
+        if _share_with(state, leaf, mine[-1], request, 1) <= _share_with(state, other, theirs[-1], none, -1):
+            return "fair-share"
+    return None
+
+
+def _concerned(state: State, job: Job, rule: Reason, victim: Live, leaf: QuotaNode) -> bool:
+    """Whether the rule is for this victim too: priority, and how long it has run."""
+    if rule == "priority":
+        return victim.job.priority < job.priority
+    if leaf.queue.reclaim == "lower-priority" and victim.job.priority >= job.priority:
+        return False
+    shield = max(node.queue.min_runtime_s for node in victim.leaf.path())
+    return state.now - victim.running.started >= shield
+
+
+def _above_min(node: QuotaNode, request: Vector) -> bool:
+    """Whether it uses more than its min of something that is asked for."""
+    return any(amount and used > quota for amount, used, quota in zip(request, node.used, node.quota, strict=True))
+
+
+def _share_with(state: State, leaf: QuotaNode, node: QuotaNode, amounts: Vector, sign: int) -> float:
+    """The share of `node` once the leaf below it uses so much more (1) or less (-1)."""
+    quota = state.quota
+    quota.resize(leaf, amounts, sign)
+    share = quota.borrowed(node) if state.settings.fairness == "borrowed" else quota.share(node)
+    quota.resize(leaf, amounts, -sign)
+    return share
+
+
+def pieces_for(state: State, job: Job) -> list[Piece]:
+    """What could be taken for a job by some rule, in the order in which it should be; not more than the settings say.
+
+    Pods of elastic jobs before jobs; other queues' before its own; lower priority first; of queues with a larger share
+    first; then what costs least, the youngest, and by name.
+    """
+    leaf, request = state.quota.leaf(job.queue), state.shape(job).least
+    most = state.settings.preempt_candidates
+    found: list[tuple[tuple[object, ...], Piece]] = []
+    for name in sorted(state.queues):
+        other = state.quota.nodes[name]
+        rule = rule_between(state, leaf, request, other) if state.by_leaf[name] else None
+        if rule is None:
+            continue
+        lives = [
+            live
+            for live in state.by_leaf[name].values()
+            if live.running.evicted_for is None and live.job.preemptible and _concerned(state, job, rule, live, leaf)
+        ]
+        share = -round(state.quota.share(other), 6)
+        for live in heapq.nsmallest(most, lives, key=lambda live: _roughly(state, live)):
+            whole = Piece(live, live.running.pods, True, lost_gpu_s(state, live), live.charged)
+            for tier, piece in ((1, whole), *((0, pod) for pod in surplus(state, live))):
+                key = (
+                    tier, other is leaf, live.job.priority, share, piece.cost, -live.running.started, live.job.name,
+                )  # fmt: skip
+                found.append((key, piece))
+    return [piece for _, piece in heapq.nsmallest(most, found, key=lambda one: one[0])]
+
+
+def _roughly(state: State, live: Live) -> tuple[int, bool, float, str]:
+    """Order of victims within a queue without the cost of loading their data again: quick to know."""
+    saved = max(live.running.started, live.running.checkpointed or 0.0)
+    return (live.job.priority, not live.shape.elastic, live.shape.gpus * (state.now - saved), live.job.name)
+
+
+def surplus(state: State, live: Live) -> Iterator[Piece]:
+    """The pods that an elastic job can do without, one by one, in the order in which it gives them up."""
+    if not live.shape.elastic:
+        return
+    counts = {pod_set.name: 0 for pod_set in live.job.pod_sets}
+    for placed in live.running.pods:
+        counts[placed.pod_set] += placed.count
+    spare = {pod_set.name: counts[pod_set.name] - pod_set.least for pod_set in live.job.pod_sets}
+    order: Sequence[PlacedPods] = scale_in(state, policy_of(state.policies, live.job), live.running.pods)
+    left = counts
+    for placed in order:
+        for number in range(placed.count):
+            if spare[placed.pod_set] <= 0:
+                break
+            spare[placed.pod_set] -= 1
+            cards = (placed.cards[-1 - number],) if placed.cards else ()
+            before = state.charge(live.job, [left[pod_set.name] for pod_set in live.job.pod_sets])
+            left = {**left, placed.pod_set: left[placed.pod_set] - 1}
+            after = state.charge(live.job, [left[pod_set.name] for pod_set in live.job.pod_sets])
+            freed = [one - other for one, other in zip(before, after, strict=True)]
+            yield Piece(live, (PlacedPods(placed.pod_set, placed.node, cards),), False, 0.0, freed)

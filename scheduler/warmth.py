@@ -1,0 +1,178 @@
+"""How warm each cache domain is for a job, what cold bytes cost it, and whether it should wait for them.
+
+Throughput of a job that reads d bytes of which c are cached, with f* its rate when all is cached and b its share of the
+under-store, is min(f*, b / (1 - c / d)) (SiloD, EuroSys 2023): cached and cold samples are mixed in shuffled reads, so
+the cold ones set the pace.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from forebay.scheduler.jobs import Job
+from forebay.scheduler.losses import Floats
+from forebay.scheduler.model import Dataset, Snapshot, Store
+from forebay.scheduler.nodes import Bools, Ints, NodeTable
+from forebay.scheduler.settings import Settings
+
+_ENDLESS = float("inf")
+
+
+def throughput(full: float, bandwidth: float, cached: float, size: float) -> float:
+    """Bytes per second of a job.
+
+    Args:
+        full: f*, its rate when all is cached.
+        bandwidth: b, its share of the under-store.
+        cached: c, bytes that are cached; all of `size` or more means that nothing is cold.
+        size: d, bytes that it reads.
+    """
+    cold = 1.0 - cached / size if size else 0.0
+    return full if cold <= 0 else min(full, bandwidth / cold)
+
+
+def bandwidth_needed(full: float, cached: float, size: float) -> float:
+    """Bytes per second from the under-store with which a job runs at full rate: the quota dimension `bandwidth`."""
+    return full * max(0.0, 1.0 - cached / size) if size else 0.0
+
+
+def stall_s(cold: float, bandwidth: float, full: float, size: float) -> float:
+    """Seconds of the first pass over a dataset in which a job computes nothing, for it waits for cold bytes."""
+    if cold <= 0:
+        return 0.0
+    if bandwidth <= 0:
+        return _ENDLESS
+    return max(0.0, cold / bandwidth - (size / full if full else 0.0))
+
+
+@dataclass(frozen=True)
+class View:
+    """The cache as one job sees it."""
+
+    stall_s: Floats
+    """For each cache domain: seconds that it would wait there."""
+    load_s: Floats
+    """For each cache domain: what its cold bytes cost, in seconds of its GPUs: its share of the under-store is occupied
+    for so long, even if it computes meanwhile, and the GPUs that wait for the store now wait longer."""
+    warm: Bools | None
+    """Domains where all that it requires is warm enough; None: it requires nothing."""
+
+
+class WarmTable:
+    """Warm bytes by dataset and cache domain, kept up to date."""
+
+    def __init__(self, table: NodeTable, snapshot: Snapshot, settings: Settings) -> None:
+        self._table = table
+        self._settings = settings
+        self.depth = table.depth(settings.cache_level) if settings.cache_level else max(len(table.levels) - 1, 0)
+        self.domain_of = table.domain_of[self.depth]
+        self.names = table.domain_names[self.depth]
+        self.datasets: dict[str, Dataset] = {dataset.name: dataset for dataset in snapshot.datasets}
+        self.stores: dict[str, Store] = {store.name: store for store in snapshot.stores}
+        self.room = np.bincount(
+            self.domain_of, [node.cache_bytes for node in table.nodes], minlength=len(self.names)
+        ).astype(np.int64)
+        """Cache bytes of each domain."""
+        self._warm: dict[str, Ints] = {}
+        self._nodes: dict[str, dict[int, int]] = {}
+        self.changed: set[str] = set()
+        """Datasets of which more or less is cached than at the last pass."""
+        for dataset in snapshot.datasets:
+            self.set_warm(dataset.name, dataset.warm)
+
+    def set_warm(self, dataset: str, warm: Mapping[str, int]) -> None:
+        """All that is cached of a dataset now, by node; nodes that are not there do not count."""
+        rows = {self._table.index[name]: amount for name, amount in warm.items() if name in self._table.index}
+        found = np.zeros(len(self.names), dtype=np.int64)
+        for row, amount in rows.items():
+            found[self.domain_of[row]] += amount
+        self._warm[dataset] = np.minimum(found, self.size(dataset))
+        self._nodes[dataset] = rows
+        self.changed.add(dataset)
+
+    def set_domain(self, dataset: str, domain: int, amount: int, announce: bool = True) -> None:
+        """As `set_warm` for one domain as a whole.
+
+        Args:
+            announce: look again at jobs that wait for the dataset.
+        """
+        self._warm[dataset][domain] = min(amount, self.size(dataset))
+        if announce:
+            self.changed.add(dataset)
+
+    def add(self, dataset: Dataset) -> None:
+        self.datasets[dataset.name] = dataset
+        self.set_warm(dataset.name, dataset.warm)
+
+    def size(self, dataset: str) -> int:
+        """Raises: ValueError: no such dataset."""
+        if dataset not in self.datasets:
+            raise ValueError(f"no dataset is named {dataset!r}; there are {', '.join(sorted(self.datasets)) or 'none'}")
+        return self.datasets[dataset].size
+
+    def warm(self, dataset: str) -> Ints:
+        """Bytes that are cached in each domain; do not change it."""
+        self.size(dataset)
+        return self._warm[dataset]
+
+    def fraction(self, dataset: str) -> float:
+        """Of the dataset that is cached where most of it is."""
+        return float(self.warm(dataset).max(initial=0)) / max(self.size(dataset), 1)
+
+    def used(self) -> Ints:
+        """Cache bytes in use in each domain."""
+        return sum(self._warm.values(), np.zeros(len(self.names), dtype=np.int64))
+
+    def bandwidth(self, dataset: str) -> float:
+        store = self.stores.get(self.datasets[dataset].store)
+        return store.share if store is not None else _ENDLESS
+
+    def crowd(self, dataset: str) -> float:
+        """GPU-seconds that one more byte from the dataset's store costs those who wait for it now."""
+        store = self.stores.get(self.datasets[dataset].store)
+        return store.waiting_gpus / store.bandwidth if store is not None and store.bandwidth else 0.0
+
+    def view(self, job: Job, gpus: float, now: float) -> View | None:
+        """None: the job reads nothing that is known here."""
+        if not job.data:
+            return None
+        stall, load = np.zeros(len(self.names)), np.zeros(len(self.names))
+        warm: Bools | None = None
+        for need in job.data:
+            size, cached = self.size(need.dataset), self._warm[need.dataset]
+            bandwidth, full = self.bandwidth(need.dataset), need.read_rate * gpus
+            if bandwidth < _ENDLESS and size:
+                overlapped = size / full if full else 0.0
+                seconds = (size - cached) / max(bandwidth, 1e-9)
+                load += seconds + (size - cached) * (self.crowd(need.dataset) / max(gpus, 0.1))
+                stall += np.maximum(0.0, seconds - overlapped)
+            if self.requires(job, need.dataset, now):
+                enough: Bools = np.asarray(cached >= need.min_warm * size)
+                warm = enough if warm is None else warm & enough
+        return View(stall, load, warm)
+
+    def requires(self, job: Job, dataset: str, now: float) -> bool:
+        """Whether the job waits for this dataset at this time."""
+        return self._settings.warm_gate and any(
+            need.dataset == dataset and need.mode == "require" and (need.deadline is None or now < need.deadline)
+            for need in job.data
+        )
+
+    def labelled(self, datasets: Iterable[str]) -> Bools:
+        """Nodes that hold any byte of any of the datasets: the label that Fluid's affinity goes by."""
+        found = np.zeros(len(self._table), dtype=np.bool_)
+        for dataset in datasets:
+            found |= self.warm(dataset)[self.domain_of] > 0 if not self._nodes[dataset] else False
+            found[list(self._nodes[dataset])] = True
+        return found
+
+    def amounts(self, job: Job, gpus: float) -> dict[str, int]:
+        """What the job's data costs in quota: cache bytes, and bandwidth for what is cold in the warmest domain."""
+        cache = bandwidth = 0
+        for need in job.data:
+            size = self.size(need.dataset)
+            cached = int(self._warm[need.dataset].max(initial=0))
+            cache += int(size * need.min_warm)
+            bandwidth += int(bandwidth_needed(need.read_rate * gpus, cached, size))
+        return {"cache": cache, "bandwidth": bandwidth} if job.data else {}
