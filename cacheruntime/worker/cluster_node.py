@@ -85,12 +85,17 @@ class Drain:
 
     rebalance: Rebalance
     finished: bool = False
+    ended: bool = False
+    """Finished, or somebody has ended it."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     async def run(self) -> None:
-        with self.scope:
-            await self.rebalance.drain()
-            self.finished = True
+        try:
+            with self.scope:
+                await self.rebalance.drain()
+                self.finished = True
+        finally:
+            self.ended = True
 
     def progress(self) -> pb.DrainProgress:
         return pb.DrainProgress(
@@ -142,6 +147,8 @@ class ClusterNode:
         )  # fmt: skip
         self.membership.on_seen = self.source.seen
         self.rebalance = Rebalance(core, self)
+        self._drain: Drain | None = None
+        """The last one."""
         self._draining_path = config.cache_dir / "draining"
 
     @property
@@ -360,7 +367,9 @@ class ClusterNode:
                 raise UsageError("there is no other worker that could take what is here")
             write_durably(self._draining_path, "")
             self.membership.set_mine(state=DRAINING)
-        drain = Drain(self.rebalance, finished=request.undo)
+        if self._drain is not None:
+            self._drain.scope.cancel()
+        drain = self._drain = Drain(self.rebalance, finished=request.undo)
         if not request.undo:
             self.nursery.start_soon(drain.run)
         return drain

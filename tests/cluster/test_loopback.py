@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import grpc
 import pytest
 from loopback import Loopback, Node, until
 from range_server import RangeServer
@@ -277,3 +278,29 @@ def test_a_folder_of_one_machine_is_not_another_machine_s(tmp_path: Path) -> Non
             list(cluster.stub(1).List(peer_pb.ListRequest(dataset_id=dataset)))
     finally:
         cluster.close()
+
+
+def test_a_drain_that_cannot_list_says_what_is_lost_and_harms_nobody(
+    make_server: Any, make_cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make_server(8, 2 * MIB)
+    cluster = make_cluster(2, server)
+    for one in range(8):
+        digest(cluster.members[0], one)
+    leaving = cluster.members[1]  # it was never asked for a listing
+    before, pid = held(cluster)[1], leaving.pid
+    assert before
+    monkeypatch.setattr(server, "refuses_listings", True)
+    *_, last = cluster.stub(1).Drain(peer_pb.DrainRequest())
+    assert (last.finished, last.lost_bytes, leaving.pid) == (True, before, pid)
+
+
+def test_a_drain_ends_when_it_is_undone(make_server: Any, make_cluster: Any) -> None:
+    server = make_server(1, MIB)
+    cluster = make_cluster(2, server)
+    drain = cluster.stub(0).Drain(peer_pb.DrainRequest())
+    assert not next(drain).finished
+    assert next(iter(cluster.stub(0).Drain(peer_pb.DrainRequest(undo=True)))).finished
+    with pytest.raises(grpc.RpcError, match="undone"):
+        list(drain)
+    assert cluster.stub(0).Identify(peer_pb.IdentifyRequest()).state == "serving"

@@ -21,6 +21,7 @@ class RangeServer:
         self.count, self.size = count, size
         self.gets: list[tuple[str, int, int]] = []
         """(name, start, end) of each GET of bytes."""
+        self.refuses_listings = False
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -50,6 +51,9 @@ class RangeServer:
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         name = re.fullmatch(r"/bucket/(\d+)", handler.path)
+        if name is None and self.refuses_listings:
+            _send(handler, 403, {}, b"")
+            return
         if name is None:
             _send(handler, 200, {"Content-Type": "application/xml"}, self._listing().encode())
             return
