@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -33,6 +34,9 @@ _SEND_S = 30.0
 
 _IDLE_S = 600.0
 
+_ACCEPT_AGAIN_S = 0.2
+"""After there were no descriptors: some may be closed by then."""
+
 
 class DataPort:
     """Serves `PeerReads` on a TCP port.
@@ -52,9 +56,9 @@ class DataPort:
         self._connections: set[socket.socket] = set()
         self._closed = False
         try:
-            self._listening = socket.create_server(
-                (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=256
-            )
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            every = host == "::" and socket.has_dualstack_ipv6()  # as gRPC takes it
+            self._listening = socket.create_server((host, port), family=family, backlog=256, dualstack_ipv6=every)
         except OSError as error:
             raise UsageError(f"cannot listen on {host}:{port}: {error.strerror or error}; name another address") from (
                 error
@@ -78,10 +82,11 @@ class DataPort:
             try:
                 connection, address = self._listening.accept()
             except OSError:
-                if not self._closed:
-                    log.exception("the data port cannot accept")
-                    continue
-                return
+                if self._closed:
+                    return
+                log.exception("the data port cannot accept")
+                time.sleep(_ACCEPT_AGAIN_S)
+                continue
             with self._lock:
                 full = len(self._connections) >= CONNECTIONS or self._closed
                 if not full:
@@ -90,7 +95,13 @@ class DataPort:
                 log.warning("connection from %s refused: %d are open, the most that there may be", address, CONNECTIONS)
                 connection.close()
                 continue
-            threading.Thread(target=self._serve, args=(connection,), name="peer", daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, args=(connection,), name="peer", daemon=True).start()
+            except RuntimeError as error:
+                log.warning("connection from %s refused: %s", address, error)
+                with self._lock:
+                    self._connections.discard(connection)
+                connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
         wrapped = connection
@@ -98,7 +109,7 @@ class DataPort:
             connection.settimeout(_HANDSHAKE_S)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             wrapped, identity = self._gate.wrap(connection)
-            with self._gate.streams.held(identity):
+            with self._gate.connections.held(identity):
                 self._answer_all(Channel(wrapped), identity)
         except (PeerBroken, OSError) as error:
             log.debug("a connection of the data port ended: %s", error)
@@ -117,6 +128,7 @@ class DataPort:
             request = pb.ReadRequest.FromString(message)
             try:
                 self._gate.check_read(identity, request)
+                self._gate.streams.take(identity)
             except ForebayError as error:
                 refuse(channel.send, request, error)
                 continue
@@ -126,6 +138,7 @@ class DataPort:
                     self._send(channel, header, payload)
             finally:
                 answers.close()  # type: ignore[attr-defined]
+                self._gate.streams.give_back(identity)
 
     def _send(self, channel: Channel, header: pb.ReadHeader, payload: Payload | None) -> None:
         try:

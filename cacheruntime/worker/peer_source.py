@@ -358,7 +358,7 @@ class PeerSource:
                         allowed = self._hedger.may_hedge()
                     if allowed:
                         try:
-                            waiting.append(self._begin(file, start, end, attempts.popleft()))
+                            waiting.append(self._begin(file, start, end, attempts.popleft(), wait_s=0))
                         except PeerBroken as error:
                             trouble = error
         finally:
@@ -367,9 +367,20 @@ class PeerSource:
                     self._broken(under_way)
                 under_way.exchange.close()
 
-    def _begin(self, file: SourceFile, start: int, end: int, attempt: Attempt, suspect: bool = False) -> _UnderWay:
-        """Raises: PeerBroken, the peer is not known any more or cannot be reached."""
+    def _begin(
+        self,
+        file: SourceFile,
+        start: int,
+        end: int,
+        attempt: Attempt,
+        *,
+        suspect: bool = False,
+        wait_s: float = FETCH_S,
+    ) -> _UnderWay:
+        """Raises: PeerBroken, the peer is not known any more or cannot be reached, or has no turn for us in `wait_s`:
+        0 for who has one with another."""
         client = self._client(attempt.peer)
+        client.take_turn(wait_s)
         want = pb.Want(
             content=file.content, path=os.fsencode(file.asked_path or file.path), size=file.size, version=file.version,
             offset=start, length=end - start, suspect=suspect,
@@ -388,15 +399,17 @@ class PeerSource:
     def _tell(self, client: PeerClient, file: SourceFile, start: int, end: int) -> None:
         """Have a worker look at what it has of a file; nobody waits for that."""
         try:
-            self._begin(file, start, end, Attempt(client.known.id, Mode.ONLY_CACHED), suspect=True).exchange.close()
+            self._begin(
+                file, start, end, Attempt(client.known.id, Mode.ONLY_CACHED), suspect=True, wait_s=0
+            ).exchange.close()
         except PeerBroken as error:
             log.info("worker %s could not be told of wrong bytes: %s", client.known.id, error)
 
     def _client(self, worker: WorkerId) -> PeerClient:
-        known = self._membership.view.workers.get(worker)
-        if known is None:
-            raise PeerBroken(f"worker {worker} has left the cluster")
-        with self._lock:
+        with self._lock:  # the view too: `see` must not come between
+            known = self._membership.view.workers.get(worker)
+            if known is None:
+                raise PeerBroken(f"worker {worker} has left the cluster")
             client = self._clients.get(worker)
             if client is None:
                 client = self._clients[worker] = self._make_client(known)

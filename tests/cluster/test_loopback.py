@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import grpc
 import pytest
 from loopback import Loopback, Node, until
 from range_server import RangeServer
@@ -304,3 +303,14 @@ def test_a_drain_ends_when_it_is_undone(make_server: Any, make_cluster: Any) -> 
     with pytest.raises(grpc.RpcError, match="undone"):
         list(drain)
     assert cluster.stub(0).Identify(peer_pb.IdentifyRequest()).state == "serving"
+
+
+def test_hundreds_of_reads_at_once_are_no_more_than_a_worker_allows(make_server: Any, make_cluster: Any) -> None:
+    """A worker that says that it has too much under way would be taken for one that fails."""
+    server = make_server(600, 5000)
+    cluster = make_cluster(2, server)
+    client = cluster.client()
+    dataset = client.client.attach(cluster.spec(server.source), list_tree=True).dataset_id
+    *_, last = client.client.warmup(pb.WarmupRequest(dataset_id=dataset, local=True))
+    assert (last.state, last.files_done) == ("done", 600)
+    assert "under way, which is the limit" not in "".join(member.log() for member in cluster.members)
