@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from forebay.cacheruntime import rpc
 from forebay.cacheruntime.cluster.certs import Identity
 from forebay.cacheruntime.config import LimitConfig
 from forebay.cacheruntime.errors import LimitReached
@@ -76,7 +77,7 @@ def server_options(limits: LimitConfig) -> tuple[tuple[str, int], ...]:
     """Options of the gRPC server that other nodes reach."""
     return (
         ("grpc.max_receive_message_length", limits.message_bytes),
-        ("grpc.max_send_message_length", limits.message_bytes),
+        ("grpc.max_send_message_length", rpc.MESSAGE_BYTES),  # a directory's names are one message
         ("grpc.max_concurrent_streams", limits.streams),
         ("grpc.max_metadata_size", _METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", _METADATA_BYTES),
