@@ -104,6 +104,14 @@ class Drain:
         )  # fmt: skip
 
 
+@dataclass
+class _Defining:
+    """A dataset that others are asked for."""
+
+    ended: trio.Event = field(default_factory=trio.Event)
+    error: ForebayError | None = None
+
+
 class ClusterNode:
     """See the module. For the worker's event loop, but for what says otherwise.
 
@@ -119,12 +127,13 @@ class ClusterNode:
         self.nursery = nursery
         self._config = config
         self._core = core
+        self._token = trio.lowlevel.current_trio_token()
         self.security = Security.from_setting(cluster.tls or INSECURE)
         self.channels = Channels(self.security)
         self._server: grpc.Server | None = None
         self._checks: Any = None
         self._data: DataPort | None = None
-        self._defining = trio.Lock()
+        self._defining: dict[str, _Defining] = {}
         self.id = worker_id(config.cache_dir)
         mine = None
         if cluster.is_member:
@@ -176,10 +185,9 @@ class ClusterNode:
                 await self.membership.looked.wait()
 
     def _serve(self) -> None:
-        token = trio.lowlevel.current_trio_token()
-        reads = PeerReads(self, self._core.storage.index.reader, self._core.storage.touch, token)
+        reads = PeerReads(self, self._core.storage.index.reader, self._core.storage.touch, self._token)
         authorizer = Authorizer(self.security.folder)
-        gate = PeerGate(self.security, authorizer, self.cluster.limits, self.name_of)
+        gate = PeerGate(self.security, authorizer, self.cluster.limits, self.named)
         self._data = self._open_data_port(reads, gate)
         assert self.membership.mine is not None
         self.membership.set_mine(data_port=self._data.port)
@@ -403,16 +411,35 @@ class ClusterNode:
         Raises:
             NotAttached: nobody knows it.
         """
-        if DatasetId(name) in self._core.datasets.all:
-            return self._core.datasets.get(name)
-        async with self._defining:
-            if DatasetId(name) not in self._core.datasets.all:
+        while DatasetId(name) not in self._core.datasets.all:
+            under_way = self._defining.get(name)
+            if under_way is not None:  # with its sources, it may take seconds
+                await under_way.ended.wait()
+                if under_way.error is not None:
+                    raise NotAttached(str(under_way.error))
+                continue
+            under_way = self._defining[name] = _Defining()
+            try:
                 await self._define_from_others(name)
+            except ForebayError as error:
+                under_way.error = error
+                raise
+            finally:
+                del self._defining[name]
+                under_way.ended.set()
         return self._core.datasets.get(name)
+
+    def named(self, dataset_id: str) -> str:
+        """As `name_of`, of a dataset that only others know too. In any thread but the event loop's; waits for it."""
+        if DatasetId(dataset_id) not in self._core.datasets.all:
+            with suppress(ForebayError, trio.RunFinishedError, trio.Cancelled):
+                trio.from_thread.run(self.dataset, dataset_id, trio_token=self._token)
+        return self.name_of(dataset_id)
 
     async def _define_from_others(self, name: str) -> None:
         trouble: ForebayError = NotAttached(f"dataset {name} is not attached")
-        for known in self.membership.view.workers.values():
+        workers = self.membership.view.workers.values()
+        for known in sorted(workers, key=lambda known: self.membership.is_away(known.address)):
             try:
                 reply = await rpc.call(
                     self.channels.stub(known.address).Define, pb.DefineRequest(dataset_id=name), _DEFINE_S
