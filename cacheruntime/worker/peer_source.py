@@ -22,8 +22,10 @@ from forebay.cacheruntime.cluster.peer_wire import PeerBroken
 from forebay.cacheruntime.cluster.placement import SLICE_BYTES, Placement, WorkerId, slice_of
 from forebay.cacheruntime.cluster.routing import Attempt, Mode, Router
 from forebay.cacheruntime.errors import (
+    AccessDenied,
     ForebayError,
     NotAttached,
+    SourceError,
     SourceNotFound,
     SourceStale,
     SourceUnavailable,
@@ -206,24 +208,32 @@ class PeerSource:
         while True:
             with self._lock:
                 route = self._router.route(file.content, slice_of(start), self._replicas, file.hops, self._clock())
-            attempts = deque(route.attempts)
+            attempts, began_at = deque(route.attempts), start
+            refused: list[BaseException | None] = []
             while attempts and start < end:
                 try:
                     for piece in self._from_peers(file, start, end, attempts):
                         start += len(piece)
                         yield piece
                 except _Missing:
-                    continue
+                    refused.append(None)
                 except PeerBroken as error:
+                    refused.append(error.__cause__)
                     log.info("%r: %s; the next source is asked", file.path, error)
             if start >= end:
                 return
             if route.store:
                 yield from self._from_store(file, start, end)
                 return
+            if start > began_at:
+                give_up = self._clock() + self._alone_s
+            reasons = [each for each in refused if isinstance(each, SourceError | AccessDenied) and not each.TRANSIENT]
+            if reasons and len(reasons) == len(refused):
+                raise reasons[0]  # all say that it cannot be, such as for a token that has ended
             if self._clock() > give_up:
+                why = f" ({reasons[0]})" if reasons else ""
                 raise SourceUnavailable(
-                    f"no worker of the cluster gives {file.path!r}; see forebay status for who is there"
+                    f"no worker of the cluster gives {file.path!r}{why}; see forebay status for who is there"
                 )
             time.sleep(delay_s)
             delay_s = min(2 * delay_s, 2.0)

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -17,6 +18,7 @@ from loopback import Loopback, Node, until
 from range_server import RangeServer
 from source_tree import MIB
 
+from forebay.cacheruntime.errors import SourceDenied
 from forebay.proto import peer_pb2 as peer_pb
 from forebay.proto import worker_pb2 as pb
 
@@ -314,3 +316,21 @@ def test_hundreds_of_reads_at_once_are_no_more_than_a_worker_allows(make_server:
     *_, last = client.client.warmup(pb.WarmupRequest(dataset_id=dataset, local=True))
     assert (last.state, last.files_done) == ("done", 600)
     assert "under way, which is the limit" not in "".join(member.log() for member in cluster.members)
+
+
+def test_a_client_node_hears_what_the_owners_say_of_the_source_without_waiting(
+    make_server: Any, make_cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make_server(2, MIB)
+    cluster = make_cluster(2, server)
+    client = cluster.client()
+    client.client.attach(cluster.spec(server.source))
+    client._options = cluster.spec(server.source).options
+    assert digest(client, 0) == server.digest(0)
+    monkeypatch.setattr(server, "refuses_gets", True)
+    began = time.monotonic()
+    with pytest.raises(SourceDenied, match="HTTP 403"):
+        digest(client, 1)
+    assert time.monotonic() - began < 15  # with nothing to say but that nobody gives it, half a minute is tried
+    monkeypatch.setattr(server, "refuses_gets", False)
+    assert digest(client, 1) == server.digest(1)
