@@ -241,12 +241,17 @@ class ClusterNode:
         dataset = self._core.datasets.all.get(DatasetId(dataset_id))
         return dataset.store.url.removeprefix(DATASET_SCHEME) if dataset is not None else dataset_id
 
-    def may_read(self, dataset_id: str, owner: DatasetId) -> bool:
-        """Whether what is cached as one dataset's is to be had through another. In any thread."""
+    def may_read(self, dataset_id: str, owner: DatasetId, want: pb.Want) -> bool:
+        """Whether what is cached as one dataset's is to be had through another: it has that very file too. In any
+        thread."""
         if dataset_id == owner:
             return True
         dataset = self._core.datasets.all.get(DatasetId(dataset_id))
-        return dataset is not None and owner in dataset.owners
+        if dataset is None or owner in dataset.owners:
+            return dataset is not None
+        with suppress(ForebayError):
+            return dataset.file(os.fsdecode(want.path), want.size, want.version).content == want.content
+        return False
 
     def spread_of(self, content: ContentId, offset: int, size: int) -> int:
         """In any thread."""

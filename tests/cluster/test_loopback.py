@@ -18,6 +18,7 @@ from loopback import Loopback, Node, until
 from range_server import RangeServer
 from source_tree import MIB
 
+from forebay.cacheruntime.dataset_source import SourceSpec, StoreMount, Tree
 from forebay.cacheruntime.errors import SourceDenied
 from forebay.proto import peer_pb2 as peer_pb
 from forebay.proto import worker_pb2 as pb
@@ -334,3 +335,20 @@ def test_a_client_node_hears_what_the_owners_say_of_the_source_without_waiting(
     assert time.monotonic() - began < 15  # with nothing to say but that nobody gives it, half a minute is tried
     monkeypatch.setattr(server, "refuses_gets", False)
     assert digest(client, 1) == server.digest(1)
+
+
+def test_a_file_of_two_datasets_is_to_be_had_through_either(make_server: Any, make_cluster: Any) -> None:
+    """It is cached once, as the first one's."""
+    server = make_server(6, 2 * MIB)
+    cluster = make_cluster(2, server)
+    for one in range(6):
+        digest(cluster.members[0], one)
+    gets = len(server.gets)
+    options = cluster.spec(server.source).options
+    named = SourceSpec("dataset://default/both", {}, Tree((StoreMount("in", server.source, options),), "epoch"))
+    cluster.members[0].client.attach(named)
+    client = cluster.client()
+    dataset = client.client.attach(named, list_tree=True).dataset_id
+    *_, last = client.client.warmup(pb.WarmupRequest(dataset_id=dataset, local=True))
+    assert (last.state, last.files_done, last.files_failed) == ("done", 6, 0)
+    assert len(server.gets) == gets
