@@ -116,4 +116,12 @@ async def survey(core: "Core", node: "ClusterNode", request: worker_pb.MembersRe
     for worker in node.membership.view.workers.values():
         if worker.address in found and not found[worker.address].id:
             found[worker.address].id = worker.id
-    return worker_pb.MembersReply(members=[found[address] for address in sorted(found)])
+    # A worker may stand in the list by several names: shown is the one by which it is asked.
+    asked_by = {worker.address for worker in node.membership.view.workers.values()}
+    if node.membership.mine is not None:
+        asked_by.add(node.membership.mine.address)
+    members: dict[str, worker_pb.Member] = {}
+    for address in sorted(found, key=lambda address: address not in asked_by):
+        members.setdefault(found[address].id or address, found[address])
+    shown = sorted(members.values(), key=lambda member: member.address)
+    return worker_pb.MembersReply(members=shown)

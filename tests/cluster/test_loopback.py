@@ -14,10 +14,11 @@ from typing import Any
 
 import grpc
 import pytest
-from loopback import Loopback, Node, until
+from loopback import Loopback, Node, free_ports, until
 from range_server import RangeServer
 from source_tree import MIB
 
+from forebay.cacheruntime.config import ClusterConfig
 from forebay.cacheruntime.dataset_source import SourceSpec, StoreMount, Tree
 from forebay.cacheruntime.errors import SourceDenied
 from forebay.proto import peer_pb2 as peer_pb
@@ -352,3 +353,15 @@ def test_a_file_of_two_datasets_is_to_be_had_through_either(make_server: Any, ma
     *_, last = client.client.warmup(pb.WarmupRequest(dataset_id=dataset, local=True))
     assert (last.state, last.files_done, last.files_failed) == ("done", 6, 0)
     assert len(server.gets) == gets
+
+
+def test_a_worker_that_the_list_names_twice_is_one_member(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    own = f"127.0.0.1:{port}"
+    node = Node(tmp_path, ClusterConfig(listen=own, advertise=own, peers=f"static:localhost:{port},{own}"), {})
+    try:
+        node.start()
+        members = node.client.call("Members", pb.MembersRequest()).members
+        assert [(member.address, member.me) for member in members] == [(own, True)]
+    finally:
+        node.close()
