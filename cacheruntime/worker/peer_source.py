@@ -205,6 +205,7 @@ class PeerSource:
         """One slice, or a part of it."""
         give_up = self._clock() + self._alone_s
         delay_s = 0.1
+        trouble = PeerBroken("none of them has it")
         while True:
             with self._lock:
                 route = self._router.route(file.content, slice_of(start), self._replicas, file.hops, self._clock())
@@ -217,7 +218,11 @@ class PeerSource:
                         yield piece
                 except _Missing:
                     refused.append(None)
+                except AccessDenied as error:
+                    refused.append(error)
+                    log.warning("%r: %s; the next source is asked", file.path, error)
                 except PeerBroken as error:
+                    trouble = error
                     refused.append(error.__cause__)
                     log.info("%r: %s; the next source is asked", file.path, error)
             if start >= end:
@@ -231,9 +236,9 @@ class PeerSource:
             if reasons and len(reasons) == len(refused):
                 raise reasons[0]  # all say that it cannot be, such as for a token that has ended
             if self._clock() > give_up:
-                why = f" ({reasons[0]})" if reasons else ""
+                why = reasons[0] if reasons else trouble
                 raise SourceUnavailable(
-                    f"no worker of the cluster gives {file.path!r}{why}; see forebay status for who is there"
+                    f"no worker of the cluster has given {file.path!r} for {self._alone_s:g} s ({why})"
                 )
             time.sleep(delay_s)
             delay_s = min(2 * delay_s, 2.0)
@@ -254,7 +259,8 @@ class PeerSource:
         """Bytes of the first peer that answers; takes from `attempts` whom it has asked.
 
         Raises:
-            _Missing: it has them not. PeerBroken: it broke off. ForebayError: what it says of the source.
+            _Missing: it has them not. PeerBroken: it broke off. AccessDenied: it is not for us. ForebayError: what it
+                says of the source.
         """
         under_way, header = self._first_header(file, start, end, attempts)
         client = under_way.client
@@ -283,6 +289,8 @@ class PeerSource:
             if isinstance(error, _FINAL):
                 raise
             traffic.errors += 1
+            if isinstance(error, AccessDenied):
+                raise
             raise PeerBroken(f"worker {client.known.id}: {error}") from error
         finally:
             under_way.exchange.close()
