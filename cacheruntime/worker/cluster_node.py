@@ -229,7 +229,7 @@ class ClusterNode:
             stopped = self._server.stop(_STOP_GRACE_S)
             await trio.to_thread.run_sync(stopped.wait, _STOP_GRACE_S + 1)
         if self._data is not None:
-            self._data.close()
+            await trio.to_thread.run_sync(self._data.close, _STOP_GRACE_S)
         self.channels.close()
 
     # Asked by other nodes

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from forebay.cacheruntime.cluster import peer_client, peer_wire
+from forebay.cacheruntime.cluster.certs import Identity, Role
+from forebay.cacheruntime.cluster.limits import ClientLimit
 from forebay.cacheruntime.cluster.membership import Address, Known
 from forebay.cacheruntime.cluster.peer_client import AT_ONCE, READ_METHOD, NoTurn, PeerClient
 from forebay.cacheruntime.cluster.peer_wire import PeerBroken
@@ -90,3 +92,37 @@ def test_the_data_port_on_all_addresses_is_there_for_both_families() -> None:
             assert seen.wait(5)
     finally:
         data.close()
+
+
+def test_a_data_port_that_closes_lets_what_is_under_way_come_to_its_end() -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    class Gate:
+        streams = connections = ClientLimit("things", 9)
+
+        def wrap(self, connection: socket.socket) -> Any:
+            return connection, Identity(Role.WORKER, "w", 0)
+
+        def check_read(self, *_: object) -> None: ...
+
+    class Reads:
+        def answer(self, *_: object) -> Any:
+            began.set()
+            go_on.wait(5)
+            yield pb.ReadHeader(state=pb.MISSING), None
+
+    data = DataPort(Reads(), Gate(), "127.0.0.1", 0)  # type: ignore[arg-type]
+    idle = socket.create_connection(("127.0.0.1", data.port), 5)
+    peer = client(data.port)
+    peer.take_turn(0)
+    exchange = peer.begin(pb.ReadRequest())
+    assert began.wait(5)
+    closing = threading.Thread(target=data.close, args=(5.0,))
+    closing.start()
+    assert idle.recv(1) == b""
+    go_on.set()
+    assert exchange.header(5).state == pb.MISSING
+    closing.join(5)
+    assert not closing.is_alive()
+    exchange.close()
+    idle.close()
