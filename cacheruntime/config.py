@@ -182,7 +182,7 @@ class LimitConfig:
     fills: int = 256
     """Blocks that one identity waits for to be fetched."""
     message_bytes: int = 4 * MIB
-    """Of one message, in either direction: gRPC's default; pieces of data are 1 MiB."""
+    """Of one message that comes in: gRPC's default. What goes out is as long as it is; pieces of data are 1 MiB."""
 
 
 @dataclass(frozen=True)

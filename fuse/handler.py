@@ -64,7 +64,7 @@ class Handler:
         self._config = config = CacheConfig.from_json(spec.config)
         switch = current_switch(self.folder, self.roster.header("generation"))
         snapshot, catalogue = (switch.snapshot, switch.catalogue) if switch else (spec.snapshot, spec.catalogue)
-        self._client = AttachedClient(WorkerClient(config), spec.source_spec, snapshot)
+        self._client = AttachedClient(WorkerClient(config, cluster_of_folder=True), spec.source_spec, snapshot)
         self._catalogue = Catalogue(Path(catalogue))
         self._index = Index(config.index_dir)
         self._touch = TouchMap(config.cache_dir / "touch")

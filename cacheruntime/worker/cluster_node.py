@@ -91,18 +91,31 @@ class Drain:
 
     rebalance: Rebalance
     finished: bool = False
+    ended: bool = False
+    """Finished, or somebody has ended it."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     async def run(self) -> None:
-        with self.scope:
-            await self.rebalance.drain()
-            self.finished = True
+        try:
+            with self.scope:
+                await self.rebalance.drain()
+                self.finished = True
+        finally:
+            self.ended = True
 
     def progress(self) -> pb.DrainProgress:
         return pb.DrainProgress(
             left_bytes=self.rebalance.left_bytes, moved_bytes=self.rebalance.moved_bytes,
             lost_bytes=self.rebalance.lost_bytes, finished=self.finished,
         )  # fmt: skip
+
+
+@dataclass
+class _Defining:
+    """A dataset that others are asked for."""
+
+    ended: trio.Event = field(default_factory=trio.Event)
+    error: ForebayError | None = None
 
 
 class ClusterNode:
@@ -120,12 +133,13 @@ class ClusterNode:
         self.nursery = nursery
         self._config = config
         self._core = core
+        self._token = trio.lowlevel.current_trio_token()
         self.security = Security.from_setting(cluster.tls or INSECURE)
         self.channels = Channels(self.security)
         self._server: grpc.Server | None = None
         self._checks: Any = None
         self._data: DataPort | None = None
-        self._defining = trio.Lock()
+        self._defining: dict[str, _Defining] = {}
         self._anew: set[DatasetId] = set()
         self.id = worker_id(config.cache_dir)
         mine = None
@@ -149,6 +163,8 @@ class ClusterNode:
         )  # fmt: skip
         self.membership.on_seen = self.source.seen
         self.rebalance = Rebalance(core, self)
+        self._drain: Drain | None = None
+        """The last one."""
         self._draining_path = config.cache_dir / "draining"
 
     @property
@@ -176,10 +192,9 @@ class ClusterNode:
                 await self.membership.looked.wait()
 
     def _serve(self) -> None:
-        token = trio.lowlevel.current_trio_token()
-        reads = PeerReads(self, self._core.storage.index.reader, self._core.storage.touch, token)
+        reads = PeerReads(self, self._core.storage.index.reader, self._core.storage.touch, self._token)
         authorizer = Authorizer(self.security.folder)
-        gate = PeerGate(self.security, authorizer, self.cluster.limits, self.name_of, self.name_asked)
+        gate = PeerGate(self.security, authorizer, self.cluster.limits, self.named, self.name_asked)
         self._data = self._open_data_port(reads, gate)
         assert self.membership.mine is not None
         self.membership.set_mine(data_port=self._data.port)
@@ -214,7 +229,7 @@ class ClusterNode:
             stopped = self._server.stop(_STOP_GRACE_S)
             await trio.to_thread.run_sync(stopped.wait, _STOP_GRACE_S + 1)
         if self._data is not None:
-            self._data.close()
+            await trio.to_thread.run_sync(self._data.close, _STOP_GRACE_S)
         self.channels.close()
 
     # Asked by other nodes
@@ -234,11 +249,11 @@ class ClusterNode:
         return _name(dataset) if dataset is not None else dataset_id
 
     def name_asked(self, request: pb.FindRequest) -> str:
-        """The name that a token must be for. In any thread."""
+        """The name that a token must be for. As `named`."""
         found = self._found(request)
         if found is not None:
             return _name(found[0])
-        return request.dataset_id or plain_name(request.source)
+        return self.named(request.dataset_id) if request.dataset_id else plain_name(request.source)
 
     def _found(self, request: pb.FindRequest) -> tuple[Dataset, str, str] | None:
         """The dataset that is asked for, the path in it, and the part of that below a store. In any thread."""
@@ -262,12 +277,17 @@ class ClusterNode:
                         best, inside = rank, (dataset, "/".join(filter(None, (path, rest))), rest)
         return inside
 
-    def may_read(self, dataset_id: str, owner: DatasetId) -> bool:
-        """Whether what is cached as one dataset's is to be had through another. In any thread."""
+    def may_read(self, dataset_id: str, owner: DatasetId, want: pb.Want) -> bool:
+        """Whether what is cached as one dataset's is to be had through another: it has that very file too. In any
+        thread."""
         if dataset_id == owner:
             return True
         dataset = self._core.datasets.all.get(DatasetId(dataset_id))
-        return dataset is not None and owner in dataset.owners
+        if dataset is None or owner in dataset.owners:
+            return dataset is not None
+        with suppress(ForebayError):
+            return dataset.file(os.fsdecode(want.path), want.size, want.version).content == want.content
+        return False
 
     def spread_of(self, content: ContentId, offset: int, size: int) -> int:
         """In any thread."""
@@ -392,7 +412,9 @@ class ClusterNode:
                 raise UsageError("there is no other worker that could take what is here")
             write_durably(self._draining_path, "")
             self.membership.set_mine(state=DRAINING)
-        drain = Drain(self.rebalance, finished=request.undo)
+        if self._drain is not None:
+            self._drain.scope.cancel()
+        drain = self._drain = Drain(self.rebalance, finished=request.undo)
         if not request.undo:
             self.nursery.start_soon(drain.run)
         return drain
@@ -436,16 +458,35 @@ class ClusterNode:
         Raises:
             NotAttached: nobody knows it.
         """
-        if DatasetId(name) in self._core.datasets.all:
-            return self._core.datasets.get(name)
-        async with self._defining:
-            if DatasetId(name) not in self._core.datasets.all:
+        while DatasetId(name) not in self._core.datasets.all:
+            under_way = self._defining.get(name)
+            if under_way is not None:  # with its sources, it may take seconds
+                await under_way.ended.wait()
+                if under_way.error is not None:
+                    raise NotAttached(str(under_way.error))
+                continue
+            under_way = self._defining[name] = _Defining()
+            try:
                 await self._define_from_others(name)
+            except ForebayError as error:
+                under_way.error = error
+                raise
+            finally:
+                del self._defining[name]
+                under_way.ended.set()
         return self._core.datasets.get(name)
+
+    def named(self, dataset_id: str) -> str:
+        """As `name_of`, of a dataset that only others know too. In any thread but the event loop's; waits for it."""
+        if DatasetId(dataset_id) not in self._core.datasets.all:
+            with suppress(ForebayError, trio.RunFinishedError, trio.Cancelled):
+                trio.from_thread.run(self.dataset, dataset_id, trio_token=self._token)
+        return self.name_of(dataset_id)
 
     async def _define_from_others(self, name: str) -> None:
         trouble: ForebayError = NotAttached(f"dataset {name} is not attached")
-        for known in self.membership.view.workers.values():
+        workers = self.membership.view.workers.values()
+        for known in sorted(workers, key=lambda known: self.membership.is_away(known.address)):
             try:
                 reply = await rpc.call(
                     self.channels.stub(known.address).Define, pb.DefineRequest(dataset_id=name), _DEFINE_S

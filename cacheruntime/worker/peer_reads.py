@@ -143,7 +143,7 @@ class PeerReads:
         with self._lock:
             cached = self._index.find(content)
             # A token is good for one dataset: what another one has is not to be had through it.
-            if cached is None or cached.size != want.size or not self._node.may_read(dataset, cached.dataset):
+            if cached is None or cached.size != want.size or not self._node.may_read(dataset, cached.dataset, want):
                 return None
             place = self._reader.find(content, offset, end)
             if place is None:

@@ -90,10 +90,13 @@ class PeerService(peer_pb2_grpc.PeerServicer):
         drain = rpc.enter(self._token, self._node.begin_drain, context, request)
         try:
             while True:
+                ended = drain.ended
                 progress = drain.progress()
                 yield progress
                 if progress.finished or not context.is_active():
                     return
+                if ended:
+                    rpc.abort(context, UsageError("the drain was ended by another one, or undone"))
                 time.sleep(_LOOK_S)
         finally:
             rpc.in_loop(self._token, drain.scope.cancel)

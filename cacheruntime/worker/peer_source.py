@@ -25,6 +25,7 @@ from forebay.cacheruntime.errors import (
     AccessDenied,
     ForebayError,
     NotAttached,
+    SourceError,
     SourceNotFound,
     SourceStale,
     SourceUnavailable,
@@ -208,29 +209,36 @@ class PeerSource:
         while True:
             with self._lock:
                 route = self._router.route(file.content, slice_of(start), self._replicas, file.hops, self._clock())
-            attempts = deque(route.attempts)
+            attempts, began_at = deque(route.attempts), start
+            refused: list[BaseException | None] = []
             while attempts and start < end:
                 try:
                     for piece in self._from_peers(file, start, end, attempts):
                         start += len(piece)
                         yield piece
                 except _Missing:
-                    continue
+                    refused.append(None)
                 except AccessDenied as error:
-                    if not attempts and not route.store:
-                        raise
+                    refused.append(error)
                     log.warning("%r: %s; the next source is asked", file.path, error)
                 except PeerBroken as error:
                     trouble = error
+                    refused.append(error.__cause__)
                     log.info("%r: %s; the next source is asked", file.path, error)
             if start >= end:
                 return
             if route.store:
                 yield from self._from_store(file, start, end)
                 return
+            if start > began_at:
+                give_up = self._clock() + self._alone_s
+            reasons = [each for each in refused if isinstance(each, SourceError | AccessDenied) and not each.TRANSIENT]
+            if reasons and len(reasons) == len(refused):
+                raise reasons[0]  # all say that it cannot be, such as for a token that has ended
             if self._clock() > give_up:
+                why = reasons[0] if reasons else trouble
                 raise SourceUnavailable(
-                    f"no worker of the cluster has given {file.path!r} for {self._alone_s:g} s ({trouble})"
+                    f"no worker of the cluster has given {file.path!r} for {self._alone_s:g} s ({why})"
                 )
             time.sleep(delay_s)
             delay_s = min(2 * delay_s, 2.0)
@@ -368,7 +376,7 @@ class PeerSource:
                         allowed = self._hedger.may_hedge()
                     if allowed:
                         try:
-                            waiting.append(self._begin(file, start, end, attempts.popleft()))
+                            waiting.append(self._begin(file, start, end, attempts.popleft(), wait_s=0))
                         except PeerBroken as error:
                             trouble = error
         finally:
@@ -377,9 +385,20 @@ class PeerSource:
                     self._broken(under_way)
                 under_way.exchange.close()
 
-    def _begin(self, file: SourceFile, start: int, end: int, attempt: Attempt, suspect: bool = False) -> _UnderWay:
-        """Raises: PeerBroken, the peer is not known any more or cannot be reached."""
+    def _begin(
+        self,
+        file: SourceFile,
+        start: int,
+        end: int,
+        attempt: Attempt,
+        *,
+        suspect: bool = False,
+        wait_s: float = FETCH_S,
+    ) -> _UnderWay:
+        """Raises: PeerBroken, the peer is not known any more or cannot be reached, or has no turn for us in `wait_s`:
+        0 for who has one with another."""
         client = self._client(attempt.peer)
+        client.take_turn(wait_s)
         want = pb.Want(
             content=file.content, path=os.fsencode(file.asked_path or file.path), size=file.size, version=file.version,
             offset=start, length=end - start, suspect=suspect,
@@ -398,15 +417,17 @@ class PeerSource:
     def _tell(self, client: PeerClient, file: SourceFile, start: int, end: int) -> None:
         """Have a worker look at what it has of a file; nobody waits for that."""
         try:
-            self._begin(file, start, end, Attempt(client.known.id, Mode.ONLY_CACHED), suspect=True).exchange.close()
+            self._begin(
+                file, start, end, Attempt(client.known.id, Mode.ONLY_CACHED), suspect=True, wait_s=0
+            ).exchange.close()
         except PeerBroken as error:
             log.info("worker %s could not be told of wrong bytes: %s", client.known.id, error)
 
     def _client(self, worker: WorkerId) -> PeerClient:
-        known = self._membership.view.workers.get(worker)
-        if known is None:
-            raise PeerBroken(f"worker {worker} has left the cluster")
-        with self._lock:
+        with self._lock:  # the view too: `see` must not come between
+            known = self._membership.view.workers.get(worker)
+            if known is None:
+                raise PeerBroken(f"worker {worker} has left the cluster")
             client = self._clients.get(worker)
             if client is None:
                 client = self._clients[worker] = self._make_client(known)

@@ -7,6 +7,7 @@ piece whose owner does not answer goes to the next in order.
 
 import os
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -152,7 +153,7 @@ class Spread:
             skip_existing=self._skip_existing,
         )  # fmt: skip
         token = trio.lowlevel.current_trio_token()
-        call = self._node.channels.stub(known.address).Load(request)
+        call = None
 
         def answered(reply: pb.LoadReply) -> None:
             if reply.want < len(batch):
@@ -160,20 +161,24 @@ class Spread:
                 piece.reply = reply
                 piece.answered.set()
 
-        def receive() -> None:
-            for reply in call:
+        def receive(replies: Iterable[pb.LoadReply]) -> None:
+            for reply in replies:
                 rpc.in_loop(token, lambda reply=reply: answered(reply))  # type: ignore[misc]
 
         try:
-            await trio.to_thread.run_sync(receive, abandon_on_cancel=True)
-        except (grpc.RpcError, ValueError) as error:
-            failure = rpc.to_error(error)
+            call = self._node.channels.stub(known.address).Load(request)
+            # A limiter of its own: what others wait for must not stand behind calls that last as long as fetches do.
+            alone = trio.CapacityLimiter(1)
+            await trio.to_thread.run_sync(receive, call, limiter=alone, abandon_on_cancel=True)
+        except (grpc.RpcError, ValueError, ForebayError) as error:
+            failure = error if isinstance(error, ForebayError) else rpc.to_error(error)
             if not isinstance(failure, WorkerUnavailable):
                 text = f"{type(failure).__name__}: {failure}"
                 for piece in batch:
                     piece.reply = piece.reply or pb.LoadReply(error=text)
         finally:
-            call.cancel()
+            if call is not None:
+                call.cancel()
             await _settle(batch)
 
 
