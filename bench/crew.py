@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from math import inf
 from pathlib import Path
+from statistics import mean
 
 from forebay.bench.reader import Done, Job
 
@@ -31,7 +32,8 @@ class Total:
     """From the first one's start to the last one's end."""
     digests: tuple[int, ...] = ()
     waited: int = 0
-    """See `Done`."""
+    fetched: float = 0.0
+    """See `Done`; each reader tells of all, so this is the mean."""
 
 
 def total_of(dones: Sequence[Done]) -> Total:
@@ -42,6 +44,7 @@ def total_of(dones: Sequence[Done]) -> Total:
         max(done.ended_s for done in dones) - min(done.started_s for done in dones),
         tuple(digest for done in dones for digest in done.digests),
         sum(done.waited for done in dones),
+        mean(done.fetched for done in dones),
     )
 
 

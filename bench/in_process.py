@@ -4,10 +4,12 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 from forebay.bench.reader import Done
+from forebay.cacheruntime.client import WorkerClient
+from forebay.proto import worker_pb2 as pb
 from forebay.torch.files import Files
 from forebay.torch.orders import EpochOrder
 
@@ -23,6 +25,7 @@ class Opening:
     """Where the worker is, and keys."""
     policy: str = ""
     epochs: int = 1
+    """That are counted; a training has one more before them, in which the cache fills."""
     seed: int = 0
     files_per_s: float = 0.0
     """Pace of a training; 0: as fast as it can."""
@@ -49,25 +52,43 @@ class Training:
 
     def run(self) -> Done:
         """All epochs; a reading's `waited` are the files that were not there in time."""
-        opening, files = self._opening, self._files
-        order, count, size = EpochOrder(files), 0, 0
+        files, epochs = self._files, self._opening.epochs
+        order, client = EpochOrder(files), WorkerClient(files.config)
         began = self._clock()
         coming = self._shuffled(0)
-        for epoch in range(opening.epochs):
+        size = waited = 0
+        fetched = 0.0
+        for epoch in range(1 + epochs):
+            if epoch == 1:
+                size, waited, fetched = 0, files.counts.misses, _fetched(client)
             indices, coming = coming, self._shuffled(epoch + 1)
             order.begin(indices, coming)
-            for start in range(0, len(indices), opening.batch):
-                batch = indices[start : start + opening.batch]
-                order.advance(start, start + len(batch))
-                size += sum(len(data) for data in files.read_each(batch))
-                count += len(batch)
-                if opening.files_per_s:
-                    time.sleep(max(0.0, began + count / opening.files_per_s - self._clock()))
+            size += self._read(order, indices, began, epoch * len(indices))
             order.advance(len(indices), len(indices))
+        done = Done(epochs * len(files), size, waited=files.counts.misses - waited, fetched=_fetched(client) - fetched)
         order.close()
-        return Done(count, size, waited=files.counts.misses)
+        client.close()
+        return done
+
+    def _read(self, order: EpochOrder, indices: Sequence[int], began: float, before: int) -> int:
+        """One epoch; the bytes in it."""
+        size, opening = 0, self._opening
+        for start in range(0, len(indices), opening.batch):
+            batch = indices[start : start + opening.batch]
+            order.advance(start, start + len(batch))
+            size += sum(len(data) for data in self._files.read_each(batch))
+            if opening.files_per_s:
+                due = began + (before + start + len(batch)) / opening.files_per_s
+                time.sleep(max(0.0, due - self._clock()))
+        return size
 
     def _shuffled(self, epoch: int) -> list[int]:
         indices = list(range(len(self._files)))
         random.Random(f"{self._opening.seed} {epoch}").shuffle(indices)
         return indices
+
+
+def _fetched(client: WorkerClient) -> float:
+    """Bytes that the worker has had from the store."""
+    (dataset,) = client.call("Status", pb.StatusRequest()).datasets or [pb.DatasetStatus()]
+    return float(dataset.fetched_bytes)

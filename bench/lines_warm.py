@@ -1,12 +1,17 @@
-"""`forebay warmup` beside the bare client, which throws away what it gets: small files, and one large file.
+"""`forebay warmup` beside the bare client: small files, and one large file.
 
 A warm-up can be as fast as the store or as the disk, whichever is less: the column of obstore is the lesser of what it
-fetches and of what the file system takes from memory, with both beside it.
+fetches and throws away and of what the file system takes from memory, with both beside it. Where store, client and disk
+share the cores no program reaches that; so there is a second line, in which the bare client's threads write what they
+get into one file.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import cast
 
@@ -17,7 +22,7 @@ from forebay.bench import sheet
 from forebay.bench.crew import cpu_seconds, spent
 from forebay.bench.dataset import Sample, make_images, make_large
 from forebay.bench.groups import MIB, SEED, Place, Sizes, per_gib
-from forebay.bench.measure import Reader, fetch_ranges, timed, warm_memory
+from forebay.bench.measure import Keep, Reader, fetch_ranges, timed, warm_memory
 from forebay.bench.sendfile_endpoint import LATENCY_S
 from forebay.bench.sheet import OBSTORE, Aim, LineSpec, Reading
 from forebay.bench.sides import Dataset, Forebay, Side, sync_file_system
@@ -55,6 +60,18 @@ def _written(folder: Path, size: int) -> float:
         path.unlink()
 
 
+@contextmanager
+def _kept(folder: Path) -> Iterator[Keep]:
+    """Writes into a new file below a folder, which is removed at the end."""
+    path = folder / "kept"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        yield lambda data, offset: os.pwrite(descriptor, data, offset)
+    finally:
+        os.close(descriptor)
+        path.unlink()
+
+
 def _limit(fetched_s: float, written_s: float, amount: float, facts: Mapping[str, float]) -> Reading:
     both = {"store": round(amount / fetched_s, 2), "disk": round(amount / written_s, 2)}
     return Reading(min(amount / fetched_s, amount / written_s), None, {**both, **facts})
@@ -83,6 +100,7 @@ class WarmSmall:
             "files/s",
             (Aim(0.9, (OBSTORE,)),),
         ),
+        LineSpec("warm-small-kept", "the same, obstore writes into a file", "files/s", (Aim(0.9, (OBSTORE,)),)),
     )
 
     def make(self, folder: Path, sizes: Sizes) -> list[Sample]:
@@ -114,21 +132,32 @@ class WarmSmall:
             assert self._store is not None
             fetched_s = _bare_small(self._store, samples, self._at_once)
             written_s = _written(place.folder, size)
-            return {"warm-small": _limit(fetched_s, written_s, len(samples), {"at once": float(self._at_once)})}
+            with _kept(place.folder) as keep:
+                kept_s = _bare_small(self._store, samples, self._at_once, keep)
+            return {
+                "warm-small": _limit(fetched_s, written_s, len(samples), {"at once": float(self._at_once)}),
+                "warm-small-kept": Reading(len(samples) / kept_s, None),
+            }
         seconds, used = _warmed(side, path)
-        return {"warm-small": Reading(len(samples) / seconds, per_gib(used, size))}
+        ours = Reading(len(samples) / seconds, per_gib(used, size))
+        return {"warm-small": ours, "warm-small-kept": ours}
 
 
 def _below(dataset: Dataset, path: str) -> list[Sample]:
     return [sample for sample in dataset.samples if sample.key.startswith(f"{path}/")]
 
 
-def _bare_small(store: S3Store, samples: Sequence[Sample], at_once: int) -> float:
-    def fetch(sample: Sample) -> int:
-        return len(obstore.get_range(store, sample.key, start=0, length=sample.size))
+def _bare_small(store: S3Store, samples: Sequence[Sample], at_once: int, keep: Keep | None = None) -> float:
+    ends = list(accumulate(sample.size for sample in samples))
+
+    def fetch(sample: Sample, end: int) -> int:
+        data = obstore.get_range(store, sample.key, start=0, length=sample.size)
+        if keep is not None:
+            keep(data, end - sample.size)
+        return len(data)
 
     with ThreadPoolExecutor(at_once) as pool:
-        return timed(lambda: sum(pool.map(fetch, samples)))
+        return timed(lambda: sum(pool.map(fetch, samples, ends)))
 
 
 class WarmLarge:
@@ -144,6 +173,7 @@ class WarmLarge:
             "GB/s",
             (Aim(0.9, (OBSTORE,)),),
         ),
+        LineSpec("warm-large-kept", "the same, obstore writes into a file", "GB/s", (Aim(0.9, (OBSTORE,)),)),
     )
 
     def make(self, folder: Path, sizes: Sizes) -> list[Sample]:
@@ -173,11 +203,17 @@ class WarmLarge:
             assert self._store is not None
             fetched_s = _bare_large(self._store, sample, *self._ways)
             written_s = _written(place.folder, sample.size)
+            with _kept(place.folder) as keep:
+                kept_s = _bare_large(self._store, sample, *self._ways, keep)
             facts = {"part MiB": self._ways[0] / MIB, "at once": float(self._ways[1])}
-            return {"warm-large": _limit(fetched_s, written_s, sample.size / 1e9, facts)}
+            return {
+                "warm-large": _limit(fetched_s, written_s, sample.size / 1e9, facts),
+                "warm-large-kept": Reading(sample.size / kept_s / 1e9, None),
+            }
         seconds, used = _warmed(side, sample.key)
-        return {"warm-large": Reading(sample.size / seconds / 1e9, per_gib(used, sample.size))}
+        ours = Reading(sample.size / seconds / 1e9, per_gib(used, sample.size))
+        return {"warm-large": ours, "warm-large-kept": ours}
 
 
-def _bare_large(store: S3Store, sample: Sample, part_bytes: int, parallel: int) -> float:
-    return timed(lambda: fetch_ranges(store, sample.key, sample.size, part_bytes, parallel))
+def _bare_large(store: S3Store, sample: Sample, part_bytes: int, parallel: int, keep: Keep | None = None) -> float:
+    return timed(lambda: fetch_ranges(store, sample.key, sample.size, part_bytes, parallel, keep=keep))

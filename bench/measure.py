@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import obstore
 import xxhash
@@ -14,8 +15,14 @@ from obstore.store import S3Store
 
 from forebay.bench.reader import READ_BYTES
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 Moved = Callable[[int], None]
 """Told the bytes of each read."""
+
+Keep = Callable[["Buffer", int], object]
+"""Given bytes and their offset."""
 
 
 class Reader:
@@ -53,12 +60,21 @@ class Reader:
 
 
 def fetch_ranges(
-    store: S3Store, key: str, size: int, part_bytes: int, parallel: int, moved: Moved | None = None
+    store: S3Store,
+    key: str,
+    size: int,
+    part_bytes: int,
+    parallel: int,
+    moved: Moved | None = None,
+    keep: Keep | None = None,
 ) -> int:
     """The bare client: an object in ranges, `parallel` of them under way at once; its bytes."""
 
     def fetch(start: int) -> int:
-        got = len(obstore.get_range(store, key, start=start, length=min(part_bytes, size - start)))
+        data = obstore.get_range(store, key, start=start, length=min(part_bytes, size - start))
+        if keep is not None:
+            keep(data, start)
+        got = len(data)
         if moved is not None:
             moved(got)
         return got

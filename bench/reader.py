@@ -50,6 +50,8 @@ class Done:
     digests: tuple[int, ...] = field(default=())
     waited: int = 0
     """Files that were not cached when the reader came to them; counted by some jobs."""
+    fetched: float = 0.0
+    """Bytes that came from the store meanwhile, for all readers; told by some jobs."""
 
 
 def read_files(job: Job) -> Done:

@@ -79,15 +79,22 @@ class ContentReader:
         self._departures = touch.departures
         self._swept_at = 0.0
 
-    def find(self, content: ContentId, start: int, end: int) -> Place | None:
-        """Where [start, end) of a file is, or None when not all of it is cached. `end` is at most the file's size."""
+    def find(self, content: ContentId, start: int, end: int, *, touch: bool = True) -> Place | None:
+        """Where [start, end) of a file is, or None when not all of it is cached.
+
+        Args:
+            content: which.
+            start, end: in bytes; at most the file's size.
+            touch: it is being read now. False: it is only looked for.
+        """
         if self._touch.departures != self._departures:
             self._sweep_soon()
         known = self._complete.get(content)
         if known is not None:
             opened, base, slot = known
             if os.fstat(opened.descriptor).st_ctime_ns == opened.seal.ctime_ns:
-                self._touch.set(slot)
+                if touch:
+                    self._touch.set(slot)
                 return Place(opened.descriptor, base, slot)
             self._forget(self._key_of(opened), opened)
         found = self._find_open(content, start, end)
@@ -95,7 +102,8 @@ class ContentReader:
             return None
         cached, opened, sealed = found
         slot = slot_of(content, cached.pack)
-        self._touch.set(slot)
+        if touch:
+            self._touch.set(slot)
         self._whole = content if cached.complete else None
         if cached.complete and sealed:
             self._complete[content] = (opened, cached.offset, slot)

@@ -30,7 +30,7 @@ def warmup(
     snapshot: Annotated[int, typer.Option(metavar="N", help="Of this snapshot; without it, the newest.", min=0)] = 0,
     jobs: Annotated[
         int | None,
-        typer.Option("--jobs", "-j", metavar="N", help="Files at once. Default: 8 large, 128 small.", min=1, max=256),
+        typer.Option("--jobs", "-j", metavar="N", help="Files at once. Default: 8 large, 256 small.", min=1, max=256),
     ] = None,
     rate: Annotated[
         str | None, typer.Option(metavar="SIZE", help="At most this much a second from the source, like 100MB.")

@@ -236,7 +236,9 @@ class Files:
     # Behind the scenes
 
     def _read_together(self, opened: _Opened, nodes: Sequence[Node]) -> Iterator[Data]:
-        missing = [node for node in nodes if node.size and opened.reader.find(node.content, 0, node.size) is None]
+        # A touch is for a file that is read now: what is evicted while it waits here for its turn gives no room.
+        find = opened.reader.find
+        missing = [node for node in nodes if node.size and find(node.content, 0, node.size, touch=False) is None]
         coming = self._begin(opened, missing)
         absent = {node.node for node in missing}
         fetched: dict[int, bytes] | None = None

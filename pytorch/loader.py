@@ -5,7 +5,17 @@ from collections.abc import Callable, Iterator, Sequence, Sized
 from copy import deepcopy
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch import Generator
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from forebay.torch.dataset import ForebayDataset, permutation, ranks
 from forebay.torch.orders import EpochOrder
@@ -14,12 +24,17 @@ _EPOCH_FILES = 1 << 22
 """A sampler is asked for so much of its order at most before the first batch; endless ones are told of by parts."""
 
 
+_FROM_GENERATOR = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+"""PyTorch's own samplers whose order is that of their generator's numbers alone."""
+
+
 class OrderedSampler(Sampler[int]):
     """A sampler whose order the worker knows ahead: it fetches by it, and the cache policy `next-use` evicts by it.
 
     Give it to a DataLoader as `sampler`; `data_loader` does that. The order is that of all loading processes together.
     An epoch's order is posted when the epoch begins, and the one after it at the same time where that is known: of our
-    own shuffling, and of samplers with `set_epoch` (DistributedSampler).
+    own shuffling, of samplers with `set_epoch` (DistributedSampler), and of PyTorch's own where they were given a
+    generator. Else `next-use` hits some points less (docs/decisions/0022).
     """
 
     def __init__(
@@ -32,6 +47,7 @@ class OrderedSampler(Sampler[int]):
         rank: int | None = None,
         world_size: int | None = None,
         in_flight: int = 512,
+        batch_size: int = 1,
     ) -> None:
         """
         Args:
@@ -40,6 +56,7 @@ class OrderedSampler(Sampler[int]):
             shuffle, seed, rank, world_size: of our own order, shared out among ranks as DistributedSampler does.
             in_flight: samples that were drawn and may not have been read yet: batch size x (loading processes x
                 prefetch factor + 1). Too few, and the policy takes files as read that are not.
+            batch_size: samples that are drawn, and asked for, at once.
 
         Raises:
             TypeError: the dataset is of another kind.
@@ -49,7 +66,9 @@ class OrderedSampler(Sampler[int]):
         self._sampler = sampler
         self._shuffle, self._seed = shuffle, seed
         self._rank, self._world_size = ranks(rank, world_size)
-        self._in_flight = in_flight
+        self._in_flight, self._batch_size = in_flight, batch_size
+        self._foresees = True
+        """A generator that others draw from too does not tell what comes next."""
         self._epoch = 0
         self._order = EpochOrder(self._dataset.files)
 
@@ -67,13 +86,15 @@ class OrderedSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         source = iter(self._own(self._epoch) if self._sampler is None else self._sampler)
-        coming = self._coming()
         self._epoch += self._sampler is None
         while part := _part(source):
             whole = len(part) < _EPOCH_FILES
-            self._order.begin(self._files(part), self._files(coming) if coming is not None and whole else None)
+            coming = self._coming() if whole else None
+            self._foresees &= self._order.begin(self._files(part), self._files(coming) if coming is not None else None)
             for drawn, index in enumerate(part):
-                self._order.advance(drawn - self._in_flight, drawn + 1)
+                if drawn % self._batch_size == 0:
+                    asked = drawn + self._batch_size
+                    self._order.advance(asked - self._in_flight, min(asked, len(part)))
                 yield index
             if whole:
                 return
@@ -91,9 +112,20 @@ class OrderedSampler(Sampler[int]):
         return order[self._rank :: self._world_size]
 
     def _coming(self) -> Sequence[int] | None:
-        """The order of the next epoch, if it is known."""
+        """The order of the next epoch, if it is known; to be called when that of this one was drawn."""
         if self._sampler is None:
-            return self._own(self._epoch + 1)
+            return self._own(self._epoch)
+        if type(self._sampler) is SequentialSampler:
+            return _part(iter(self._sampler))
+        if type(self._sampler) in _FROM_GENERATOR:
+            generator = getattr(self._sampler, "generator", None)
+            if not self._foresees or not isinstance(generator, Generator):
+                return None
+            state = generator.get_state()
+            try:
+                return _part(iter(self._sampler))
+            finally:
+                generator.set_state(state)
         epoch = getattr(self._sampler, "epoch", None)
         if not hasattr(self._sampler, "set_epoch") or not isinstance(epoch, int):
             return None
@@ -134,7 +166,12 @@ def data_loader(
     if num_workers and prefetch_factor is None:
         prefetch_factor = 2
     ordered = OrderedSampler(
-        dataset, sampler, shuffle=shuffle, seed=seed, in_flight=batch_size * (num_workers * (prefetch_factor or 0) + 1)
+        dataset,
+        sampler,
+        shuffle=shuffle,
+        seed=seed,
+        in_flight=batch_size * (num_workers * (prefetch_factor or 0) + 1),
+        batch_size=batch_size,
     )
     return DataLoader(
         dataset, batch_size, sampler=ordered, num_workers=num_workers, prefetch_factor=prefetch_factor, **others

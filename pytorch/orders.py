@@ -22,15 +22,19 @@ class EpochOrder:
         self._coming: Sequence[int] | None = None
         """What was posted for the epoch behind the current one."""
 
-    def begin(self, indices: Sequence[int], coming: Sequence[int] | None = None) -> None:
+    def begin(self, indices: Sequence[int], coming: Sequence[int] | None = None) -> bool:
         """An epoch begins.
 
         Args:
             indices: of its files, in order.
             coming: those of the next epoch, as far as they are known.
+
+        Returns:
+            False when another order than this was told of for it.
         """
         foreseen, self._coming = self._coming, None
-        if self._poster is not None and foreseen is not None and foreseen != indices:
+        as_foreseen = self._poster is None or foreseen is None or foreseen == indices
+        if not as_foreseen:
             self.close()
         if self._poster is None:
             files = self._files
@@ -45,6 +49,7 @@ class EpochOrder:
         if coming is not None:
             self._coming = coming
             self._poster.post(self._files.node_ids(coming))
+        return as_foreseen
 
     def advance(self, read: int, asked: int) -> None:
         """How far the loader is in the current epoch: so many are read, so many read or asked for."""

@@ -47,6 +47,8 @@ class _Reader(PostedOrder):
         """Positions it passes while a reader of the mean speed passes one."""
         self.moved = moved
         """Positions in the recent window."""
+        self.asked = 0
+        """What is before it gets to the reader whether it is kept or not."""
 
 
 class NextUse(Generic[Item]):
@@ -57,6 +59,7 @@ class NextUse(Generic[Item]):
     Items without a known next use are farther than all with one. Among those, the most recently accessed goes first:
     what was brought in for one use and had it goes before what has been kept from the epoch before, so an order that
     is posted a window at a time does not wash the cache out.
+    What comes is weighed without the uses that readers are asking for: they get it whether it is kept or not.
 
     Each item lies in one queue: that of a reader that will read it, by its position there, or that of items nobody will
     read, by recency. Positions do not change while readers advance, and the distance for any one reader is an upper
@@ -152,10 +155,18 @@ class NextUse(Generic[Item]):
             self._posted[number] -= 1
             self._release(number)
 
-    def advance(self, reader: str, position: int) -> None:
-        """Everything before `position` has been read by `reader`: an access, too. Going back is ignored."""
+    def advance(self, reader: str, position: int, asked: int = 0) -> None:
+        """`reader` has come further. Going back is ignored.
+
+        Args:
+            reader: who.
+            position: everything before it has been read: an access, too.
+            asked: everything before it has been read or is being asked for. It stays if it is in, but it is no reason
+                to come in.
+        """
         self._changes += 1
         order = self._reader(reader)
+        order.asked = max(order.asked, asked)
         before = order.position if order.told else position
         passed = order.pass_to(position)
         for number in passed:
@@ -168,6 +179,20 @@ class NextUse(Generic[Item]):
             elif queue is order.queue and self._key[number] < order.position:
                 self._place(number)
         self._pace(order, order.position - before)
+
+    def read(self, reader: str, position: int) -> None:
+        """`reader` has read what is at that position, though not yet all before it: an access, too."""
+        order = self._readers.get(reader)
+        number = order.forget(position) if order is not None else NOBODY
+        if order is None or number == NOBODY:
+            return
+        self._changes += 1
+        self._posted[number] -= 1
+        self._touch(number)
+        if self._queue[number] is None:
+            self._release(number)
+        elif self._queue[number] is order.queue and self._key[number] == position:
+            self._place(number)
 
     def leave(self, reader: str) -> None:
         """The reader reads no more; nothing happens when it is not known."""
@@ -191,11 +216,11 @@ class NextUse(Generic[Item]):
     def admits(self, item: Item, size: int) -> bool:
         """Whether everybody who would have to go for `size` bytes has a farther next use than `item`.
 
-        Not when even all of them would not free so much. An item without a known next use is never worth it: it would
-        be the first to go itself.
+        Uses that are being asked for already do not count for it. Not when even all of them would not free so much. An
+        item without a known next use is never worth it: it would be the first to go itself.
         """
         number = self._number.get(item)
-        own = math.inf if number is None else self._nearest(number)[0]
+        own = math.inf if number is None else self._nearest_unasked(number)
         if own == math.inf:
             return False
         for victim in self.victims(item):
@@ -247,6 +272,15 @@ class NextUse(Generic[Item]):
             if position != NOBODY and (distance := (position - reader.position) / reader.speed) < least:
                 nearest, least = reader, distance
         return least, nearest
+
+    def _nearest_unasked(self, number: int) -> float:
+        """The distance to the next use that nobody asks for yet."""
+        least = math.inf
+        for reader in self._readers.values():
+            position = reader.next_from(number, reader.asked)
+            if position != NOBODY:
+                least = min(least, (position - reader.position) / reader.speed)
+        return least
 
     # Queues
 

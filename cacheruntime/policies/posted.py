@@ -129,6 +129,23 @@ class PostedOrder:
             self._base = position
         return passed
 
+    def forget(self, position: int) -> int:
+        """It has been read before what is ahead of it; the number of what was there, `NOBODY` if nothing is known."""
+        index = position - self._base
+        if not self.position <= position < self._base + len(self._numbers):
+            return NOBODY
+        number = self._numbers[index]
+        if number != NOBODY:
+            self._unlink(position, number)
+        return number
+
+    def next_from(self, number: int, position: int) -> int:
+        """Where an item is read next, not before that position. O(uses before it)."""
+        found = self.next[number]
+        while NOBODY < found < position:
+            found = self._later[found - self._base]
+        return found
+
     def pending(self) -> list[int]:
         """The numbers of all that is still to be read, once for each position."""
         return [number for number in self._numbers[self.position - self._base :] if number != NOBODY]

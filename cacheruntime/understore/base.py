@@ -4,10 +4,10 @@ Every method blocks and may be called from several threads at once; the worker c
 Implementations try once and raise `SourceUnavailable` for what may pass; `retry.RetryingStore` tries again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:  # collections.abc.Buffer from Python 3.12
     from typing_extensions import Buffer
@@ -104,3 +104,35 @@ class UnderStore(Protocol):
 
     def close(self) -> None:
         """Give back connections. Idempotent."""
+
+
+class WholeFiles(Protocol):
+    """Reads many files at once, each whole, in one thread. It tries once, and does not say why it failed: `read_range`
+    does, asked for the same.
+
+    *Concurrency*: one thread at a time; `wake` is for others. *Resources*: `close` ends what is under way.
+    """
+
+    def start(self, path: str, size: int, version: str, tag: object) -> None:
+        """Begin with a file of `size` bytes, more than none; `tag` comes back from `wait`."""
+
+    def wait(self, most_s: float) -> "Sequence[tuple[object, Sequence[Buffer] | None]]":
+        """Wait until something has ended, at most so long.
+
+        Returns:
+            Tags, each with all the bytes of exactly that version; None: it failed.
+        """
+
+    def wake(self) -> None:
+        """Have a `wait` return."""
+
+    def close(self) -> None:
+        """Give back connections."""
+
+
+@runtime_checkable
+class ReadsMany(Protocol):
+    """An under-store that has a cheaper way for many small files than one `read_range` for each."""
+
+    def whole_files(self) -> WholeFiles | None:
+        """A new one, for the caller to close; None: there is no such way here."""

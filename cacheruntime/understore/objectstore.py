@@ -44,10 +44,12 @@ PIECE_BYTES = 256 << 10
 _PAGE_ENTRIES = 1000  # what all three services send per listing request
 
 # One request with its whole body, however slow the link: 8 MiB in 300 s is 28 KB/s. Silence ends it much sooner.
-_REQUEST_TIMEOUT = timedelta(seconds=300)
+REQUEST_TIMEOUT = timedelta(seconds=300)
 
 NO_RETRIES: "RetryConfig" = {"max_retries": 0, "retry_timeout": timedelta(0)}
 """RetryingStore does it: obstore's would neither resume a body nor keep to our deadline."""
+
+UNTRUSTED = "the server's certificate is not trusted; name its CA with --option ca_bundle=FILE"
 
 
 def client_config(options: Mapping[str, str], endpoint: str) -> "ClientConfig":
@@ -60,7 +62,7 @@ def client_config(options: Mapping[str, str], endpoint: str) -> "ClientConfig":
         "allow_http": endpoint.startswith("http://") or flag(options, "allow_http", False),
         "connect_timeout": timedelta(seconds=seconds(options, "connect_timeout", CONNECT_TIMEOUT_S)),
         "read_timeout": timedelta(seconds=seconds(options, "timeout", READ_TIMEOUT_S)),
-        "timeout": _REQUEST_TIMEOUT,
+        "timeout": REQUEST_TIMEOUT,
     }
     if bundle := options.get("ca_bundle"):
         try:
@@ -132,28 +134,57 @@ def mapped_error(error: Exception, what: str, *, reading: bool = False) -> Sourc
     text = str(error)
     status_match = re.search(r"status code: (\d{3})", text)
     status = int(status_match[1]) if status_match else 0
-    code_match = re.search(r"<Code>(\w+)</Code>", text)
-    code = code_match[1] if code_match else ""
+    code = _error_code(text)
     reason = f"HTTP {status} {code}".rstrip() if status else _first_line(text)
     # Azure answers a range beyond the end with the whole object; obstore then finds the range impossible.
     beyond_end = re.search(r"Wanted range starting at|InvalidRangeRequest|InvalidRange\b", text) is not None
-    if isinstance(error, PreconditionError) or status in (412, 416) or (beyond_end and reading):
+    if isinstance(error, PreconditionError) or (beyond_end and reading):
+        status = 412
+    elif isinstance(error, FileNotFoundError):
+        status = 404
+    elif isinstance(error, (PermissionDeniedError, UnauthenticatedError)) and not status:
+        status = 403
+    if (refused := _refusal(status, code, reason, what, reading)) is not None:
+        return refused
+    if isinstance(error, (InvalidPathError, ValueError)):
+        return SourceNotFound(f"{what} has a name that this store cannot address ({reason})")
+    if re.search(r"[Uu]nknownIssuer|invalid peer certificate|CertificateUnknown", text):
+        return SourceDenied(f"{what}: {UNTRUSTED}")
+    return SourceUnavailable(f"{what} cannot be reached: {_transport_reason(text)}")
+
+
+def mapped_reply(status: int, body: str, what: str) -> SourceError:
+    """What a reply means that is not the range of the object that was asked for.
+
+    Args:
+        status: of HTTP; 200 for a whole object instead of a range.
+        body: or the begin of it.
+        what: the object in words.
+    """
+    code = _error_code(body)
+    reason = f"HTTP {status} {code}".rstrip()
+    refused = _refusal(status, code, reason, what, True)
+    return refused or SourceUnavailable(f"{what}: the store answers with what was not asked for ({reason})")
+
+
+def _refusal(status: int, code: str, reason: str, what: str, reading: bool) -> SourceError | None:
+    """What a status says; None: nothing that is known here."""
+    if status in (412, 416):
         return SourceStale(f"{what} has changed since it was listed ({reason})")
-    if isinstance(error, FileNotFoundError) or status == 404:
+    if status == 404:
         if reading and code != "NoSuchBucket":
             return SourceStale(f"{what} is gone since it was listed ({reason})")
         return SourceNotFound(f"{what} does not exist ({reason})")
     if status == 429 or status >= 500 or code in ("SlowDown", "RequestTimeout"):
         return SourceUnavailable(f"{what}: the store is busy or failing ({reason})")
-    if isinstance(error, (PermissionDeniedError, UnauthenticatedError)) or status in (400, 401, 403):
+    if status in (400, 401, 403):
         return denied(what, code, reason)
-    if isinstance(error, (InvalidPathError, ValueError)):
-        return SourceNotFound(f"{what} has a name that this store cannot address ({reason})")
-    if re.search(r"[Uu]nknownIssuer|invalid peer certificate|CertificateUnknown", text):
-        return SourceDenied(
-            f"{what}: the server's certificate is not trusted; name its CA with --option ca_bundle=FILE"
-        )
-    return SourceUnavailable(f"{what} cannot be reached: {_transport_reason(text)}")
+    return None
+
+
+def _error_code(text: str) -> str:
+    found = re.search(r"<Code>(\w+)</Code>", text)
+    return found[1] if found else ""
 
 
 def denied(what: str, code: str, reason: str) -> SourceDenied:

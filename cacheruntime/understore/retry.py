@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from forebay.cacheruntime.config import RetryConfig
 from forebay.cacheruntime.errors import ForebayError, SourceTimeout
-from forebay.cacheruntime.understore.base import Entry, UnderStore
+from forebay.cacheruntime.understore.base import Entry, ReadsMany, UnderStore, WholeFiles
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -177,6 +177,10 @@ class RetryingStore:
                 if done > before:
                     patience = self._retrier.patience()
                 patience.wait_or_raise(error)
+
+    def whole_files(self) -> WholeFiles | None:
+        """As the store inside: what fails there is tried again by `read_range`."""
+        return self._store.whole_files() if isinstance(self._store, ReadsMany) else None
 
     def close(self) -> None:
         """As the store inside."""

@@ -1,14 +1,17 @@
 """Amazon S3 and everything that speaks its protocol.
 
-Two clients share the work. botocore lists, describes and probes: obstore refuses a whole listing page when one key
+Several clients share the work. botocore lists, describes and probes: obstore refuses a whole listing page when one key
 of it has an empty, '.' or '..' segment or a control character, and strips the slash by which directory markers are
-known. obstore reads data, outside the interpreter lock. A key that obstore cannot address is read by botocore.
+known. obstore reads data; many small objects at once are read by libcurl, from URLs that obstore signs, unless the
+store refuses these. A key that obstore cannot address is read by botocore.
 """
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import obstore
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.parsers import ResponseParserError
 from obstore.exceptions import BaseError
@@ -29,12 +32,14 @@ from forebay.cacheruntime.understore.aws import (
     mapped_boto_error,
     not_s3,
 )
-from forebay.cacheruntime.understore.base import Entry, Kind
+from forebay.cacheruntime.understore.base import Entry, Kind, WholeFiles
+from forebay.cacheruntime.understore.curl import CurlSettings, CurlWholeFiles, Get
 from forebay.cacheruntime.understore.objectstore import (
     NO_RETRIES,
     PIECE_BYTES,
     addressable,
     client_config,
+    mapped_error,
     mtime_ns,
     read_with_obstore,
 )
@@ -46,6 +51,11 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 T = TypeVar("T")
+
+_SIGNED_FOR = timedelta(hours=1)
+"""A URL is used at once; but clocks differ."""
+
+_NO_KEY = {"access_key_id": "anonymous", "secret_access_key": "anonymous"}
 
 
 class S3UnderStore:
@@ -65,7 +75,8 @@ class S3UnderStore:
         # Option values are judged now, while someone is there to read the message.
         client_config(options, address.endpoint)
         self._payer = {"RequestPayer": "requester"} if flag(options, "request_payer", False) else {}
-        for name in ("anon", "path_style", "imds"):
+        self._is_anonymous = flag(options, "anon", False)
+        for name in ("path_style", "imds"):
             flag(options, name, False)
         if bool(options.get("access_key_id")) != bool(options.get("secret_access_key")):
             raise UsageError("options access_key_id and secret_access_key only work together; one is missing")
@@ -73,6 +84,10 @@ class S3UnderStore:
         self._session: Any = None
         self._client_made: Any = None
         self._data_made: S3Store | None = None
+        self._signer_made: S3Store | None = None
+        self._curl = CurlSettings.of(options)
+        self._takes_signed_urls = True
+        """Until it refuses one: a policy may want the signature in a header (`s3:authType`)."""
         self._root_is_file: bool | None = None
 
     @property
@@ -143,16 +158,47 @@ class S3UnderStore:
         if length == 0:
             return iter(())
         key = self._address.path if self._is_root_file(path) else self._prefix + path
-        if addressable(key):
-            return read_with_obstore(self._data(), key, start, length, version, self._bucket_words)
-        return self._read_with_botocore(key, start, length, version)
+        if not addressable(key):
+            return self._read_with_botocore(key, start, length, version)
+        return read_with_obstore(self._data(), key, start, length, version, self._bucket_words)
+
+    def whole_files(self) -> WholeFiles | None:
+        """See `ReadsMany`."""
+        if not self._takes_signed_urls:
+            return None
+        return CurlWholeFiles(self._curl, self._whole, self._refuses_signed_urls)
+
+    def _whole(self, path: str, size: int, version: str) -> Get | None:
+        key = self._prefix + path
+        return None if self._is_root_file(path) or not addressable(key) else Get(self._signed(key), size, version)
+
+    def _refuses_signed_urls(self) -> None:
+        self._takes_signed_urls = False
+
+    def _signed(self, key: str) -> str:
+        """The URL of an object, with what lets whoever has it read it."""
+        try:
+            url = obstore.sign(self._signer_made or self._make_signer(), "GET", key, _SIGNED_FOR)
+        except (BaseError, OSError, ValueError) as error:
+            raise mapped_error(error, f"{key!r} at {self._bucket_words}", reading=True) from error
+        return url.partition("?")[0] if self._is_anonymous else url
+
+    def _make_signer(self) -> S3Store:
+        """obstore signs nothing without a key; of an anonymous reader's URLs only what is before the signature goes."""
+        if not self._is_anonymous:
+            self._signer_made = self._data()
+            return self._signer_made
+        region = self._find_region(self._client())
+        with self._lock:
+            self._signer_made = self._signer_made or self._make_data(region, _NO_KEY)
+            return self._signer_made
 
     def close(self) -> None:
         """See `UnderStore.close`; obstore's connections end by themselves when idle."""
         with self._lock:
             if self._client_made is not None:
                 self._client_made.close()
-            self._client_made = self._data_made = self._session = None
+            self._client_made = self._data_made = self._signer_made = self._session = None
 
     def _pages(self, **wanted: Any) -> Iterator[dict[str, Any]]:
         token: str | None = None
@@ -270,7 +316,8 @@ class S3UnderStore:
             raise mapped_boto_error(error, self._bucket_words, self._where, reading=True) from error
         return bucket_region(reply) or region
 
-    def _make_data(self, region: str) -> S3Store:
+    def _make_data(self, region: str, key: Mapping[str, str] | None = None) -> S3Store:
+        """Args: key: instead of the credentials that were given."""
         endpoint = self._address.endpoint
         virtual = not flag(self._options, "path_style", bool(endpoint))
         config: dict[str, Any] = {"region": region, "virtual_hosted_style_request": virtual}
@@ -281,7 +328,9 @@ class S3UnderStore:
         if self._payer:
             config["request_payer"] = True
         provider = None
-        if flag(self._options, "anon", False):
+        if key is not None:
+            config.update(key)
+        elif self._is_anonymous:
             config["skip_signature"] = True
         else:
             provider = self._asked(lambda: credential_provider(self._session, self._bucket_words), self._bucket_words)

@@ -74,6 +74,7 @@ class Core:
         self.orders.sink = self._sink
         self.prefetcher = Prefetcher(self.orders, self.filler, storage)
         self.orders.moved = self.prefetcher.wake
+        storage.rooms.note_reads = self.orders.note_reads
         self.cluster = self._cluster_node(config.cluster) if config.cluster is not None else None
         self.datasets.cluster = self.jobs.cluster = self.cluster
 

@@ -62,10 +62,12 @@ class SourceFile:
     """Other workers that may have it; None: the node is alone."""
     hops: int = 0
     """Workers that passed the request on to this one; 0: it is this node's own."""
+    known_content: ContentId | None = None
+    """Its name, where it is known already."""
 
     @cached_property
     def content(self) -> ContentId:
-        return content_id(self.store.url, self.path, self.size, self.version)
+        return self.known_content or content_id(self.store.url, self.path, self.size, self.version)
 
     @property
     def is_relayed(self) -> bool:

@@ -318,23 +318,29 @@ class IndexWriter:
             pack = self._pack(txn, number)
             if pack is None:
                 return False
+            length, held, files = pack.length, 0, 0  # the last two are of files that the sums do not count yet
             for content, size, offset, checksum in entries:
                 cached = Cached(
                     TierNumber(0), size, True, number, offset, pack.dataset, b"", pack.share, self.session, WRITING,
                     checksum, pack.pinned,
                 )  # fmt: skip
                 known = self._record(txn, content)
-                if known is not None and known.pack == number:
-                    pack = pack._replace(live_bytes=pack.live_bytes - known.size, live_files=pack.live_files - 1)
-                    self._drop(txn, content, of_pack=False)
-                self._insert(txn, content, cached, pack)
-                pack = pack._replace(
-                    length=max(pack.length, offset + size),
-                    live_bytes=pack.live_bytes + size,
-                    live_files=pack.live_files + 1,
-                )
+                if known is not None:  # a record in its place: what it held is not held any more
+                    pack, held, files = self._count_packed(txn, pack, held, files), 0, 0
+                    if known.pack == number:
+                        pack = pack._replace(live_bytes=pack.live_bytes - known.size, live_files=pack.live_files - 1)
+                    self._drop(txn, content, of_pack=known.pack != number)
+                self._put(txn, "contents", content, pack_cached(content, cached))
+                self._put(txn, "members", member_key(pack.dataset, number, content), b"")
+                length, held, files = max(length, offset + size), held + size, files + 1
+            pack = self._count_packed(txn, pack, held, files)._replace(length=length)
             self._put(txn, "packs", pack_key(number), pack_pack(pack._replace(seal=WRITING, session=self.session)))
         return True
+
+    def _count_packed(self, txn: Any, pack: Pack, held: int, files: int) -> Pack:
+        """Add files to the sums, once for many."""
+        self._hold(txn, pack.dataset, pack.share, pack.tier, held, files)
+        return pack._replace(live_bytes=pack.live_bytes + held, live_files=pack.live_files + files)
 
     def seal_pack(self, number: PackNumber, seal: Seal) -> None:
         """As `seal_file`."""
@@ -576,12 +582,12 @@ class IndexWriter:
         raw = txn.get(pack_key(number), db=self._tables["packs"])
         return unpack_pack(pack_key(number), raw) if raw else None
 
-    def _insert(self, txn: Any, content: ContentId, cached: Cached, pack: Pack | None = None) -> None:
+    def _insert(self, txn: Any, content: ContentId, cached: Cached) -> None:
+        """Record a file of its own."""
         self._drop(txn, content)  # a record in its place, if any: what it held is not held any more
         self._put(txn, "contents", content, pack_cached(content, cached))
         self._put(txn, "members", member_key(cached.dataset, cached.pack, content), b"")
-        tier = pack.tier if pack is not None else cached.tier
-        self._hold(txn, cached.dataset, cached.share, tier, cached.cached_bytes(), 1)
+        self._hold(txn, cached.dataset, cached.share, cached.tier, cached.cached_bytes(), 1)
 
     def _drop(
         self, txn: Any, content: ContentId, *, of_pack: bool = True, tier: TierNumber | None = None

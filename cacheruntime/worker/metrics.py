@@ -101,9 +101,7 @@ def _peer_metrics(traffic: pb.TrafficReply) -> Iterator[Metric]:
     """What came from other workers of the cluster."""
     requests = CounterMetricFamily("forebay_peer_requests", "Reads from another worker", labels=["peer"])
     size = CounterMetricFamily("forebay_peer_bytes", "Read from another worker", labels=["peer"])
-    errors = CounterMetricFamily(
-        "forebay_peer_errors", "Reads that a worker did not answer well", labels=["peer"]
-    )
+    errors = CounterMetricFamily("forebay_peer_errors", "Reads that a worker did not answer well", labels=["peer"])
     wrong = CounterMetricFamily(
         "forebay_peer_wrong_replies", "Whose bytes were not what their checksums said", labels=["peer"]
     )

@@ -8,16 +8,18 @@ that is new. A reader that posts over a connection of its own is gone when that 
 gRPC, when it was silent for `SILENT_S`.
 """
 
+import itertools
 import logging
 import time
 from array import array
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import trio
 
+from forebay.cacheruntime.catalogue import NO_CONTENT
 from forebay.cacheruntime.errors import UsageError
 from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.worker.dataset import Dataset
@@ -40,6 +42,15 @@ _TRIM = 1 << 16
 _RESOLVED_AT_ONCE = 256
 """Node ids looked up between two checkpoints: a third of a millisecond, in which nobody else is served."""
 
+_IN_FLIGHT = 4096
+"""Files of one reader, asked for and not known to be read, whose touch bits are looked at."""
+
+_READING_S = 0.02
+"""From a touch until a file counts as read: while its reader has it open, evicting it gives no room."""
+
+_STEP_FADES = 0.9
+"""Of the longest step so much is left after another: batches are alike, but the last of an epoch."""
+
 _UNKNOWN = 0
 """Stands for a node that has not been posted yet, while what comes behind it has. No node has that number."""
 
@@ -50,8 +61,11 @@ class OrderSink(Protocol):
     def post(self, reader: str, first: int, contents: Sequence[ContentId]) -> None:
         """These are a reader's files from position `first` on. Pieces come in any order, some more than once."""
 
-    def advance(self, reader: str, position: int) -> None:
-        """All before this position were read."""
+    def advance(self, reader: str, position: int, asked: int) -> None:
+        """All before `position` were read, all before `asked` are read or being asked for."""
+
+    def read(self, reader: str, position: int) -> None:
+        """What is at this position was read, ahead of what is before it."""
 
     def leave(self, reader: str) -> None:
         """The reader is gone."""
@@ -101,6 +115,13 @@ class Reader:
     """All before it are read, or their reader asks for them without us."""
     known: int = 0
     """Nothing is missing before it."""
+    step: float = 0.0
+    """By so much `asked` moves at once: a batch, or what is read between two messages."""
+    in_flight: dict[int, ContentId] = field(default_factory=dict)
+    """Position -> what is asked for there and not known to be read, as far as it was looked at."""
+    in_flight_end: int = 0
+    reading: "deque[tuple[float, int]]" = field(default_factory=deque)
+    """When it was seen that it reads what is at a position, the first to be seen first."""
     pace: Pace = field(default_factory=Pace)
     told: OrderSink | None = None
     """Who knows the order: a dataset may be given another policy."""
@@ -127,7 +148,9 @@ class Reader:
     def move(self, position: int, asked: int, now: float) -> None:
         """The reader has come further. It never goes back."""
         self.position = max(self.position, position)
-        self.asked = max(self.asked, asked, self.position)
+        before, self.asked = self.asked, max(self.asked, asked, self.position)
+        if before < self.asked:
+            self.step = max(self.asked - before, _STEP_FADES * self.step)
         self.pace.moved(now, self.asked)
         if self.position > self.known:
             self.known = self.position
@@ -140,6 +163,18 @@ class Reader:
     def node(self, position: int) -> int:
         """The node id at a position from `position` to before `known`."""
         return self.nodes[position - self.start]
+
+    def under_way(self) -> list[tuple[int, ContentId]]:
+        """Positions that it is asking for, by what is known, and what is there."""
+        for position in list(itertools.takewhile(lambda at: at < self.position, self.in_flight)):
+            del self.in_flight[position]
+        first = max(self.position, self.in_flight_end)
+        end = min(self.asked, self.start + len(self.nodes), self.position + _IN_FLIGHT)
+        if first < end:
+            contents = self.snapshot.catalogue.contents(self.nodes[first - self.start : end - self.start])
+            self.in_flight.update((at, each) for at, each in enumerate(contents, first) if each != NO_CONTENT)
+            self.in_flight_end = end
+        return list(self.in_flight.items())
 
     def _pass_known(self) -> None:
         at, nodes = self.known - self.start, self.nodes
@@ -216,7 +251,7 @@ class Orders:
         if sink is not None and sink is not reader.told:
             reader.told = sink
             first, piece = reader.start, reader.nodes[:]
-            sink.advance(name, reader.position)
+            sink.advance(name, reader.position, reader.asked)
         for at in range(0, len(piece) if sink is not None else 0, _RESOLVED_AT_ONCE):
             part = piece[at : at + _RESOLVED_AT_ONCE]
             if self._readers.get(name) is not reader or reader.told is not sink:
@@ -258,6 +293,23 @@ class Orders:
         for reader in [reader for reader in self._readers.values() if reader.holder is holder]:
             self.leave(reader.name)
 
+    def note_reads(self, take: Callable[[ContentId], bool]) -> None:
+        """Tell policies what was read of that which readers ask for; their positions may lag by many batches.
+
+        Args:
+            take: whether a file was read since it was asked about last, or since it came up for being fetched ahead.
+        """
+        now = self._clock()
+        for reader in self._readers.values():
+            if reader.told is None:
+                continue
+            for position, content in reader.under_way():
+                if take(content):
+                    del reader.in_flight[position]
+                    reader.reading.append((now, position))
+            while reader.reading and reader.reading[0][0] <= now - _READING_S:
+                reader.told.read(reader.name, reader.reading.popleft()[1])
+
     def expire(self) -> None:
         """Drop readers that were silent for too long; to be called now and then."""
         silent = self._clock() - SILENT_S
@@ -265,8 +317,8 @@ class Orders:
             self.leave(reader.name)
 
     def _advance(self, reader: Reader, position: int, asked: int) -> None:
-        before = reader.position
+        before = reader.position, reader.asked
         reader.move(position, asked, self._clock())
-        if reader.told is not None and reader.position > before:
-            reader.told.advance(reader.name, reader.position)
+        if reader.told is not None and (reader.position, reader.asked) != before:
+            reader.told.advance(reader.name, reader.position, reader.asked)
         self.moved()

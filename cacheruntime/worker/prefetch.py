@@ -31,18 +31,19 @@ _FETCHES = 32
 _FILES_AHEAD, _BYTES_AHEAD = 1024, 256 * MIB
 """Fetched and not asked for yet, of one reader, at most."""
 
-_FETCHED_SHARE, _SPANNED_SHARE = 0.125, 0.5
+_FETCHED_SHARE, _SPANNED_SHARE = 0.1, 0.5
 """Of the tiers' quotas, all readers together: what is fetched ahead, and what lies between where a reader is and the
-end of its window, cached before or not. What is to stay until it is read must be far from being all."""
+end of its window, cached before or not. What is to stay until it is read must be far from being all. A policy that goes
+by orders keeps it, however far it is."""
 
-_POSITIONS_MIN, _POSITIONS_MAX = 64, 4096
-"""Length of a window. Longer ones bring nothing: 4096 files are two seconds of a fast reader."""
+_POSITIONS_MIN, _POSITIONS_MAX = 16, 4096
+"""Length of a window behind the next step. Longer ones bring nothing: 4096 files are two seconds of a fast reader."""
+
+_POSITIONS_FIRST = 256
+"""While a reader's pace is not known."""
 
 _LATENCIES = 4
 """So many times the usual time of a fetch is looked ahead: stores take longer now and then."""
-
-_POSTS_S = 0.25
-"""And this much more, as readers tell where they are some ten times a second, and ask for whole batches."""
 
 _REST_S = 1.0
 """A reader's files are not fetched ahead for so long after a fetch failed."""
@@ -52,6 +53,9 @@ _NO_ROOM_S = 0.1
 
 _LOOKED_AT_ONCE = 64
 """Positions looked at between two checkpoints, 5 us each."""
+
+_MARGIN_MOST, _MARGIN_FADES = 8.0, 0.97
+"""How much longer than usual a window gets, at most, by being too short, and what is left of that after each step."""
 
 _SURELY_CACHED, _STRIDE = 1024, 16
 """After so many files in a row that were cached, only one of so many is looked at, until one is not cached."""
@@ -71,21 +75,27 @@ class Limits:
     """From the reader's position to the end of the window, cached before or not."""
 
 
-def limits(files_per_s: float, latency_s: float, room_bytes: int, readers: int) -> Limits:
-    """How far ahead of a reader it is worth fetching.
+def limits(
+    files_per_s: float, step: int, latency_s: float, room_bytes: int, readers: int, *, kept: bool, margin: float = 1.0
+) -> Limits:
+    """How far ahead of a reader it is worth fetching: what is there and not read yet takes the room of others.
 
     Args:
         files_per_s: its pace; 0: unknown.
+        step: files that it asks for at once; the next ones have to be there all together.
         latency_s: of a fetch.
         room_bytes: of all tiers.
         readers: that share them.
+        kept: whether the policy goes by its order, and so keeps what it will read soon.
+        margin: so many times as far behind the next step as usual.
     """
-    wanted = int(files_per_s * (_LATENCIES * latency_s + _POSTS_S)) if files_per_s else 4 * _POSITIONS_MIN
+    behind = max(files_per_s * _LATENCIES * latency_s, _POSITIONS_MIN)
+    wanted = step + int(margin * behind) if files_per_s else _POSITIONS_FIRST
     return Limits(
-        min(max(wanted, _POSITIONS_MIN), _POSITIONS_MAX),
+        min(wanted, _POSITIONS_MAX),
         _FILES_AHEAD,
         min(_BYTES_AHEAD, int(_FETCHED_SHARE * room_bytes / readers)),
-        int(_SPANNED_SHARE * room_bytes / readers),
+        room_bytes if kept else int(_SPANNED_SHARE * room_bytes / readers),
     )
 
 
@@ -103,6 +113,8 @@ class Window:
 
     cursor: int = 0
     """Next position to look at."""
+    asked: int = 0
+    """The reader's, when it was looked at last."""
     rests_until: float = 0.0
     looked: "deque[Looked]" = field(default_factory=deque)
     """Positions from the reader's on, up to the cursor."""
@@ -111,30 +123,45 @@ class Window:
     spanned_bytes: int = 0
     fetched_bytes: int = 0
     """Of `ahead`."""
+    margin: float = 1.0
+    """See `limits`: doubled when something came too late, for stores and machines have worse times than the usual."""
+    late_at: int = -1
+    """What was asked for then; a step is late once."""
+    was_full: bool = False
+    """Room, not its length, has kept the window from going on since the last step."""
     cached_in_a_row: int = 0
     again: "deque[int]" = field(default_factory=deque)
     """Positions whose files found no room; at most as many as fetches may be under way."""
 
     def follow(self, position: int, asked: int) -> None:
         """The reader has come that far. What it asks for by itself need not be looked at."""
+        if asked > self.asked:
+            self.margin = max(1.0, _MARGIN_FADES * self.margin)
+            if self.cursor < asked and self.asked:
+                self.was_late(asked)
+            self.asked, self.was_full = asked, False
         self.cursor = max(self.cursor, asked)
         while self.looked and self.looked[0].position < position:
             self.spanned_bytes -= self.looked.popleft().size
         while self.ahead and self.ahead[0].position < asked:
             self.fetched_bytes -= self.ahead.popleft().size
 
+    def was_late(self, asked: int) -> None:
+        """Its reader has asked for something that is not there yet."""
+        if asked > self.late_at and not self.was_full:
+            self.late_at = asked
+            self.margin = min(_MARGIN_MOST, 2 * self.margin)
+
     def is_open(self, reader: Reader, most: Limits, now: float) -> bool:
         """Whether there is a position to look at within the limits."""
         if self.again:
             return now >= self.rests_until
-        return (
-            self.cursor < min(reader.known, reader.asked + most.positions)
-            and self.cursor < reader.position + _POSITIONS_MAX
-            and len(self.ahead) < most.files
-            and self.fetched_bytes < most.fetched_bytes
-            and self.spanned_bytes < most.spanned_bytes
-            and now >= self.rests_until
-        )
+        if self.cursor >= min(reader.known, reader.asked + most.positions, reader.position + _POSITIONS_MAX):
+            return False
+        if self.fetched_bytes >= most.fetched_bytes or self.spanned_bytes >= most.spanned_bytes:
+            self.was_full = True
+            return False
+        return len(self.ahead) < most.files and now >= self.rests_until
 
     def passed(self, size: int, fetched: bool) -> None:
         """The position at the cursor was looked at."""
@@ -205,7 +232,8 @@ class Prefetcher:
         for reader in readers:
             window = self._windows.setdefault(reader, Window())
             window.follow(reader.position, reader.asked)
-            most = limits(reader.pace.files_per_s, self.latency_s, room, len(readers))
+            pace, step, kept = reader.pace.files_per_s, int(reader.step), reader.told is not None
+            most = limits(pace, step, self.latency_s, room, len(readers), kept=kept, margin=window.margin)
             if window.is_open(reader, most, now):
                 urgency_s = window.urgency_s(reader)
                 if found is None or urgency_s < found[0]:
@@ -230,6 +258,7 @@ class Prefetcher:
             file = catalogue.file(number)
             content, size = file or (NO_CONTENT, 0)
             wanted = min(size, self._filler.window_bytes)
+            self._storage.rooms.take_touch(content)  # from here on whoever reads it has asked for it
             cached = index.find(content) if wanted else None
             missing = wanted > 0 and (
                 cached is None or not cached.has(0, wanted) or self._storage.is_doubtful(content, cached)
@@ -253,6 +282,8 @@ class Prefetcher:
         try:
             file = dataset.file(path, node.size, node.version)
             await self._filler.fill(file, 0, wanted, wanted, through=False)
+            if position < reader.asked:
+                window.was_late(reader.asked)
             cached = self._storage.index.reader.find(node.content)
             if cached is not None and cached.has(0, wanted):
                 self.latency_s += (self._clock() - began - self.latency_s) / 8

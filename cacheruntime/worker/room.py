@@ -29,8 +29,15 @@ _LOADED_AT_ONCE = 40_000
 _DEPARTED_S = 0.02
 """Files that were evicted while they were open are looked at this often at most, a system call each."""
 
+_HELD_SHARE = 1 / 64
+"""Of a tier: so much of what was evicted may be open somewhere before it is waited for. Else a reader that does not run
+for a while, with one file open, keeps all others from getting room."""
+
 _LOOK_S = 1.0
 """Touch bits are looked at this often at most."""
+
+_READS_S = 0.01
+"""And so often those of files that readers with an order are asking for, some hundred of each reader."""
 
 
 class Rooms:
@@ -41,6 +48,9 @@ class Rooms:
         self._clock = clock
         self._looked_at = -_LOOK_S
         self._departed_at = -_DEPARTED_S
+        self._reads_at = -_READS_S
+        self.note_reads: Callable[[Callable[[ContentId], bool]], None] = lambda take: None
+        """Tells policies what was read of posted orders, see `Orders.note_reads`; set by the core."""
 
     # What policies are told
 
@@ -89,6 +99,9 @@ class Rooms:
         """Tell policies what was read since the last look."""
         self.load(space)
         now = self._clock()
+        if now - self._reads_at >= _READS_S:
+            self._reads_at = now
+            self.note_reads(self.take_touch)
         if now - self._looked_at < _LOOK_S:
             return
         self._looked_at = now
@@ -100,6 +113,17 @@ class Rooms:
                     self._storage.touch.take(slot)
                     known.policy.accessed(item)
                     known.touched.add(item)
+
+    def take_touch(self, content: ContentId) -> bool:
+        """Whether a file of its own was read since the last look; policies are told."""
+        slot = _slot(content)
+        if not self._storage.touch.take(slot):
+            return False
+        for space in self._storage.spaces:
+            if space.is_loaded and (item := space.items.get(slot)) is not None:
+                space.policy.accessed(item)
+                space.touched.add(item)
+        return True
 
     # Room for what comes
 
@@ -176,7 +200,8 @@ class Rooms:
 
     def _missing(self, tier: Tier, need: int) -> int:
         """What is to be dropped in a tier; what was dropped already and is still open somewhere will come."""
-        return need - tier.room_bytes() - self._storage.departed.pending_bytes(tier)
+        pending = self._storage.departed.pending_bytes(tier)
+        return need - tier.room_bytes() - (pending if pending > _HELD_SHARE * tier.config.quota_bytes else 0)
 
     def _choose_idle(self, tier: Tier, missing: int) -> list[Item] | None:
         """What of unused datasets would do; None when all of it would not suffice."""

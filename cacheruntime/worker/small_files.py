@@ -1,39 +1,51 @@
 """Many small files at once, for warm-ups: threads of their own fetch them, and all that came is written in one go.
 
 Where a reader waits for one small file, the way there is a task, a thread and a transaction (`fill.py`). For a hundred
-thousand files that way is what takes the time. Here a thread takes one file after another; meanwhile one task writes
-all that has come since its last turn with one write into the pack and one transaction of the index. Readers who want a
-file that is on its way wait for it as for any other.
+thousand files that way is what takes the time. Here a thread takes one file after another, or one thread has many under
+way at once where the store can do that (`ReadsMany`); meanwhile one task writes all that has come since its last turn
+with one write into the pack and one transaction of the index. Readers who want a file that is on its way wait for it as
+for any other.
 """
 
 import logging
 import queue
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import trio
 import xxhash
 
 from forebay.cacheruntime.config import MIB, Medium
 from forebay.cacheruntime.errors import ForebayError
+from forebay.cacheruntime.understore.base import ReadsMany, UnderStore, WholeFiles
 from forebay.cacheruntime.worker.fetch import SourceFile, fetch_pieces
 from forebay.cacheruntime.worker.fill import Filler, Whole
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 log = logging.getLogger(__name__)
 
 MOST_AT_ONCE = 256
 
+_WAIT_S = 1.0
+"""Whoever has something for a thread that waits calls it."""
+
 _WRITE_BYTES = 2 * MIB
 """Of one write: enough to make its price nothing; others in the loop wait for a few milliseconds."""
+
+_GATHER_S = 0.004
+"""What has landed waits for others that come within this time: a turn for each few costs more than they do."""
 
 Done = Callable[[bool, ForebayError | None], None]
 """Told in the loop: whether the file is in the cache, or why it could not be had."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Fetched:
     """What a thread reports."""
 
@@ -42,7 +54,75 @@ class _Fetched:
     pieces: list[memoryview] = field(default_factory=list)
     checksum: int = 0
     error: ForebayError | None = None
+    began_ns: int = 0
     took_ns: int = 0
+
+    def take(self, pieces: "Sequence[Buffer]") -> None:
+        """Its bytes have come."""
+        self.pieces = [memoryview(piece) for piece in pieces]
+        self.checksum = _checksum(self.pieces)
+        self.took_ns = time.monotonic_ns() - self.began_ns
+
+
+class _Lane:
+    """The thread that has many files of one store under way. `run` is the thread, all else for the event loop."""
+
+    def __init__(self, files: WholeFiles) -> None:
+        self._files = files
+        self._todo: deque[_Fetched] = deque()
+        self._under_way: set[_Fetched] = set()
+        self._called = False
+        self._ends = False
+
+    def put(self, item: _Fetched) -> None:
+        """Have a file fetched."""
+        self._todo.append(item)
+        self._call()
+
+    def end(self) -> None:
+        """Nothing more comes."""
+        self._ends = True
+        self._call()
+
+    def left(self) -> list[_Fetched]:
+        """What was not fetched, once the thread has ended."""
+        return [*self._under_way, *self._todo]
+
+    def _call(self) -> None:
+        if not self._called:
+            self._called = True
+            self._files.wake()
+
+    def run(self, landed: Callable[[list[_Fetched]], None], failed: Callable[[_Fetched], None]) -> None:
+        """Fetch until it is to end.
+
+        Args:
+            landed: told what has come.
+            failed: told of each file that has to be fetched in another way.
+        """
+        while True:
+            self._called = False  # before a look at what is there: what comes later calls again
+            while self._todo:
+                item = self._todo.popleft()
+                self._under_way.add(item)
+                item.began_ns = time.monotonic_ns()
+                self._files.start(item.file.path, item.file.size, item.file.version, item)
+            if self._ends and not self._under_way and not self._todo:
+                return
+            good = []
+            for tag, pieces in self._files.wait(_WAIT_S):
+                assert isinstance(tag, _Fetched)
+                self._under_way.discard(tag)
+                if pieces is None:
+                    failed(tag)
+                else:
+                    tag.take(pieces)
+                    good.append(tag)
+            if good:
+                landed(good)
+
+    def close(self) -> None:
+        self._files.close()
 
 
 class SmallFiles:
@@ -63,6 +143,7 @@ class SmallFiles:
         self._landed: deque[_Fetched] = deque()
         self._limiter = trio.CapacityLimiter(MOST_AT_ONCE)
         self._threads = 0
+        self._lanes: dict[UnderStore, _Lane | None] = {}
         self._users = 0
         self._under_way = 0
         self._bytes = 0
@@ -83,6 +164,10 @@ class SmallFiles:
         if not self._users and not self._under_way:
             for _ in range(self._threads):
                 self._todo.put(None)
+            for lane in self._lanes.values():
+                if lane is not None:
+                    lane.end()
+            self._lanes.clear()
 
     async def fetch(self, file: SourceFile, medium: Medium | None, at_once: int, done: Done) -> bool:
         """Have a file fetched as soon as there is a turn for it; returns when it was begun.
@@ -103,11 +188,58 @@ class SmallFiles:
             return False
         self._under_way += 1
         self._bytes += file.size
-        self._todo.put(_Fetched(file, done))
-        if self._threads < min(self._under_way, at_once, MOST_AT_ONCE):
+        item = _Fetched(file, done)
+        lane = self._lane(file.store) if file.size and file.peers is None else None
+        if lane is not None:
+            lane.put(item)
+            return True
+        self._put(item)
+        return True
+
+    def _put(self, item: _Fetched) -> None:
+        """Have a thread fetch it."""
+        self._todo.put(item)
+        if self._threads < min(self._under_way, MOST_AT_ONCE):
             self._threads += 1
             self._nursery.start_soon(self._run_thread)
-        return True
+
+    def _lane(self, store: UnderStore) -> _Lane | None:
+        """The one of a store; None: it has no such way."""
+        if store not in self._lanes:
+            files = store.whole_files() if isinstance(store, ReadsMany) else None
+            lane = self._lanes[store] = _Lane(files) if files is not None else None
+            if lane is not None:
+                self._nursery.start_soon(self._run_lane, store, lane)
+        return self._lanes[store]
+
+    async def _run_lane(self, store: UnderStore, lane: _Lane) -> None:
+        token = trio.lowlevel.current_trio_token()
+
+        def landed(items: list[_Fetched]) -> None:
+            self._landed.extend(items)
+            self._announce(token)
+
+        def failed(item: _Fetched) -> None:
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(self._put, item)
+
+        def run() -> None:
+            try:
+                lane.run(landed, failed)
+            except Exception:
+                log.exception("many files of %s at once: going on one by one", store.url)
+            finally:
+                lane.close()
+
+        try:
+            await trio.to_thread.run_sync(run, limiter=trio.CapacityLimiter(1), abandon_on_cancel=True)
+        except trio.Cancelled:
+            lane.end()
+            raise
+        if self._lanes.get(store) is lane:
+            self._lanes[store] = None  # it broke
+        for item in lane.left():
+            self._put(item)
 
     async def _run_thread(self) -> None:
         token = trio.lowlevel.current_trio_token()
@@ -118,22 +250,22 @@ class SmallFiles:
     def _work(self, token: trio.lowlevel.TrioToken) -> None:
         """In a thread: one file after another, until a sentinel says to look whether there are more to come."""
         while (item := self._todo.get()) is not None:
-            began = time.monotonic_ns()
+            item.began_ns = time.monotonic_ns()
             try:
-                item.pieces = fetch_pieces(item.file)
-                item.checksum = _checksum(item.pieces)
+                item.take(fetch_pieces(item.file))
             except ForebayError as error:
                 item.error = error
             except Exception as error:
                 log.exception("a fetch failed")
                 item.error = ForebayError(f"the fetch of {item.file.path!r} failed: {error!r}")
-            item.took_ns = time.monotonic_ns() - began
             self._landed.append(item)
-            if not self._writing:
-                try:
-                    token.run_sync_soon(self._write_soon, idempotent=True)
-                except trio.RunFinishedError:
-                    return
+            self._announce(token)
+
+    def _announce(self, token: trio.lowlevel.TrioToken) -> None:
+        """In a thread: something has landed."""
+        if not self._writing:
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(self._write_soon, idempotent=True)
 
     def _write_soon(self) -> None:
         if self._landed and not self._writing:
@@ -142,6 +274,7 @@ class SmallFiles:
 
     async def _write(self) -> None:
         """Write what has landed, until nothing has."""
+        await trio.sleep(_GATHER_S)
         while self._landed:
             batch: list[_Fetched] = []
             size = 0
@@ -149,7 +282,7 @@ class SmallFiles:
                 batch.append(self._landed.popleft())
                 size += batch[-1].file.size
             self._write_batch(batch)
-            await trio.lowlevel.checkpoint()
+            await (trio.lowlevel.checkpoint() if size >= _WRITE_BYTES else trio.sleep(_GATHER_S))
         self._writing = False
         self._write_soon()  # a thread may have seen us at work
 

@@ -75,6 +75,10 @@ class _Run:
     key: PackKey | None = None
     end: int = 0
     """Where the next one goes."""
+    room: int = 0
+    """Bytes for which there is room behind it."""
+    medium: Medium | None = None
+    """That its files are to come into."""
     positions: list[int] = field(default_factory=list)
     """In the caller's list."""
     entries: list[Appended] = field(default_factory=list)
@@ -431,7 +435,7 @@ class Storage:
                 kept.append(self._keep_alone(target, b"".join(pieces), checksum))
                 continue
             share = space.share_of(target.path)
-            tier = self.rooms.tier_for(target, share, whole=True) if self.drop_file(target.content) else None
+            tier = self._tier_of_next(target, space, share, run) if self.drop_file(target.content) else None
             if tier is None:
                 kept.append(False)
                 continue
@@ -446,7 +450,10 @@ class Storage:
                     self.write_failed(tier, error)
                     kept.append(False)
                     continue
-                run.key, run.end = key, run.pack.end
+                run.key, run.end, run.medium = key, run.pack.end, target.medium
+                quota = space.room_bytes(share)
+                run.room = tier.room_bytes() if quota is None else min(tier.room_bytes(), quota)
+            run.room -= target.size
             self._take(tier, space, share, target.size)
             run.positions.append(len(kept))
             run.entries.append(Appended(target.content, target.size, run.end, checksum))
@@ -455,6 +462,13 @@ class Storage:
             kept.append(True)
         self._append_run(run, kept)
         return kept
+
+    def _tier_of_next(self, target: Target, space: Space, share: int, run: "_Run") -> Tier | None:
+        """Where a small file goes: with the one before it, as long as there is known to be room."""
+        is_kin = run.key is not None and run.key[:2] == (space.dataset, share) and run.medium is target.medium
+        if run.pack is not None and is_kin and target.size <= run.room:
+            return run.pack.tier
+        return self.rooms.tier_for(target, share, whole=True)
 
     def _append_run(self, run: "_Run", kept: list[bool]) -> None:
         """Write the files of a run into its pack; marks those in `kept` that did not get there."""

@@ -106,6 +106,8 @@ def in_order(tiers: Sequence[Tier], medium: Medium | None = None) -> list[Tier]:
         tiers: as configured.
         medium: only this one; None for all.
     """
+    if len(tiers) == 1:
+        return [tier for tier in tiers if medium in (None, tier.config.medium)]
     found: list[Tier] = []
     for kind, group in groupby(tiers, key=lambda tier: tier.config.medium):
         if medium in (None, kind):

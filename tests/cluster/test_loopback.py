@@ -237,7 +237,7 @@ def test_wrong_bytes_of_a_worker_are_refused_counted_and_mended(make_server: Any
         digest(owner, one)
     owned = held(cluster)[0]
     assert owned == 4 * 2 * MIB
-    owner.end()
+    owner.end(signal.SIGKILL)  # after an orderly end it would see that its index was changed
     # LMDB is opened once in a process, and this one has it.
     subprocess.run([sys.executable, "-c", _SPOIL_SUMS, str(owner.config.index_dir)], check=True)
     owner.start()
@@ -247,7 +247,5 @@ def test_wrong_bytes_of_a_worker_are_refused_counted_and_mended(make_server: Any
         assert digest(reader, one) == server.digest(one)
     traffic = reader.client.call("Traffic", pb.TrafficRequest())
     wrong = sum(peer.wrong for peer in traffic.peers)
-    asked = sum(peer.requests for peer in traffic.peers)
-    assert wrong >= 1 or asked == 0
-    if wrong:
-        until(lambda: owner.client.call("Status", pb.StatusRequest()).damaged_files >= 1)
+    assert wrong >= 1
+    until(lambda: owner.client.call("Status", pb.StatusRequest()).damaged_files >= 1)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from forebay.cacheruntime.policies import NextUse, next_use
-from forebay.cacheruntime.policies.posted import PostedOrder
+from forebay.cacheruntime.policies.posted import NOBODY, PostedOrder
 from forebay.cacheruntime.simulation import Workload, simulate
 
 ITEMS = st.integers(0, 11)
@@ -48,6 +48,7 @@ class NextUseMachine(RuleBasedStateMachine):
         self.clock = 0
         self.orders: dict[str, dict[int, int]] = {}
         self.positions: dict[str, int | None] = {}
+        self.asked: dict[str, int] = {}
         self.moved: dict[str, float] = {}
         self.speeds: dict[str, float] = {}
 
@@ -82,12 +83,13 @@ class NextUseMachine(RuleBasedStateMachine):
             at = self.positions[reader] = first
         self.orders[reader] |= {p: item for p, item in enumerate(items, first) if p >= at}
 
-    @rule(reader=READERS, by=st.integers(-2, 8) | st.integers(300, 3000))
-    def advance(self, reader: str, by: int) -> None:
+    @rule(reader=READERS, by=st.integers(-2, 8) | st.integers(300, 3000), more=st.integers(-2, 8))
+    def advance(self, reader: str, by: int, more: int) -> None:
         self._know(reader)
         at = self.positions[reader]
         to = max(0, by if at is None else at + by)
-        self.policy.advance(reader, to)
+        self.policy.advance(reader, to, to + more)
+        self.asked[reader] = max(self.asked[reader], to + more)
         steps = 0 if at is None else max(0, to - at)
         order = self.orders[reader]
         for position in sorted(p for p in order if p < to):
@@ -103,10 +105,18 @@ class NextUseMachine(RuleBasedStateMachine):
                 self.speeds[name] = 1.0 if close else max(moved / mean, next_use._SLOWEST)
                 self.moved[name] /= 2
 
+    @rule(reader=READERS, ahead=st.integers(-2, 8))
+    def read(self, reader: str, ahead: int) -> None:
+        position = (self.positions.get(reader) or 0) + ahead
+        self.policy.read(reader, position)
+        item = self.orders.get(reader, {}).pop(position, None)
+        if item in self.sizes:
+            self._touch(item)
+
     @rule(reader=READERS)
     def leave(self, reader: str) -> None:
         self.policy.leave(reader)
-        for table in (self.orders, self.positions, self.moved, self.speeds):
+        for table in (self.orders, self.positions, self.asked, self.moved, self.speeds):
             table.pop(reader, None)  # type: ignore[attr-defined]
 
     @rule(dropped=st.integers(0, 4))
@@ -123,16 +133,17 @@ class NextUseMachine(RuleBasedStateMachine):
         if reader not in self.orders:
             self.moved[reader] = sum(self.moved.values()) / len(self.moved) if self.moved else 0.0
             self.orders[reader], self.positions[reader], self.speeds[reader] = {}, None, 1.0
+            self.asked[reader] = 0
 
     # What it must say
 
-    def rank(self, item: int) -> tuple[float, int]:
-        """The larger, the sooner it goes."""
+    def rank(self, item: int, *, coming: bool = False) -> tuple[float, int]:
+        """The larger, the sooner it goes; of what comes only uses that nobody asks for yet count."""
         found = [
             (position - (self.positions[reader] or 0)) / self.speeds[reader]
             for reader, order in self.orders.items()
             for position, posted in order.items()
-            if posted == item
+            if posted == item and not (coming and position < self.asked[reader])
         ]
         return (min(found), 0) if found else (math.inf, self.access.get(item, 0))
 
@@ -146,7 +157,7 @@ class NextUseMachine(RuleBasedStateMachine):
 
     @rule(item=ITEMS, size=st.integers(1, 12))
     def admit(self, item: int, size: int) -> None:
-        own = self.rank(item)[0]
+        own = self.rank(item, coming=True)[0]
         freed, worth = 0, True
         for victim in self.policy.victims(item):
             if freed >= size:
@@ -168,12 +179,15 @@ _POSTS = st.tuples(st.integers(-5, 12), st.lists(st.integers(0, 2), max_size=8))
 """Where a post begins, against the reader's position, and the numbers in it: few, so that each is read many times."""
 
 
-@given(st.lists(_POSTS | st.integers(0, 5), max_size=25))
-def test_an_order_knows_where_each_is_read_next(steps: list[tuple[int, list[int]] | int]) -> None:
+@given(st.lists(_POSTS | st.integers(0, 5) | st.integers(-2, 12).map(str), max_size=25))
+def test_an_order_knows_where_each_is_read_next(steps: list[tuple[int, list[int]] | int | str]) -> None:
+    """A number goes on by so much; one in a string has what is so far ahead read at once."""
     order, plain, position = PostedOrder(3), dict[int, int](), 0
     order.pass_to(0)
     for step in steps:
-        if isinstance(step, int):
+        if isinstance(step, str):
+            assert order.forget(position + int(step)) == plain.pop(position + int(step), NOBODY)
+        elif isinstance(step, int):
             position += step
             passed = order.pass_to(position)
             assert passed == [plain.pop(p) for p in sorted(plain) if p < position]
@@ -186,4 +200,6 @@ def test_an_order_knows_where_each_is_read_next(steps: list[tuple[int, list[int]
             plain |= posted
         assert sorted(order.pending()) == sorted(plain.values())
         for number in range(3):
-            assert order.next[number] == min((p for p, n in plain.items() if n == number), default=-1)
+            assert order.next[number] == min((p for p, n in plain.items() if n == number), default=NOBODY)
+            later = (p for p, n in plain.items() if n == number and p >= position + 3)
+            assert order.next_from(number, position + 3) == min(later, default=NOBODY)

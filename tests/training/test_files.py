@@ -110,6 +110,28 @@ assert found == [files.read(n) for n in range(301)] * 3
     program(code)
 
 
+def test_a_file_of_a_batch_is_touched_when_its_turn_comes(program: Program) -> None:
+    code = """
+from forebay.cacheruntime.index import PackNumber
+from forebay.cacheruntime.touch import slot_of
+from forebay.torch.files import Files
+files = Files("file://" + ROOT, suffix=".bin", cache_policy="next-use")
+for n in range(8):
+    files.read(n)
+opened = files._open()
+slots = [slot_of(opened.catalogue.file(files._nodes[n])[0], PackNumber(0)) for n in range(8)]
+touch = opened.reader._touch
+for slot in slots:
+    touch.take(slot)
+batch = files.read_each(range(8))
+next(batch), next(batch)
+assert [touch.take(slot) for slot in slots] == [True, True] + [False] * 6
+list(batch)
+assert all(touch.take(slot) for slot in slots[2:])
+"""
+    program(code)
+
+
 @pytest.mark.semantics("P6")
 def test_a_posted_order_is_fetched_ahead_and_survives_the_worker(forebay: Forebay, tree: Path) -> None:
     """The worker is killed while a reader that posted its order reads nothing; the next one learns the order."""

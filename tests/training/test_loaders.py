@@ -133,10 +133,11 @@ sorted_of = {made[n][1]: n for n in range(300)}
 first = read(loader)
 (poster,) = posters
 assert poster.nodes[:300] == first and len(poster.nodes) == 600, "this epoch and the next"
-assert poster.moves[-1] == (289, 300), "a batch is drawn before it is read"
+assert poster.moves[-1] == (290, 300), "a batch is drawn before it is read"
 second = read(loader)
 assert poster.nodes[300:600] == second and len(poster.nodes) == 900 and not poster.closed
-assert poster.moves[-1] == (589, 600)
+assert poster.moves[-1] == (590, 600)
+assert [asked for _, asked in poster.moves[:4]] == [0, 10, 20, 30], "it is told of whole batches"
 
 posters = []
 part = Subset(made, range(50, 150))
@@ -160,6 +161,18 @@ next(broken_off)
 got = read(loader)
 assert posters[0].nodes[900:] == got
 assert posters[0].moves[-1][1] == 1200
+
+posters = []
+shuffler = RandomSampler(made, generator=torch.Generator().manual_seed(3))
+loader = data_loader(made, 10, sampler=shuffler, collate_fn=whole)
+got = read(loader), read(loader)
+assert posters[0].nodes[:600] == got[0] + got[1] and len(posters[0].nodes) == 900, "its generator tells what comes"
+plain = RandomSampler(made, generator=torch.Generator().manual_seed(3))
+assert [nodes[n] for _ in range(2) for n in plain] == got[0] + got[1], "and gives what it gives without us"
+shuffler.generator.manual_seed(4)
+got = read(loader), read(loader)
+assert len(posters) == 2 and posters[0].closed
+assert posters[1].nodes[:600] == got[0] + got[1], "what others draw from is not believed again"
 for wrong, error in ((lambda: data_loader(made, sampler=shared, shuffle=True), ValueError),
                      (lambda: OrderedSampler([1, 2]), TypeError)):
     try:

@@ -10,7 +10,7 @@ from cache_box import Box, bytes_of
 from forebay.cacheruntime import content as content_module
 from forebay.cacheruntime.config import MIB
 from forebay.cacheruntime.content import ContentReader
-from forebay.cacheruntime.index import Cached, Index
+from forebay.cacheruntime.index import Cached, Index, PackNumber
 from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.touch import slot_of
 from forebay.cacheruntime.worker.fetch import SourceFile
@@ -92,6 +92,17 @@ def test_hits_are_touched(box: Box, reader: ContentReader) -> None:
             assert not box.storage.touch.take(slot)
             read(reader, each)
             assert box.storage.touch.take(slot)
+
+
+def test_what_is_only_looked_for_is_not_touched(box: Box, reader: ContentReader) -> None:
+    file = box.source("f", bytes_of(MIB))
+    fill(box, file)
+    slot = slot_of(file.content, PackNumber(0))
+    for _ in range(2):  # once with a look at the index, once without
+        assert reader.find(file.content, 0, MIB, touch=False) is not None
+    assert not box.storage.touch.take(slot)
+    assert reader.find(file.content, 0, MIB) is not None
+    assert box.storage.touch.take(slot)
 
 
 def test_evicted_file_is_let_go_at_the_next_look(box: Box, reader: ContentReader) -> None:

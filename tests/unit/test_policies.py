@@ -333,6 +333,23 @@ def test_admits_what_is_needed_sooner_than_all_that_would_go() -> None:
     assert not policy.admits("f", 9), "all together are not as large"
 
 
+def test_what_is_being_asked_for_stays_but_is_no_reason_to_come_in() -> None:
+    policy = NextUse[str]()
+    policy.inserted("a", 1)
+    policy.inserted("b", 1)
+    policy.post("job", 0, [*"xab", "b", "a", "x"])
+    policy.advance("job", 0, 2)
+    assert not policy.admits("x", 1), "its reader gets it all the same; after that all others are needed sooner"
+    assert list(policy.victims()) == ["b", "a"], "it asks for a, and has not read it"
+    policy.read("job", 1)
+    assert list(policy.victims()) == ["a", "b"]
+    policy.read("job", 1)
+    policy.read("job", 100)
+    policy.read("nobody", 1)
+    policy.advance("job", 3, 3)
+    assert list(policy.victims()) == ["a", "b"]
+
+
 def test_an_order_can_be_changed() -> None:
     policy = NextUse[str]()
     filled(policy, "abc")

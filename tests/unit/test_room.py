@@ -14,7 +14,7 @@ from fake_store import FakeStore
 from forebay.cacheruntime.config import MIB, FillConfig, Medium, TierConfig
 from forebay.cacheruntime.errors import UsageError
 from forebay.cacheruntime.index import PackNumber
-from forebay.cacheruntime.keys import dataset_id
+from forebay.cacheruntime.keys import ContentId, dataset_id
 from forebay.cacheruntime.tiers import probe
 from forebay.cacheruntime.touch import slot_of
 from forebay.cacheruntime.worker.check import Check
@@ -109,6 +109,34 @@ def test_next_use(make_box: MakeBox) -> None:
     assert cached(box, files) == "x.x.", "of the first two, the one that is read sooner stays"
     fill(box, files[1])
     assert cached(box, files) == "xx..", "what is not read again goes before"
+
+
+def test_next_use_heeds_what_is_read_of_what_was_asked_for(make_box: MakeBox) -> None:
+    """Readers tell of whole batches; the touch bits tell which files of one they have had."""
+    box = make_box(3 * MIB)
+    use(box, "next-use")
+    files = large(box, 5)
+    orders = box.storage.space(box.dataset).policy
+    orders.post("r", 0, [files[n].content for n in (0, 1, 2, 3, 2, 1, 0)])  # type: ignore[attr-defined]
+    fill(box, *files[:3])
+    asked: list[ContentId] = []
+
+    def note_reads(take: Callable[[ContentId], bool]) -> None:
+        asked.extend(file.content for file in files[:3])
+        for position, file in enumerate(files[:3]):
+            if take(file.content):
+                orders.read("r", position)  # type: ignore[attr-defined]
+
+    touch(box, *files[:3])
+    for file in files[:3]:
+        assert box.storage.rooms.take_touch(file.content)
+        assert not box.storage.rooms.take_touch(file.content), "once"
+    box.storage.rooms.note_reads = note_reads
+    orders.advance("r", 0, 3)  # type: ignore[attr-defined]
+    touch(box, files[0])
+    fill(box, files[3])
+    assert asked
+    assert cached(box, files) == ".xxx.", "the one that was read is needed last; the others are still to be read"
 
 
 def test_policy_after_a_restart_knows_what_is_cached(make_box: MakeBox) -> None:
@@ -365,6 +393,23 @@ def test_a_move_to_a_full_disk_leaves_nothing(make_box: MakeBox, monkeypatch: py
 
 
 # Files that are open
+
+
+def test_one_open_file_does_not_keep_others_from_getting_room(make_box: MakeBox) -> None:
+    """A reader that does not run for a while has an evicted file open: another one goes for what comes."""
+    size = 10_000
+    box = make_box(100 * size)
+    use(box, "lru")
+    files = [box.source(f"f{n}", bytes_of(size, n)) for n in range(110)]
+    fill(box, *files[:100])
+    space = box.storage.space(box.dataset)
+    box.storage.rooms.load(space)
+    first = next(space.policy.victims())
+    with box.tier_file(ContentId(first)).open("rb") as opened:  # type: ignore[arg-type]
+        fill(box, *files[100:])
+        assert len(opened.read()) == size
+        assert cached(box, files)[100:] == "x" * 10
+        assert cached(box, files).count("x") == 99, "and it counts until it is closed"
 
 
 def test_evicted_files_count_until_they_are_closed(make_box: MakeBox) -> None:

@@ -44,13 +44,19 @@ class Told:
     def __init__(self) -> None:
         self.orders: dict[str, dict[int, ContentId]] = {}
         self.positions: dict[str, int] = {}
+        self.asked: dict[str, int] = {}
+        self.early: list[tuple[str, int]] = []
 
     def post(self, reader: str, first: int, contents: Sequence[ContentId]) -> None:
         self.orders.setdefault(reader, {}).update(enumerate(contents, first))
 
-    def advance(self, reader: str, position: int) -> None:
-        assert position > self.positions.get(reader, -1)
-        self.positions[reader] = position
+    def advance(self, reader: str, position: int, asked: int) -> None:
+        assert (position, asked) > (self.positions.get(reader, -1), self.asked.get(reader, -1))
+        self.positions[reader], self.asked[reader] = position, asked
+
+    def read(self, reader: str, position: int) -> None:
+        assert self.positions[reader] <= position < self.asked[reader]
+        self.early.append((reader, position))
 
     def leave(self, reader: str) -> None:
         self.orders.pop(reader, None)
@@ -87,6 +93,9 @@ class Desk:
     def reader(self) -> Reader:
         (found,) = self.orders.readers()
         return found
+
+    def reader_named(self, name: str) -> Reader:
+        return next(reader for reader in self.orders.readers() if reader.name == name)
 
 
 def fill_store(count: int, size: int = 10 * KIB) -> FakeStore:
@@ -125,6 +134,41 @@ def test_a_policy_is_told_of_contents_and_progress(tmp_path: Path) -> None:
     desk.orders.leave("r")
     assert desk.told.orders == {} == desk.told.positions
     assert desk.snapshot.users == 0
+
+
+def test_a_policy_is_told_of_reads_before_positions_tell(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, fill_store(60))
+    nodes = desk.nodes(sorted(desk.store.files))
+    contents = desk.catalogue.contents(nodes)
+    touched = {contents[3], contents[12], contents[25]}
+
+    def take(content: ContentId) -> bool:
+        found = content in touched
+        touched.discard(content)
+        return found
+
+    async def test() -> None:
+        await desk.post("r", [*nodes[:10], 12345, *nodes[11:]], 0, 5, 20)
+        await desk.post("s", nodes[12:20], 0, 0, 8)
+        desk.orders.note_reads(take)
+        assert touched == {contents[3], contents[25]}, "of what is asked for and not read, for one reader"
+        assert desk.told.early == [], "it has them open still"
+        desk.clock.now += 0.1
+        desk.orders.note_reads(take)
+        assert desk.told.early == [("r", 12)]
+        await desk.post("r", [], 0, 14, 30)
+        touched.add(contents[12])
+        desk.orders.note_reads(take)
+        desk.clock.now += 0.1
+        desk.orders.note_reads(take)
+        assert desk.told.early == [("r", 12), ("r", 25), ("s", 0)]
+        assert len(desk.reader_named("r").in_flight) == 30 - 14 - 1
+        desk.orders.leave("s")
+        await desk.post("r", [], 0, 70, 70)
+        desk.orders.note_reads(take)
+        assert not desk.reader_named("r").in_flight
+
+    run(test)
 
 
 def test_another_policy_is_told_of_all_that_is_left(tmp_path: Path) -> None:
@@ -283,15 +327,30 @@ def test_pace_follows_the_last_seconds() -> None:
     assert pace.files_per_s == pytest.approx(100, rel=0.05)
 
 
+def test_a_step_is_what_is_asked_for_at_once() -> None:
+    reader = Reader("r", None, None, None, 0.0)  # type: ignore[arg-type]
+    for asked in (0, 32, 32, 64, 96):
+        reader.move(0, asked, 0.0)
+    assert reader.step == 32
+    reader.move(96, 100, 0.0)
+    assert reader.step == pytest.approx(0.9 * 32), "the last batch of an epoch is short"
+
+
 def test_a_window_is_as_long_as_latency_and_pace_want() -> None:
-    assert limits(0, 0.02, 1 << 40, 1).positions == 256
-    assert limits(10, 0.02, 1 << 40, 1).positions == 64
-    assert limits(2000, 0.02, 1 << 40, 1).positions == 660
-    assert limits(2000, 0.2, 1 << 40, 1).positions == 2100
-    assert limits(1e6, 1, 1 << 40, 1).positions == 4096
-    small = limits(2000, 0.02, 80 * MIB, 2)
-    assert (small.fetched_bytes, small.spanned_bytes) == (5 * MIB, 20 * MIB)
-    assert limits(2000, 0.02, 1 << 40, 2).fetched_bytes == 256 * MIB
+    def positions(files_per_s: float, step: int, latency_s: float) -> int:
+        return limits(files_per_s, step, latency_s, 1 << 40, 1, kept=False).positions
+
+    assert positions(0, 0, 0.02) == 256
+    assert positions(10, 1, 0.02) == 1 + 16
+    assert positions(200, 32, 0.02) == 32 + 16
+    assert positions(2000, 100, 0.02) == 100 + 160
+    assert positions(2000, 400, 0.2) == 400 + 1600
+    assert positions(1e6, 1000, 1) == 4096
+    assert limits(2000, 100, 0.02, 1 << 40, 1, kept=False, margin=3).positions == 100 + 3 * 160
+    small = limits(2000, 32, 0.02, 80 * MIB, 2, kept=False)
+    assert (small.fetched_bytes, small.spanned_bytes) == (4 * MIB, 20 * MIB)
+    assert limits(2000, 32, 0.02, 80 * MIB, 2, kept=True).spanned_bytes == 80 * MIB, "the policy keeps what is near"
+    assert limits(2000, 32, 0.02, 1 << 40, 2, kept=False).fetched_bytes == 256 * MIB
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 99), st.booleans()), max_size=80))
@@ -309,6 +368,25 @@ def test_a_window_counts_what_is_in_it(steps: list[tuple[int, int, int, bool]]) 
         ahead = [size for at, (size, fetched) in seen.items() if fetched and at >= furthest]
         assert window.fetched_bytes == sum(ahead)
         assert len(window.ahead) == len(ahead)
+
+
+def test_a_window_that_was_too_short_gets_longer_for_a_while() -> None:
+    window = Window()
+    window.follow(0, 32)
+    assert window.margin == 1, "the first step has nothing ahead of it"
+    window.was_late(32)
+    window.was_late(32)
+    assert window.margin == 2, "once for a step"
+    window.follow(32, 64)
+    assert window.margin == pytest.approx(2 * 2 * 0.97), "it was not looked so far ahead"
+    window.was_late(64)
+    for asked in range(96, 3200, 32):
+        window.cursor = asked
+        window.follow(asked, asked)
+    assert window.margin == 1
+    for asked in range(3200, 4000, 32):
+        window.was_late(asked)
+    assert window.margin == 8
 
 
 def test_what_is_cached_whole_is_only_sampled() -> None:
@@ -407,12 +485,12 @@ def test_the_most_urgent_reader_is_served_first(box: Box, tmp_path: Path) -> Non
             await desk.post("slow", nodes[:100] if not second else [], 0, second)
             await desk.post("fast", nodes[100:] if not second else [], 0, 10 * second)
         turns: list[str] = []
-        while len(turns) < 66:
+        while len(turns) < 22:
             reader, window, _ = prefetcher._most_urgent() or pytest.fail("nothing is urgent")
             window.passed(1, False)
             turns.append(reader.name)
-        assert turns.count("slow") == 6
-        assert turns.count("fast") == 60
+        assert turns.count("slow") == 2
+        assert turns.count("fast") == 20
 
     box.run(test)
 
@@ -455,13 +533,13 @@ def test_a_window_is_far_from_filling_the_tiers(make_box: Callable[..., Box], tm
 
     async def test(prefetcher: Prefetcher) -> None:
         await desk.post("r", desk.nodes(paths))
-        await until(lambda: prefetcher.fetched_files == 6)  # an eighth of 4 MiB, and the one that goes beyond
+        await until(lambda: prefetcher.fetched_files == 5)  # a tenth of 4 MiB, and the one that goes beyond
         await trio.testing.wait_all_tasks_blocked(0.01)
         await desk.post("r", [], 0, 2, 2)
-        await until(lambda: prefetcher.fetched_files == 8)
+        await until(lambda: prefetcher.fetched_files == 7)
 
     prefetched(box, desk, test)
-    assert sorted(read.path for read in box.store.reads) == paths[:8]
+    assert sorted(read.path for read in box.store.reads) == paths[:7]
 
 
 def test_no_room_and_faults_give_it_a_rest(make_box: Callable[..., Box], tmp_path: Path) -> None:

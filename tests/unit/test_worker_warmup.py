@@ -11,7 +11,7 @@ import trio
 import trio.testing
 from cache_box import RUN_S, Box, bytes_of
 from check import check_storage
-from fake_store import HELD_S, Gate
+from fake_store import HELD_S, FakeStore, Gate
 
 from forebay.cacheruntime.config import MIB, FillConfig
 from forebay.cacheruntime.errors import SourceNotFound, SourceStale, SourceUnavailable, UsageError
@@ -109,6 +109,78 @@ def test_many_small_files_have_their_bytes(worker: Worker) -> None:
     assert again.record.id == 2
     assert (again.record.progress.files_done, again.record.progress.bytes_fetched) == (700, 0)
     assert len(worker.box.store.reads) == 699, "one is empty, and what is cached is not fetched again"
+
+
+class Lane:
+    """A `WholeFiles` over the fake store."""
+
+    def __init__(self, store: "ManyStore") -> None:
+        self._store = store
+        self._ended: list[tuple[object, list[bytes] | None]] = []
+        self._woken = threading.Event()
+
+    def start(self, path: str, size: int, version: str, tag: object) -> None:
+        if path in self._store.breaking:
+            raise RuntimeError("a fault of ours")
+        data, known = self._store.files[path]
+        self._store.many.append(path)
+        good = path not in self._store.failing and known == version
+        self._ended.append((tag, [data[:7], data[7:]] if good else None))
+
+    def wait(self, most_s: float) -> list[tuple[object, list[bytes] | None]]:
+        if not self._ended:
+            self._woken.wait(most_s)
+        self._woken.clear()
+        ended, self._ended = self._ended, []
+        return ended
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def close(self) -> None:
+        self._store.lanes_closed += 1
+
+
+class ManyStore(FakeStore):
+    """A fake store that has a way for many files at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.many: list[str] = []
+        self.failing: set[str] = set()
+        self.breaking: set[str] = set()
+        self.lanes = self.lanes_closed = 0
+
+    def whole_files(self) -> Lane:
+        self.lanes += 1
+        return Lane(self)
+
+
+def test_many_at_once_and_one_by_one_what_fails_there(worker: Worker) -> None:
+    store = worker.box.store = ManyStore()
+    for n in range(300):
+        store.put(f"f{n}", bytes_of(n * 13 % 5000 + 1, n))
+    store.failing = {f"f{n}" for n in range(0, 300, 50)}
+    job = _warm(worker)
+    assert job.record.progress.files_done == 300
+    assert job.record.progress.files_failed == job.record.progress.files_uncached == 0
+    assert len(store.many) == 300
+    assert {read.path for read in store.reads} == store.failing
+    assert (store.lanes, store.lanes_closed) == (1, 1)
+    assert all(_is_whole(worker, path) for path in store.files)
+
+
+def test_many_at_once_breaks_by_a_fault_of_ours(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
+    store = worker.box.store = ManyStore()
+    for n in range(100):
+        store.put(f"f{n}", bytes_of(n * 13 % 5000 + 1, n))
+    store.breaking = {"f50"}
+    job = _warm(worker)
+    assert job.record.progress.files_done == 100
+    assert "going on one by one" in caplog.text
+    caplog.clear()
+    assert store.lanes == store.lanes_closed
+    assert all(_is_whole(worker, path) for path in store.files)
 
 
 def test_a_reader_joins_a_small_file_on_its_way(worker: Worker) -> None:
