@@ -29,6 +29,7 @@ class PeerGate:
         self.authorizer = authorizer
         self.limits = limits
         self.streams = ClientLimit("streams", limits.streams)
+        self.fills = ClientLimit("fetches", limits.fills)
         self._name_of = name_of
 
     def wrap(self, connection: socket.socket) -> tuple[socket.socket, Identity]:
@@ -68,9 +69,7 @@ class PeerGate:
         return {
             f"{service}/Identify": OPEN,
             f"{service}/Define": WORKERS,
-            f"{service}/Find": on_dataset(
-                Verb.LIST, lambda request: request.source or self._name_of(request.dataset_id)
-            ),
+            f"{service}/Find": Rule(Verb.LIST),
             f"{service}/List": by_id,
             f"{service}/Look": by_id,
             f"{service}/Load": on_dataset(Verb.WARM, lambda request: self._name_of(request.dataset_id)),

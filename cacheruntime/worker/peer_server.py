@@ -120,12 +120,12 @@ class DataPort:
             except ForebayError as error:
                 refuse(channel.send, request, error)
                 continue
-            answers = self._reads.answer(request)
+            answers = self._reads.answer(request, identity)
             try:
                 for header, payload in answers:
                     self._send(channel, header, payload)
             finally:
-                answers.close()  # type: ignore[attr-defined]
+                answers.close()
 
     def _send(self, channel: Channel, header: pb.ReadHeader, payload: Payload | None) -> None:
         try:

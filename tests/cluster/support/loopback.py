@@ -130,7 +130,8 @@ class Loopback:
         running = self.members[: count - later]
         for member in running:
             member.start()
-        self.settled(running)
+        if len(running) > 1:
+            self.settled(running)
 
     @staticmethod
     def settled(running: list[Node]) -> None:
