@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 from forebay.cacheruntime.cluster.hedging import Hedger
 from forebay.cacheruntime.cluster.membership import DRAINING, Known, Membership
 from forebay.cacheruntime.cluster.overload import Overload
-from forebay.cacheruntime.cluster.peer_client import STALL_S, Exchange, PeerClient, WrongBytes, body_of
+from forebay.cacheruntime.cluster.peer_client import STALL_S, PeerClient, WrongBytes, body_of
 from forebay.cacheruntime.cluster.peer_wire import PeerBroken
 from forebay.cacheruntime.cluster.placement import SLICE_BYTES, Placement, WorkerId, slice_of
-from forebay.cacheruntime.cluster.routing import Attempt, Mode, Router
+from forebay.cacheruntime.cluster.routing import Attempt, Mode, Route, Router
 from forebay.cacheruntime.errors import (
     ForebayError,
     NotAttached,
@@ -30,8 +30,10 @@ from forebay.cacheruntime.errors import (
     by_name,
 )
 from forebay.cacheruntime.histogram import Histogram
+from forebay.cacheruntime.index import BLOCK_BYTES
 from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.worker.fetch import SourceFile, Taken
+from forebay.cacheruntime.worker.overtaken import Overtaken, UnderWay
 from forebay.proto import peer_pb2 as pb
 
 if TYPE_CHECKING:
@@ -69,14 +71,8 @@ class _Missing(Exception):
     """A peer has it not, and will not fetch it."""
 
 
-@dataclass
-class _UnderWay:
-    """A request that was sent, and has not been answered yet."""
-
-    client: PeerClient
-    content: ContentId
-    exchange: Exchange
-    began: float
+class _Elsewhere(Exception):
+    """Others are to be asked for it from now on."""
 
 
 class PeerSource:
@@ -110,6 +106,7 @@ class PeerSource:
         self._lock = threading.Lock()
         self._hedger = Hedger()
         self._overload = Overload()
+        self._overtaken = Overtaken(self._answered, self._broken, clock)
         self._clients: dict[WorkerId, PeerClient] = {}
         self._due: set[WorkerId] = set()
         """To be probed: the next answer of theirs counts, or that none comes."""
@@ -204,8 +201,7 @@ class PeerSource:
         give_up = self._clock() + self._alone_s
         delay_s = 0.1
         while True:
-            with self._lock:
-                route = self._router.route(file.content, slice_of(start), self._replicas, file.hops, self._clock())
+            route = self._route(file, start)
             attempts = deque(route.attempts)
             while attempts and start < end:
                 try:
@@ -214,6 +210,8 @@ class PeerSource:
                         yield piece
                 except _Missing:
                     continue
+                except _Elsewhere:
+                    attempts = deque(self._route(file, start).attempts)
                 except PeerBroken as error:
                     log.info("%r: %s; the next source is asked", file.path, error)
             if start >= end:
@@ -227,6 +225,10 @@ class PeerSource:
                 )
             time.sleep(delay_s)
             delay_s = min(2 * delay_s, 2.0)
+
+    def _route(self, file: SourceFile, start: int) -> Route:
+        with self._lock:
+            return self._router.route(file.content, slice_of(start), self._replicas, file.hops, self._clock())
 
     def _from_store(self, file: SourceFile, start: int, end: int) -> "Iterator[Buffer]":
         began, got, done = time.monotonic_ns(), 0, False
@@ -244,14 +246,17 @@ class PeerSource:
         """Bytes of the first peer that answers; takes from `attempts` whom it has asked.
 
         Raises:
-            _Missing: it has them not. PeerBroken: it broke off. ForebayError: what it says of the source.
+            _Missing: it has them not. _Elsewhere: it says that others should be asked. PeerBroken: it broke off.
+            ForebayError: what it says of the source.
         """
         under_way, header = self._first_header(file, start, end, attempts)
         client = under_way.client
         traffic = self._traffic(client)
         got, began, clean = 0, time.monotonic_ns(), False
         try:
-            for piece in self._stream(under_way, header, start, end):
+            if self._is_better_elsewhere(file, client, header, start, end):
+                raise _Elsewhere
+            for piece in self._stream(file, under_way, header, start, end):
                 got += len(piece)
                 yield piece
             clean = True
@@ -280,14 +285,33 @@ class PeerSource:
             if got or clean:
                 self._taken.append(Taken(file.dataset, client.known.id, got, time.monotonic_ns() - began, not clean))
 
-    def _stream(self, under_way: _UnderWay, header: pb.ReadHeader, start: int, end: int) -> Iterator[memoryview]:
+    def _is_better_elsewhere(
+        self, file: SourceFile, client: PeerClient, header: pb.ReadHeader, start: int, end: int
+    ) -> bool:
+        """Whether a first header brings the news that readers should spread, and so this one to another peer.
+
+        Of thousands who begin to read a file together, all first ask its owner. What fits into the buffers of a
+        connection is taken all the same, as it is on its way.
+        """
+        if not self._note_spread(file, header) or (header.state == pb.HIT and end - start <= BLOCK_BYTES):
+            return False
+        first = self._route(file, start).attempts[:1]
+        return bool(first) and first[0].peer != client.known.id
+
+    def _note_spread(self, file: SourceFile, header: pb.ReadHeader) -> bool:
+        if not header.spread:
+            return False
+        with self._lock:
+            return self._router.note_spread(file.content, header.spread, self._clock())
+
+    def _stream(
+        self, file: SourceFile, under_way: UnderWay, header: pb.ReadHeader, start: int, end: int
+    ) -> Iterator[memoryview]:
         """All of a want, beginning with the header that came first."""
         exchange = under_way.exchange
         give_up = self._clock() + FETCH_S
         while True:
-            if header.spread:
-                with self._lock:
-                    self._router.note_spread(under_way.content, header.spread, self._clock())
+            self._note_spread(file, header)
             if header.state == pb.MISSING:
                 exchange.finished()
                 raise _Missing
@@ -310,13 +334,13 @@ class PeerSource:
 
     def _first_header(
         self, file: SourceFile, start: int, end: int, attempts: deque[Attempt]
-    ) -> tuple[_UnderWay, pb.ReadHeader]:
+    ) -> tuple[UnderWay, pb.ReadHeader]:
         """Ask one peer, and the next as well when the first is late; the first header wins.
 
         Raises:
             PeerBroken: none that could be asked has answered.
         """
-        waiting: list[_UnderWay] = []
+        waiting: list[UnderWay] = []
         with self._lock:
             self._hedger.begin()
             delay_s, limit_s = self._hedger.delay_s, max(self._hedger.limit_s, HEADER_S)
@@ -362,12 +386,10 @@ class PeerSource:
                         except PeerBroken as error:
                             trouble = error
         finally:
-            for under_way in waiting:  # overtaken
-                if self._clock() - under_way.began > limit_s:
-                    self._broken(under_way)
-                under_way.exchange.close()
+            for under_way in waiting:
+                self._overtaken.add(under_way, limit_s)
 
-    def _begin(self, file: SourceFile, start: int, end: int, attempt: Attempt, suspect: bool = False) -> _UnderWay:
+    def _begin(self, file: SourceFile, start: int, end: int, attempt: Attempt, suspect: bool = False) -> UnderWay:
         """Raises: PeerBroken, the peer is not known any more or cannot be reached."""
         client = self._client(attempt.peer)
         want = pb.Want(
@@ -379,7 +401,7 @@ class PeerSource:
         began = self._clock()
         self._traffic(client).requests += 1
         try:
-            return _UnderWay(client, file.content, client.begin(request), began)
+            return UnderWay(client, client.begin(request), began)
         except PeerBroken:
             self._traffic(client).errors += 1
             self._outcome(client, False, began)
@@ -402,14 +424,14 @@ class PeerSource:
                 client = self._clients[worker] = self._make_client(known)
             return client
 
-    def _answered(self, under_way: _UnderWay) -> None:
+    def _answered(self, under_way: UnderWay) -> None:
         now = self._clock()
         with self._lock:
             self._hedger.header(now - under_way.began)
             self._router.health.record(under_way.client.known.id, True, under_way.began, now)
         self._traffic(under_way.client).times.add(int((now - under_way.began) * 1e9))
 
-    def _broken(self, under_way: _UnderWay) -> None:
+    def _broken(self, under_way: UnderWay) -> None:
         self._traffic(under_way.client).errors += 1
         self._outcome(under_way.client, False, under_way.began)
         under_way.exchange.close()
