@@ -11,9 +11,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from forebay.cacheruntime import tracing
 from forebay.cacheruntime.catalogue import Catalogue
 from forebay.cacheruntime.client import TRIES, WorkerClient
-from forebay.cacheruntime.config import CacheConfig, default_cache_dir, default_runtime_dir, default_tier
+from forebay.cacheruntime.config import (
+    CacheConfig,
+    default_cache_dir,
+    default_runtime_dir,
+    default_tier,
+    traces_asked,
+)
 from forebay.cacheruntime.content import ContentReader
 from forebay.cacheruntime.dataset_source import SourceSpec
 from forebay.cacheruntime.errors import NotAttached
@@ -32,7 +39,7 @@ def program_config(cache_dir: str | os.PathLike[str] | None = None) -> CacheConf
         cache_dir: another folder than the environment says.
     """
     folder = Path(os.path.abspath(cache_dir)) if cache_dir else default_cache_dir(os.environ)
-    config = CacheConfig(folder, (), default_runtime_dir(os.environ))
+    config = CacheConfig(folder, (), default_runtime_dir(os.environ), traces=traces_asked(os.environ))
     return replace(config, tiers=config.remembered_tiers() or (default_tier(folder),))
 
 
@@ -50,6 +57,8 @@ class NodeCache:
     """
 
     def __init__(self, config: CacheConfig) -> None:
+        if config.traces:
+            tracing.start("client")
         self.config = config
         self.lock = threading.Lock()
         self.client = WorkerClient(config)

@@ -21,6 +21,7 @@ from forebay.cacheruntime.config import (
     default_runtime_dir,
     default_tier,
     parse_address,
+    traces_asked,
 )
 from forebay.cacheruntime.counters import Counts, read_counts
 from forebay.cacheruntime.dataset_source import SourceSpec
@@ -55,6 +56,7 @@ def cache_config(cache_dir: Path | None, tiers: list[str]) -> CacheConfig:
         tuple(TierConfig.parse(text) for text in tiers),
         runtime,
         log_format=default_log_format(os.environ),
+        traces=traces_asked(os.environ),
     )
     for number, tier in enumerate(config.tiers):
         for other in config.tiers[:number]:

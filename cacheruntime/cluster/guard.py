@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from forebay.cacheruntime import rpc
+from forebay.cacheruntime import rpc, tracing
 from forebay.cacheruntime.cluster.security import Security, token_of_call
 from forebay.cacheruntime.cluster.tokens import Authorizer, Verb
 from forebay.cacheruntime.errors import AccessDenied, ForebayError
@@ -73,7 +73,11 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
                 except DecodeError:
                     context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"what came with {method} cannot be read")
                 self._admit(method, rule, message, context)
-                return inner(message, context)
+                if handler.response_streaming or not tracing.is_on():
+                    return inner(message, context)
+                parent = dict(context.invocation_metadata()).get(tracing.TRACEPARENT, "")
+                with tracing.span(method.removeprefix("/"), "SERVER", str(parent)):
+                    return inner(message, context)
 
             return behaviour
 

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
+from forebay.cacheruntime import tracing
 from forebay.cacheruntime.config import Medium
 from forebay.cacheruntime.index import BLOCK_BYTES, Cached
 from forebay.cacheruntime.keys import ContentId
@@ -26,6 +27,8 @@ class Part:
     """Blocks that have not come yet."""
     memory_ahead_bytes: int = field(init=False)
     """Memory that nobody had asked for when it was started."""
+    trace: str = field(default_factory=tracing.current)
+    """`traceparent` of the span that has begun it."""
     queued_ns: int = field(default_factory=time.monotonic_ns)
     """When it was made (monotonic)."""
 

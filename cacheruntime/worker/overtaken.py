@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from forebay.cacheruntime import tracing
 from forebay.cacheruntime.cluster.peer_client import Exchange, PeerClient
 from forebay.cacheruntime.cluster.peer_wire import PeerBroken
 
@@ -27,6 +28,13 @@ class UnderWay:
     exchange: Exchange
     began: float
     """By the clock of `PeerSource`."""
+    span: tracing.Span = tracing.NO_SPAN
+
+    def end(self, outcome: str) -> None:
+        """Close it; `outcome` is for the trace."""
+        self.exchange.close()
+        self.span.set(outcome=outcome)
+        self.span.end()
 
 
 class Overtaken:
@@ -64,7 +72,7 @@ class Overtaken:
                     self._looking = True
                     threading.Thread(target=self._look, name="overtaken", daemon=True).start()
         if full:
-            under_way.exchange.close()
+            under_way.end("overtaken")
 
     def _look(self) -> None:
         while True:
@@ -89,5 +97,5 @@ class Overtaken:
                 self._broken(under_way)
         except PeerBroken:
             self._broken(under_way)
-        under_way.exchange.close()
+        under_way.end("overtaken")
         return True

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import trio
 import xxhash
 
-from forebay.cacheruntime import rpc
+from forebay.cacheruntime import rpc, tracing
 from forebay.cacheruntime.cluster.certs import Identity
 from forebay.cacheruntime.cluster.limits import ClientLimit, Share
 from forebay.cacheruntime.cluster.peer_wire import KEEP_ALIVE_S
@@ -91,6 +91,8 @@ class _Fills:
 
     request: pb.ReadRequest
     share: Share
+    trace: str
+    """`traceparent` of its span."""
     running: int = 0
     """Counted by whoever answers: begun, and their last report not taken yet."""
     come: "queue.SimpleQueue[_Come]" = field(default_factory=queue.SimpleQueue)
@@ -144,6 +146,16 @@ class PeerReads:
         Raises:
             UsageError: it wants too much.
         """
+        span = tracing.begin(
+            "forebay.peer.serve", "SERVER", request.traceparent, dataset=request.dataset_id, wants=len(request.wants),
+            mode=pb.ReadMode.Name(request.mode) if request.mode in pb.ReadMode.values() else "", hops=request.hops,
+        )  # fmt: skip
+        try:
+            yield from self._answers(request, identity, span.traceparent)
+        finally:
+            span.end()
+
+    def _answers(self, request: pb.ReadRequest, identity: Identity, trace: str) -> Iterator[Answer]:
         if len(request.wants) > MOST_WANTS:
             raise UsageError(f"{len(request.wants)} wants in one request; {MOST_WANTS} are the most")
         asked: list[_Asked] = []
@@ -168,7 +180,7 @@ class PeerReads:
             else:
                 asked.append(_Asked(number, want, offset))
         if asked:
-            yield from self._fetched(request, asked, Share(self._limit, identity))
+            yield from self._fetched(_Fills(request, Share(self._limit, identity), trace), asked)
 
     def _suspect(self, dataset: str, content: ContentId) -> None:
         cached = self._index.find(content)
@@ -215,8 +227,8 @@ class PeerReads:
         ]
         return BLOCK_BYTES, [known for known in sums if known is not None] if None not in sums else []
 
-    def _fetched(self, request: pb.ReadRequest, asked: list[_Asked], share: Share) -> Iterator[Answer]:
-        fills = _Fills(request, share)
+    def _fetched(self, fills: _Fills, asked: list[_Asked]) -> Iterator[Answer]:
+        request = fills.request
         waiting = deque(asked)
         ends = {one.number: one.want.offset + one.want.length for one in asked}
         left = {one.number for one in asked}
@@ -308,7 +320,8 @@ class PeerReads:
     async def _fill(self, fills: _Fills, one: _Asked) -> None:
         """Have the rest of a want in the cache, and report each block."""
         try:
-            last = await self._bring(fills, one)
+            with tracing.span("forebay.peer.fill", parent=fills.trace, offset=one.offset):
+                last = await self._bring(fills, one)
         finally:
             fills.share.give_back()  # before the report: whoever takes that begins the next one
         fills.report(last._replace(last=True))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from forebay.cacheruntime import tracing
 from forebay.cacheruntime.cluster.hedging import Hedger
 from forebay.cacheruntime.cluster.membership import DRAINING, Known, Membership
 from forebay.cacheruntime.cluster.overload import Overload
@@ -233,7 +234,7 @@ class PeerSource:
     def _from_store(self, file: SourceFile, start: int, end: int) -> "Iterator[Buffer]":
         began, got, done = time.monotonic_ns(), 0, False
         try:
-            for piece in file.store.read_range(file.path, start, end - start, file.version):
+            for piece in file.read_store(start, end - start):
                 got += len(memoryview(piece))
                 yield piece
             done = True
@@ -252,16 +253,23 @@ class PeerSource:
         under_way, header = self._first_header(file, start, end, attempts)
         client = under_way.client
         traffic = self._traffic(client)
-        got, began, clean = 0, time.monotonic_ns(), False
+        got, began, clean, outcome = 0, time.monotonic_ns(), False, "broken"
         try:
             if self._is_better_elsewhere(file, client, header, start, end):
                 raise _Elsewhere
             for piece in self._stream(file, under_way, header, start, end):
                 got += len(piece)
                 yield piece
-            clean = True
+            clean, outcome = True, "bytes"
             under_way.exchange.finished()
+        except _Missing:
+            outcome = "missing"
+            raise
+        except _Elsewhere:
+            outcome = "elsewhere"
+            raise
         except WrongBytes as error:
+            outcome = "wrong bytes"
             traffic.wrong += 1
             traffic.errors += 1
             log.warning("worker %s sent wrong bytes of %r: %s", client.known.id, file.path, error)
@@ -280,7 +288,8 @@ class PeerSource:
             traffic.errors += 1
             raise PeerBroken(f"worker {client.known.id}: {error}") from error
         finally:
-            under_way.exchange.close()
+            under_way.span.set(bytes=got)
+            under_way.end(outcome)
             traffic.bytes += got
             if got or clean:
                 self._taken.append(Taken(file.dataset, client.known.id, got, time.monotonic_ns() - began, not clean))
@@ -382,14 +391,16 @@ class PeerSource:
                         allowed = self._hedger.may_hedge()
                     if allowed:
                         try:
-                            waiting.append(self._begin(file, start, end, attempts.popleft()))
+                            waiting.append(self._begin(file, start, end, attempts.popleft(), hedge=True))
                         except PeerBroken as error:
                             trouble = error
         finally:
             for under_way in waiting:
                 self._overtaken.add(under_way, limit_s)
 
-    def _begin(self, file: SourceFile, start: int, end: int, attempt: Attempt, suspect: bool = False) -> UnderWay:
+    def _begin(
+        self, file: SourceFile, start: int, end: int, attempt: Attempt, *, suspect: bool = False, hedge: bool = False
+    ) -> UnderWay:
         """Raises: PeerBroken, the peer is not known any more or cannot be reached."""
         client = self._client(attempt.peer)
         want = pb.Want(
@@ -398,11 +409,17 @@ class PeerSource:
         )  # fmt: skip
         mode = pb.FETCH if attempt.mode is Mode.FETCH else pb.ONLY_CACHED
         request = pb.ReadRequest(dataset_id=file.asked_of or file.dataset, wants=[want], mode=mode, hops=file.hops + 1)
+        span = tracing.begin(
+            "forebay.peer.read", "CLIENT", peer=attempt.peer, mode=attempt.mode.value, hedge=hedge, hops=request.hops,
+            path=file.path, offset=start, length=end - start,
+        )  # fmt: skip
+        request.traceparent = span.traceparent
         began = self._clock()
         self._traffic(client).requests += 1
         try:
-            return UnderWay(client, client.begin(request), began)
-        except PeerBroken:
+            return UnderWay(client, client.begin(request), began, span)
+        except PeerBroken as error:
+            span.end(error)
             self._traffic(client).errors += 1
             self._outcome(client, False, began)
             raise
@@ -410,7 +427,7 @@ class PeerSource:
     def _tell(self, client: PeerClient, file: SourceFile, start: int, end: int) -> None:
         """Have a worker look at what it has of a file; nobody waits for that."""
         try:
-            self._begin(file, start, end, Attempt(client.known.id, Mode.ONLY_CACHED), suspect=True).exchange.close()
+            self._begin(file, start, end, Attempt(client.known.id, Mode.ONLY_CACHED), suspect=True).end("told")
         except PeerBroken as error:
             log.info("worker %s could not be told of wrong bytes: %s", client.known.id, error)
 
@@ -434,7 +451,7 @@ class PeerSource:
     def _broken(self, under_way: UnderWay) -> None:
         self._traffic(under_way.client).errors += 1
         self._outcome(under_way.client, False, under_way.began)
-        under_way.exchange.close()
+        under_way.end("broken")
 
     def _outcome(self, client: PeerClient, good: bool, began: float) -> None:
         with self._lock:
