@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from forebay.cacheruntime.blocks import BLOCK_BYTES
 from forebay.cacheruntime.catalogue_writer import is_file_path
 from forebay.cacheruntime.config import Medium
 from forebay.cacheruntime.errors import ForebayError, SourceNotFound, SourceStale, UsageError
-from forebay.cacheruntime.index import BLOCK_BYTES
 from forebay.cacheruntime.worker.dataset import Dataset
 from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.peer_reads import LARGEST_BYTES

@@ -55,8 +55,7 @@ class PeerService(peer_pb2_grpc.PeerServicer):
         return rpc.enter(self._token, self._node.define, context, request)
 
     def Find(self, request: pb.FindRequest, context: grpc.ServicerContext) -> pb.FindReply:
-        allowed = self._gate.lists(context)
-        return rpc.enter(self._token, self._node.find, context, request, allowed)
+        return rpc.enter(self._token, self._node.find, context, request)
 
     def List(self, request: pb.ListRequest, context: grpc.ServicerContext) -> Iterator[pb.ListPage]:
         with self._stream(context):

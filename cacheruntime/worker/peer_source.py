@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from forebay.cacheruntime import tracing
+from forebay.cacheruntime.blocks import BLOCK_BYTES
 from forebay.cacheruntime.cluster.hedging import Hedger
 from forebay.cacheruntime.cluster.membership import DRAINING, Known, Membership
 from forebay.cacheruntime.cluster.overload import Overload
@@ -23,6 +24,7 @@ from forebay.cacheruntime.cluster.peer_wire import PeerBroken
 from forebay.cacheruntime.cluster.placement import SLICE_BYTES, Placement, WorkerId, slice_of
 from forebay.cacheruntime.cluster.routing import Attempt, Mode, Route, Router
 from forebay.cacheruntime.errors import (
+    AccessDenied,
     ForebayError,
     NotAttached,
     SourceNotFound,
@@ -31,7 +33,6 @@ from forebay.cacheruntime.errors import (
     by_name,
 )
 from forebay.cacheruntime.histogram import Histogram
-from forebay.cacheruntime.index import BLOCK_BYTES
 from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.worker.fetch import SourceFile, Taken
 from forebay.cacheruntime.worker.overtaken import Overtaken, UnderWay
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEADER_S = 2.0
-"""A worker says COMING at once: one that says nothing for so long is stopped, cut off or overrun."""
+"""A worker on a busy machine may say its first word so late; who is given up too soon costs a second GET."""
 
 FETCH_S = 45.0
 """For an owner who fetches; his store's own deadline is shorter."""
@@ -201,6 +202,7 @@ class PeerSource:
         """One slice, or a part of it."""
         give_up = self._clock() + self._alone_s
         delay_s = 0.1
+        trouble = PeerBroken("none of them has it")
         while True:
             route = self._route(file, start)
             attempts = deque(route.attempts)
@@ -213,7 +215,12 @@ class PeerSource:
                     continue
                 except _Elsewhere:
                     attempts = deque(self._route(file, start).attempts)
+                except AccessDenied as error:
+                    if not attempts and not route.store:
+                        raise
+                    log.warning("%r: %s; the next source is asked", file.path, error)
                 except PeerBroken as error:
+                    trouble = error
                     log.info("%r: %s; the next source is asked", file.path, error)
             if start >= end:
                 return
@@ -222,7 +229,7 @@ class PeerSource:
                 return
             if self._clock() > give_up:
                 raise SourceUnavailable(
-                    f"no worker of the cluster gives {file.path!r}; see forebay status for who is there"
+                    f"no worker of the cluster has given {file.path!r} for {self._alone_s:g} s ({trouble})"
                 )
             time.sleep(delay_s)
             delay_s = min(2 * delay_s, 2.0)
@@ -248,7 +255,7 @@ class PeerSource:
 
         Raises:
             _Missing: it has them not. _Elsewhere: it says that others should be asked. PeerBroken: it broke off.
-            ForebayError: what it says of the source.
+            AccessDenied: it is not for us. ForebayError: what it says of the source.
         """
         under_way, header = self._first_header(file, start, end, attempts)
         client = under_way.client
@@ -286,6 +293,8 @@ class PeerSource:
             if isinstance(error, _FINAL):
                 raise
             traffic.errors += 1
+            if isinstance(error, AccessDenied):
+                raise
             raise PeerBroken(f"worker {client.known.id}: {error}") from error
         finally:
             under_way.span.set(bytes=got)
