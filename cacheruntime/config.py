@@ -244,6 +244,8 @@ class CacheConfig:
     retry: RetryConfig = field(default_factory=RetryConfig)
     cluster: ClusterConfig | None = None
     """None: the node is alone."""
+    traces: bool = False
+    """Worker, handlers and clients send traces; where to, they have from OTEL_* in their environment."""
 
     @property
     def client_of(self) -> ClusterConfig | None:
@@ -338,6 +340,15 @@ class CacheConfig:
                 "cluster": ClusterConfig.from_raw(raw["cluster"]) if raw["cluster"] else None,
             }
         )
+
+
+def traces_asked(environ: Mapping[str, str]) -> bool:
+    """Whether OpenTelemetry's variables ask for traces: an endpoint or an exporter is named, and nothing says no."""
+    if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    exporter = environ.get("OTEL_TRACES_EXPORTER", "")
+    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return exporter == "otlp" or (not exporter and any(environ.get(name) for name in endpoints))
 
 
 def default_log_format(environ: Mapping[str, str]) -> str:

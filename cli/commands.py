@@ -21,6 +21,7 @@ from forebay.cacheruntime.config import (
     default_runtime_dir,
     parse_address,
     parse_tiers,
+    traces_asked,
 )
 from forebay.cacheruntime.counters import Counts, read_counts
 from forebay.cacheruntime.dataset_source import SourceSpec
@@ -62,6 +63,7 @@ def cache_config(
         parse_tiers(tiers),
         runtime,
         log_format=default_log_format(os.environ),
+        traces=traces_asked(os.environ),
     )
     for number, tier in enumerate(config.tiers):
         for other in config.tiers[:number]:

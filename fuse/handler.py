@@ -18,7 +18,7 @@ from typing import Any
 
 import trio
 
-from forebay.cacheruntime import mounts
+from forebay.cacheruntime import mounts, tracing
 from forebay.cacheruntime.catalogue import Catalogue
 from forebay.cacheruntime.client import AttachedClient, WorkerClient
 from forebay.cacheruntime.config import CacheConfig
@@ -182,6 +182,8 @@ def _serve(handler: Handler, resend: bool) -> Callable[[], Coroutine[Any, Any, N
 def main(device: int, spec_descriptor: int, slot: int, incarnation: int, resend: bool) -> int:
     config = CacheConfig.from_json(MountSpec.from_memory(spec_descriptor).config)
     set_up_logs("handler", config.log_format, logging.StreamHandler(sys.stderr))
+    if config.traces:
+        tracing.start("handler")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the supervisor, which unmounts
     # Requests make many tuples and no cycles: looking for these every 700 tuples would cost a tenth of a listing.
     gc.freeze()

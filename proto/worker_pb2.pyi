@@ -90,7 +90,7 @@ class FileRef(_message.Message):
     def __init__(self, path: _Optional[bytes] = ..., size: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
 
 class FillRequest(_message.Message):
-    __slots__ = ("dataset_id", "file", "offset", "length", "window", "background", "ahead", "suspect")
+    __slots__ = ("dataset_id", "file", "offset", "length", "window", "background", "ahead", "suspect", "traceparent")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     FILE_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +99,7 @@ class FillRequest(_message.Message):
     BACKGROUND_FIELD_NUMBER: _ClassVar[int]
     AHEAD_FIELD_NUMBER: _ClassVar[int]
     SUSPECT_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     dataset_id: str
     file: FileRef
     offset: int
@@ -107,7 +108,8 @@ class FillRequest(_message.Message):
     background: bool
     ahead: bool
     suspect: bool
-    def __init__(self, dataset_id: _Optional[str] = ..., file: _Optional[_Union[FileRef, _Mapping]] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., window: _Optional[int] = ..., background: _Optional[bool] = ..., ahead: _Optional[bool] = ..., suspect: _Optional[bool] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, dataset_id: _Optional[str] = ..., file: _Optional[_Union[FileRef, _Mapping]] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., window: _Optional[int] = ..., background: _Optional[bool] = ..., ahead: _Optional[bool] = ..., suspect: _Optional[bool] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class ListDirectoryRequest(_message.Message):
     __slots__ = ("dataset_id", "path", "name")

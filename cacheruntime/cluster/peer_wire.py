@@ -9,11 +9,13 @@ full, with MISSING or with FAILED; only then may the next request follow on the 
 rest closes the connection.
 """
 
+import math
 import os
 import select
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Callable
 
 from forebay.cacheruntime.config import MIB
@@ -97,22 +99,32 @@ class Channel:
 
         Args:
             most: bytes that it may have.
-            timeout_s: for nothing to come.
+            timeout_s: for all of it to come: who sends a byte now and then holds nothing for long.
 
         Raises:
             PeerBroken: also when it is longer.
         """
+        give_up = time.monotonic() + timeout_s
         head = bytearray(FRAME.size)
-        self.receive_into(memoryview(head), timeout_s)
+        self.receive_into(memoryview(head), timeout_s, give_up)
         (length,) = FRAME.unpack(head)
         if length > most:
             raise PeerBroken(f"a frame of {length} bytes; {most} is the most")
         message = bytearray(length)
-        self.receive_into(memoryview(message), timeout_s)
+        self.receive_into(memoryview(message), timeout_s, give_up)
         return bytes(message)
 
-    def receive_into(self, target: memoryview, timeout_s: float) -> None:
-        """Fill `target` with what comes next. Raises: PeerBroken, also when nothing comes for that long."""
+    def receive_into(self, target: memoryview, timeout_s: float, give_up: float = math.inf) -> None:
+        """Fill `target` with what comes next.
+
+        Args:
+            target: all of it.
+            timeout_s: for nothing to come.
+            give_up: when all has to be there, by `time.monotonic`.
+
+        Raises:
+            PeerBroken: also when it does not come in time.
+        """
         flags = socket.MSG_WAITALL if self.is_plain else 0
         have = 0
         try:
@@ -122,6 +134,8 @@ class Channel:
                 if not got:
                     raise PeerBroken("the other side closed the connection")
                 have += got
+                if have < len(target) and time.monotonic() > give_up:
+                    raise PeerBroken("the other side sends too slowly")
         except (OSError, ValueError) as error:
             raise PeerBroken(f"the connection broke off while receiving ({_why(error)})") from error
 

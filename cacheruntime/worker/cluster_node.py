@@ -17,6 +17,7 @@ from forebay.cacheruntime.cluster.certs import SERVER_NAME
 from forebay.cacheruntime.cluster.channels import Channels
 from forebay.cacheruntime.cluster.directory import join_address, parse_directory
 from forebay.cacheruntime.cluster.health import Health
+from forebay.cacheruntime.cluster.limits import Share
 from forebay.cacheruntime.cluster.membership import DRAINING, SERVING, Address, Known, Membership, worker_id
 from forebay.cacheruntime.cluster.peer_client import PeerClient
 from forebay.cacheruntime.cluster.placement import Placement, slice_of
@@ -32,6 +33,7 @@ from forebay.cacheruntime.entry_messages import entry_message
 from forebay.cacheruntime.errors import (
     AccessDenied,
     ForebayError,
+    LimitReached,
     NotAttached,
     SourceNotFound,
     SourceStale,
@@ -49,7 +51,7 @@ from forebay.cacheruntime.worker.dataset import Dataset
 from forebay.cacheruntime.worker.definitions import definition_of, refuse_local, take_secrets_away
 from forebay.cacheruntime.worker.memory import Lease
 from forebay.cacheruntime.worker.peer_gate import DATASET_SCHEME, PeerGate, client_side
-from forebay.cacheruntime.worker.peer_loads import load, note_stale
+from forebay.cacheruntime.worker.peer_loads import load, note_stale, refuse_outside, wanted
 from forebay.cacheruntime.worker.peer_reads import NotOurs, PeerReads
 from forebay.cacheruntime.worker.peer_server import DataPort
 from forebay.cacheruntime.worker.peer_service import set_health, start_peer_server
@@ -192,9 +194,10 @@ class ClusterNode:
                 await self.membership.looked.wait()
 
     def _serve(self) -> None:
-        reads = PeerReads(self, self._core.storage.index.reader, self._core.storage.touch, self._token)
+        storage = self._core.storage
         authorizer = Authorizer(self.security.folder)
         gate = PeerGate(self.security, authorizer, self.cluster.limits, self.named, self.name_asked)
+        reads = PeerReads(self, storage.index.reader, storage.touch, self._token, gate.fills)
         self._data = self._open_data_port(reads, gate)
         assert self.membership.mine is not None
         self.membership.set_mine(data_port=self._data.port)
@@ -268,12 +271,12 @@ class ClusterNode:
             return (max(found, key=lambda each: each.last_used), "", "") if found else None
         best: tuple[int, bool] = (0, False)
         inside: tuple[Dataset, str, str] | None = None
-        for wanted in _spellings(request.source):
+        for sought in _spellings(request.source):
             for dataset in known:
                 for path, url in _places(dataset):
                     rank = len(url), not dataset.definition.stores
-                    if rank > best and f"{wanted}/".startswith(f"{url}/"):
-                        rest = wanted[len(url) :].strip("/")
+                    if rank > best and f"{sought}/".startswith(f"{url}/"):
+                        rest = sought[len(url) :].strip("/")
                         best, inside = rank, (dataset, "/".join(filter(None, (path, rest))), rest)
         return inside
 
@@ -311,15 +314,14 @@ class ClusterNode:
         with self._core.busy():
             dataset = await self.dataset(request.dataset_id)
             path = os.fsdecode(want.path)
-            file = dataset.file(path, want.size, want.version, request.hops)
-            if file.content != want.content:
-                raise UsageError(f"{path!r} of that size and version is another file here: the sources differ")
+            file = wanted(dataset, want, request.hops)
             if self._core.filler.waits_for_peer(file.content, request.hops):
                 raise NotOurs
             if want.suspect and offset == want.offset:
                 self._core.filler.verifier.suspected.add(file.content)
             try:
-                return await self._core.filler.fill(file, offset, upto - offset, end - offset, lease=lease)
+                window = min(end - offset, self._core.filler.window_bytes)
+                return await self._core.filler.fill(file, offset, upto - offset, window, lease=lease)
             except SourceStale:
                 await self._core.datasets.refresh_file(dataset, path)
                 raise
@@ -330,28 +332,51 @@ class ClusterNode:
         try:
             with self._core.busy():
                 dataset = await self.dataset(dataset_id)
-                file = dataset.file(path, want.size, want.version, 1)
-                if file.content != want.content:
-                    raise UsageError(f"{path!r} of that size and version is another file here: the sources differ")
+                file = wanted(dataset, want, 1)
                 return await load(self._core, file, want, medium, skip_existing)
         except ForebayError as error:
             await note_stale(self._core, error, dataset_id, path)
             return failed(error)
 
-    def begin_load(self, request: pb.LoadRequest, replies: "queue.SimpleQueue[pb.LoadReply]") -> trio.CancelScope:
-        """Bring all pieces of a request, and put a reply for each into the queue."""
+    def begin_load(
+        self, request: pb.LoadRequest, replies: "queue.SimpleQueue[pb.LoadReply]", share: Share
+    ) -> trio.CancelScope:
+        """Bring all pieces of a request, as many at once as its sender may have, and put a reply for each into the
+        queue."""
         scope = trio.CancelScope()
 
-        async def one(number: int, want: pb.Want) -> None:
-            reply = await self.load_one(request.dataset_id, want, request.medium, request.skip_existing)
+        async def one(number: int, want: pb.Want, ended: trio.Event) -> None:
+            try:
+                reply = await self.load_one(request.dataset_id, want, request.medium, request.skip_existing)
+            finally:
+                share.give_back()
+                del running[ended]
+                ended.set()
             reply.want = number
             replies.put(reply)
+
+        async def begin(nursery: trio.Nursery, number: int, want: pb.Want) -> None:
+            while True:
+                try:
+                    share.take()
+                    break
+                except LimitReached as error:
+                    if not running:
+                        reply = failed(error)
+                        reply.want = number
+                        replies.put(reply)
+                        return
+                    await next(iter(running)).wait()
+            running[ended := trio.Event()] = None
+            nursery.start_soon(one, number, want, ended)
+
+        running: dict[trio.Event, None] = {}
 
         async def run() -> None:
             with scope:
                 async with trio.open_nursery() as nursery:
                     for number, want in enumerate(request.wants):
-                        nursery.start_soon(one, number, want)
+                        await begin(nursery, number, want)
 
         self.nursery.start_soon(run)
         return scope
@@ -435,6 +460,7 @@ class ClusterNode:
 
     async def look(self, request: pb.LookRequest) -> worker_pb.StatReply:
         """One file or directory as the source has it now, or a snapshot of it."""
+        refuse_outside(request.path)
         dataset = await self.dataset(request.dataset_id)
         if not request.snapshot:
             return await self._core.stat(

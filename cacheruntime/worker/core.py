@@ -141,10 +141,11 @@ class Core:
             if request.suspect:
                 self.filler.verifier.suspected.add(file.content)
             try:
-                return await self.filler.fill(
-                    file, request.offset, request.length, request.window,
-                    background=request.background, through=not request.ahead, lease=lease,
-                )  # fmt: skip
+                with self.filler.traced(file, request.offset, request.length, request.traceparent):
+                    return await self.filler.fill(
+                        file, request.offset, request.length, request.window,
+                        background=request.background, through=not request.ahead, lease=lease,
+                    )  # fmt: skip
             except SourceStale:
                 await self.datasets.refresh_file(dataset, path)
                 raise

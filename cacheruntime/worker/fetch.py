@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import xxhash
 
+from forebay.cacheruntime import tracing
 from forebay.cacheruntime.blocks import Span, sums_of
 from forebay.cacheruntime.errors import SourceStale
 from forebay.cacheruntime.keys import ContentId, DatasetId, content_id
+from forebay.cacheruntime.understore.address import without_userinfo
 from forebay.cacheruntime.understore.base import UnderStore
 
 if TYPE_CHECKING:
@@ -76,9 +78,29 @@ class SourceFile:
 
     def read(self, start: int, length: int) -> "Iterator[Buffer]":
         """As `UnderStore.read_range`, from another worker where one has it."""
-        if self.peers is None:
-            return self.store.read_range(self.path, start, length, self.version)
-        return self.peers.read(self, start, length)
+        return self.peers.read(self, start, length) if self.peers is not None else self.read_store(start, length)
+
+    def read_store(self, start: int, length: int) -> "Iterator[Buffer]":
+        """As `UnderStore.read_range`; a GET in the trace."""
+        pieces = self.store.read_range(self.path, start, length, self.version)
+        return _traced(self, start, length, pieces) if tracing.is_on() else pieces
+
+
+def _traced(file: SourceFile, start: int, length: int, pieces: "Iterator[Buffer]") -> "Iterator[Buffer]":
+    url = without_userinfo(file.store.url)
+    span = tracing.begin("forebay.store.get", "CLIENT", url=url, path=file.path, offset=start, length=length)
+    got = 0
+    error: BaseException | None = None
+    try:
+        for piece in pieces:
+            got += memoryview(piece).nbytes
+            yield piece
+    except BaseException as failure:
+        error = failure
+        raise
+    finally:
+        span.set(bytes=got)
+        span.end(error if got < length else None)
 
 
 class Fetched(NamedTuple):

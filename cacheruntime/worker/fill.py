@@ -11,12 +11,14 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple, TypeVar
 
 import trio
 
+from forebay.cacheruntime import tracing
 from forebay.cacheruntime.blocks import (
     BLOCK_BYTES,
     LEAST_BYTES,
@@ -259,6 +261,22 @@ class Filler:
         assert deadline.cancelled_caught
         raise SourceTimeout(f"{file.store.url}: {file.path!r} did not arrive within {self._config.deadline_s:g} s")
 
+    @contextmanager
+    def traced(self, file: SourceFile, offset: int, length: int, parent: str) -> Iterator[None]:
+        """The span of one `fill`; it says where its bytes come from, as far as that is known when it begins."""
+        if not parent or not tracing.is_on():
+            yield
+            return
+        cached = self._storage.find(file.content)
+        source = "peer" if file.is_relayed else "store"
+        if cached is not None and cached.has(offset, min(offset + length, file.size)):
+            source = "tier"
+        with tracing.span(
+            "forebay.fill", "SERVER", parent, dataset=file.dataset, path=file.path, source=source,
+            offset=offset, length=length,
+        ):  # fmt: skip
+            yield
+
     def _want(self, file: SourceFile, offset: int, end: int, window: int, medium: Medium | None) -> _Want:
         """`window` 0: only for the request."""
         size = file.size
@@ -480,7 +498,9 @@ class Filler:
         disk: OSError | None = None
         began = time.monotonic_ns()
         try:
-            await self._in_thread(partial(self._fetch, part, trio.lowlevel.current_trio_token()))
+            fetch = partial(self._fetch, part, trio.lowlevel.current_trio_token())
+            with tracing.span("forebay.fetch", parent=part.trace, blocks=len(part.run)):
+                await self._in_thread(fetch)
         except OSError as failure:
             disk = failure
         except ForebayError as failure:
@@ -596,7 +616,8 @@ class Filler:
         data = b""
         began = time.monotonic_ns()
         try:
-            data = await self._in_thread(partial(fetch_whole, file))
+            with tracing.span("forebay.fetch", parent=part.trace, blocks=1):
+                data = await self._in_thread(partial(fetch_whole, file))
         except ForebayError as failure:
             error = failure
         finally:

@@ -94,10 +94,10 @@ def worker_metrics(status: pb.StatusReply, traffic: pb.TrafficReply) -> Iterator
     yield from _dataset_metrics(status)
     yield from _store_metrics(status, traffic)
     if status.cluster:
-        yield from _peer_metrics(traffic)
+        yield from peer_metrics(traffic)
 
 
-def _peer_metrics(traffic: pb.TrafficReply) -> Iterator[Metric]:
+def peer_metrics(traffic: pb.TrafficReply) -> Iterator[Metric]:
     """What came from other workers of the cluster."""
     requests = CounterMetricFamily("forebay_peer_requests", "Reads from another worker", labels=["peer"])
     size = CounterMetricFamily("forebay_peer_bytes", "Read from another worker", labels=["peer"])

@@ -46,6 +46,7 @@ class PeerGate:
         self.streams = ClientLimit("streams", limits.streams)
         self.connections = ClientLimit("connections", _CONNECTIONS_PER_STREAM * limits.streams)
         """Of the data port: most of them idle."""
+        self.fills = ClientLimit("fetches", limits.fills)
         self._name_of = name_of
         self._name_asked = name_asked
 

@@ -146,12 +146,12 @@ class DataPort:
                 refuse(channel.send, request, error)
                 self._is_idle(connection)
                 continue
-            answers = self._reads.answer(request)
+            answers = self._reads.answer(request, identity)
             try:
                 for header, payload in answers:
                     self._send(channel, header, payload)
             finally:
-                answers.close()  # type: ignore[attr-defined]
+                answers.close()
                 self._gate.streams.give_back(identity)
             self._is_idle(connection)
 

@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from forebay.cacheruntime import tracing
+from forebay.cacheruntime.blocks import BLOCK_BYTES
 from forebay.cacheruntime.cluster.hedging import Hedger
 from forebay.cacheruntime.cluster.membership import DRAINING, Known, Membership
 from forebay.cacheruntime.cluster.overload import Overload
-from forebay.cacheruntime.cluster.peer_client import STALL_S, Exchange, PeerClient, WrongBytes, body_of
+from forebay.cacheruntime.cluster.peer_client import STALL_S, PeerClient, WrongBytes, body_of
 from forebay.cacheruntime.cluster.peer_wire import PeerBroken
 from forebay.cacheruntime.cluster.placement import SLICE_BYTES, Placement, WorkerId, slice_of
-from forebay.cacheruntime.cluster.routing import Attempt, Mode, Router
+from forebay.cacheruntime.cluster.routing import Attempt, Mode, Route, Router
 from forebay.cacheruntime.errors import (
     AccessDenied,
     ForebayError,
@@ -34,6 +36,7 @@ from forebay.cacheruntime.errors import (
 from forebay.cacheruntime.histogram import Histogram
 from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.worker.fetch import SourceFile, Taken
+from forebay.cacheruntime.worker.overtaken import Overtaken, UnderWay
 from forebay.proto import peer_pb2 as pb
 
 if TYPE_CHECKING:
@@ -71,14 +74,8 @@ class _Missing(Exception):
     """A peer has it not, and will not fetch it."""
 
 
-@dataclass
-class _UnderWay:
-    """A request that was sent, and has not been answered yet."""
-
-    client: PeerClient
-    content: ContentId
-    exchange: Exchange
-    began: float
+class _Elsewhere(Exception):
+    """Others are to be asked for it from now on."""
 
 
 class PeerSource:
@@ -112,6 +109,7 @@ class PeerSource:
         self._lock = threading.Lock()
         self._hedger = Hedger()
         self._overload = Overload()
+        self._overtaken = Overtaken(self._answered, self._broken, clock)
         self._clients: dict[WorkerId, PeerClient] = {}
         self._due: set[WorkerId] = set()
         """To be probed: the next answer of theirs counts, or that none comes."""
@@ -207,8 +205,7 @@ class PeerSource:
         delay_s = 0.1
         trouble = PeerBroken("none of them has it")
         while True:
-            with self._lock:
-                route = self._router.route(file.content, slice_of(start), self._replicas, file.hops, self._clock())
+            route = self._route(file, start)
             attempts, began_at = deque(route.attempts), start
             refused: list[BaseException | None] = []
             while attempts and start < end:
@@ -218,6 +215,8 @@ class PeerSource:
                         yield piece
                 except _Missing:
                     refused.append(None)
+                except _Elsewhere:
+                    attempts = deque(self._route(file, start).attempts)
                 except AccessDenied as error:
                     refused.append(error)
                     log.warning("%r: %s; the next source is asked", file.path, error)
@@ -243,10 +242,14 @@ class PeerSource:
             time.sleep(delay_s)
             delay_s = min(2 * delay_s, 2.0)
 
+    def _route(self, file: SourceFile, start: int) -> Route:
+        with self._lock:
+            return self._router.route(file.content, slice_of(start), self._replicas, file.hops, self._clock())
+
     def _from_store(self, file: SourceFile, start: int, end: int) -> "Iterator[Buffer]":
         began, got, done = time.monotonic_ns(), 0, False
         try:
-            for piece in file.store.read_range(file.path, start, end - start, file.version):
+            for piece in file.read_store(start, end - start):
                 got += len(memoryview(piece))
                 yield piece
             done = True
@@ -259,20 +262,29 @@ class PeerSource:
         """Bytes of the first peer that answers; takes from `attempts` whom it has asked.
 
         Raises:
-            _Missing: it has them not. PeerBroken: it broke off. AccessDenied: it is not for us. ForebayError: what it
-                says of the source.
+            _Missing: it has them not. _Elsewhere: it says that others should be asked. PeerBroken: it broke off.
+            AccessDenied: it is not for us. ForebayError: what it says of the source.
         """
         under_way, header = self._first_header(file, start, end, attempts)
         client = under_way.client
         traffic = self._traffic(client)
-        got, began, clean = 0, time.monotonic_ns(), False
+        got, began, clean, outcome = 0, time.monotonic_ns(), False, "broken"
         try:
-            for piece in self._stream(under_way, header, start, end):
+            if self._is_better_elsewhere(file, client, header, start, end):
+                raise _Elsewhere
+            for piece in self._stream(file, under_way, header, start, end):
                 got += len(piece)
                 yield piece
-            clean = True
+            clean, outcome = True, "bytes"
             under_way.exchange.finished()
+        except _Missing:
+            outcome = "missing"
+            raise
+        except _Elsewhere:
+            outcome = "elsewhere"
+            raise
         except WrongBytes as error:
+            outcome = "wrong bytes"
             traffic.wrong += 1
             traffic.errors += 1
             log.warning("worker %s sent wrong bytes of %r: %s", client.known.id, file.path, error)
@@ -293,19 +305,39 @@ class PeerSource:
                 raise
             raise PeerBroken(f"worker {client.known.id}: {error}") from error
         finally:
-            under_way.exchange.close()
+            under_way.span.set(bytes=got)
+            under_way.end(outcome)
             traffic.bytes += got
             if got or clean:
                 self._taken.append(Taken(file.dataset, client.known.id, got, time.monotonic_ns() - began, not clean))
 
-    def _stream(self, under_way: _UnderWay, header: pb.ReadHeader, start: int, end: int) -> Iterator[memoryview]:
+    def _is_better_elsewhere(
+        self, file: SourceFile, client: PeerClient, header: pb.ReadHeader, start: int, end: int
+    ) -> bool:
+        """Whether a first header brings the news that readers should spread, and so this one to another peer.
+
+        Of thousands who begin to read a file together, all first ask its owner. What fits into the buffers of a
+        connection is taken all the same, as it is on its way.
+        """
+        if not self._note_spread(file, header) or (header.state == pb.HIT and end - start <= BLOCK_BYTES):
+            return False
+        first = self._route(file, start).attempts[:1]
+        return bool(first) and first[0].peer != client.known.id
+
+    def _note_spread(self, file: SourceFile, header: pb.ReadHeader) -> bool:
+        if not header.spread:
+            return False
+        with self._lock:
+            return self._router.note_spread(file.content, header.spread, self._clock())
+
+    def _stream(
+        self, file: SourceFile, under_way: UnderWay, header: pb.ReadHeader, start: int, end: int
+    ) -> Iterator[memoryview]:
         """All of a want, beginning with the header that came first."""
         exchange = under_way.exchange
         give_up = self._clock() + FETCH_S
         while True:
-            if header.spread:
-                with self._lock:
-                    self._router.note_spread(under_way.content, header.spread, self._clock())
+            self._note_spread(file, header)
             if header.state == pb.MISSING:
                 exchange.finished()
                 raise _Missing
@@ -328,13 +360,13 @@ class PeerSource:
 
     def _first_header(
         self, file: SourceFile, start: int, end: int, attempts: deque[Attempt]
-    ) -> tuple[_UnderWay, pb.ReadHeader]:
+    ) -> tuple[UnderWay, pb.ReadHeader]:
         """Ask one peer, and the next as well when the first is late; the first header wins.
 
         Raises:
             PeerBroken: none that could be asked has answered.
         """
-        waiting: list[_UnderWay] = []
+        waiting: list[UnderWay] = []
         with self._lock:
             self._hedger.begin()
             delay_s, limit_s = self._hedger.delay_s, max(self._hedger.limit_s, HEADER_S)
@@ -376,14 +408,12 @@ class PeerSource:
                         allowed = self._hedger.may_hedge()
                     if allowed:
                         try:
-                            waiting.append(self._begin(file, start, end, attempts.popleft(), wait_s=0))
+                            waiting.append(self._begin(file, start, end, attempts.popleft(), wait_s=0, hedge=True))
                         except PeerBroken as error:
                             trouble = error
         finally:
-            for under_way in waiting:  # overtaken
-                if self._clock() - under_way.began > limit_s:
-                    self._broken(under_way)
-                under_way.exchange.close()
+            for under_way in waiting:
+                self._overtaken.add(under_way, limit_s)
 
     def _begin(
         self,
@@ -394,7 +424,8 @@ class PeerSource:
         *,
         suspect: bool = False,
         wait_s: float = FETCH_S,
-    ) -> _UnderWay:
+        hedge: bool = False,
+    ) -> UnderWay:
         """Raises: PeerBroken, the peer is not known any more or cannot be reached, or has no turn for us in `wait_s`:
         0 for who has one with another."""
         client = self._client(attempt.peer)
@@ -405,11 +436,17 @@ class PeerSource:
         )  # fmt: skip
         mode = pb.FETCH if attempt.mode is Mode.FETCH else pb.ONLY_CACHED
         request = pb.ReadRequest(dataset_id=file.asked_of or file.dataset, wants=[want], mode=mode, hops=file.hops + 1)
+        span = tracing.begin(
+            "forebay.peer.read", "CLIENT", peer=attempt.peer, mode=attempt.mode.value, hedge=hedge, hops=request.hops,
+            path=file.path, offset=start, length=end - start,
+        )  # fmt: skip
+        request.traceparent = span.traceparent
         began = self._clock()
         self._traffic(client).requests += 1
         try:
-            return _UnderWay(client, file.content, client.begin(request), began)
-        except PeerBroken:
+            return UnderWay(client, client.begin(request), began, span)
+        except PeerBroken as error:
+            span.end(error)
             self._traffic(client).errors += 1
             self._outcome(client, False, began)
             raise
@@ -417,9 +454,9 @@ class PeerSource:
     def _tell(self, client: PeerClient, file: SourceFile, start: int, end: int) -> None:
         """Have a worker look at what it has of a file; nobody waits for that."""
         try:
-            self._begin(
-                file, start, end, Attempt(client.known.id, Mode.ONLY_CACHED), suspect=True, wait_s=0
-            ).exchange.close()
+            self._begin(file, start, end, Attempt(client.known.id, Mode.ONLY_CACHED), suspect=True, wait_s=0).end(
+                "told"
+            )
         except PeerBroken as error:
             log.info("worker %s could not be told of wrong bytes: %s", client.known.id, error)
 
@@ -433,17 +470,17 @@ class PeerSource:
                 client = self._clients[worker] = self._make_client(known)
             return client
 
-    def _answered(self, under_way: _UnderWay) -> None:
+    def _answered(self, under_way: UnderWay) -> None:
         now = self._clock()
         with self._lock:
             self._hedger.header(now - under_way.began)
             self._router.health.record(under_way.client.known.id, True, under_way.began, now)
         self._traffic(under_way.client).times.add(int((now - under_way.began) * 1e9))
 
-    def _broken(self, under_way: _UnderWay) -> None:
+    def _broken(self, under_way: UnderWay) -> None:
         self._traffic(under_way.client).errors += 1
         self._outcome(under_way.client, False, under_way.began)
-        under_way.exchange.close()
+        under_way.end("broken")
 
     def _outcome(self, client: PeerClient, good: bool, began: float) -> None:
         with self._lock:
