@@ -39,6 +39,7 @@ from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.understore.base import Entry, UnderStore
 from forebay.cacheruntime.worker.catalogue_tree import CatalogueTree
 from forebay.cacheruntime.worker.cluster_report import peer_traffic, report, survey
+from forebay.cacheruntime.worker.copies import Copies
 from forebay.cacheruntime.worker.dataset import Dataset
 from forebay.cacheruntime.worker.definitions import definition_of, refuse_local, take_secrets_away
 from forebay.cacheruntime.worker.memory import Lease
@@ -142,6 +143,7 @@ class ClusterNode:
         )  # fmt: skip
         self.membership.on_seen = self.source.seen
         self.rebalance = Rebalance(core, self)
+        self.copies = Copies(core, self)
         self._draining_path = config.cache_dir / "draining"
 
     @property
@@ -161,6 +163,7 @@ class ClusterNode:
                 self.membership.set_mine(state=DRAINING)
             self._serve()
             self.nursery.start_soon(self.rebalance.run)
+            self.nursery.start_soon(self.copies.run)
         self.source.see()
         self.nursery.start_soon(self._follow)
         self.nursery.start_soon(self.membership.run)

@@ -64,6 +64,8 @@ class SourceFile:
     """Workers that passed the request on to this one; 0: it is this node's own."""
     known_content: ContentId | None = None
     """Its name, where it is known already."""
+    replicas: int = 0
+    """Workers that are to have it; 0: as many as the cluster is set to."""
 
     @cached_property
     def content(self) -> ContentId:

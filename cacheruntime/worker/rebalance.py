@@ -1,4 +1,4 @@
-"""Moving what is cached to where it belongs: when this worker is to leave, and when others have come.
+"""Moving what is cached to where it belongs: when this worker is to leave, and when others have come or were lost.
 
 Nothing is sent by this worker. It tells the owners what to load (`spread.py`), and they read it from here, where they
 find it by their own routing: a member that drains is asked before the under-store, and so is a former owner while the
@@ -86,25 +86,32 @@ class Rebalance:
             if not waiting.cancelled_caught:
                 continue  # it has changed again
             try:
-                await self._move(partial(self._owned_by, self._settled), now)
+                await self._move(partial(self._is_due, self._settled, now))
                 self._settled = now
             except ForebayError as error:
                 log.warning("what belongs to others now could not be moved: %s", error)
                 await trio.sleep(_SETTLING_S)
 
-    def _owned_by(self, placement: Placement, file: SourceFile, offset: int) -> bool:
-        return self._node.id in placement.owners(file.content, slice_of(offset), self._node.cluster.replicas)
+    def _is_due(self, before: Placement, now: Placement, file: SourceFile, offset: int) -> bool:
+        """Whether this worker has others load a piece that it holds, after a change of the members."""
+        copies, slice_ = self._node.source.copies(file), slice_of(offset)
+        old, new = before.owners(file.content, slice_, copies), now.owners(file.content, slice_, copies)
+        if self._node.id not in old:
+            return False
+        if self._node.id not in new:
+            return True
+        # Who was lost had a copy: the first of those that are left sees to another one.
+        is_short = any(worker not in now.weights for worker in old) and any(worker not in old for worker in new)
+        return is_short and next(worker for worker in new if worker in old) == self._node.id
 
     async def drain(self) -> None:
         """Have the others load all that is here."""
         self.left_bytes, self.lost_bytes = sum(size for size, _ in self._held()), 0
         await trio.sleep(_SEEN_S)
-        self.lost_bytes = await self._move(lambda file, offset: True, self._node.source.placement, rate_bytes_s=0)
+        self.lost_bytes = await self._move(lambda file, offset: True, rate_bytes_s=0)
 
-    async def _move(
-        self, mine: Callable[[SourceFile, int], bool], placement: Placement, rate_bytes_s: int = REBALANCE_BYTES_S
-    ) -> int:
-        """Have the owners load what was `mine` and is here."""
+    async def _move(self, is_due: Callable[[SourceFile, int], bool], rate_bytes_s: int = REBALANCE_BYTES_S) -> int:
+        """Have the owners load what is here and `is_due`; returns the bytes that found no room with them."""
         lost = 0
         limit = RateLimit(rate_bytes_s)
         index = self._core.storage.index.reader
@@ -136,7 +143,7 @@ class Rebalance:
                         continue
                     file = dataset.file(path, node.size, node.version)
                     for offset, length in cached_parts(cached) if not cached.pack else [(0, cached.size)]:
-                        if mine(file, offset) and not self._owned_by(placement, file, offset):
+                        if is_due(file, offset):
                             await pieces.acquire()
                             nursery.start_soon(one, spread, file, offset, length, pieces)
         self.left_bytes = 0

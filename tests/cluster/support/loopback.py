@@ -141,7 +141,7 @@ class Loopback:
     def client(self, **more: object) -> Node:
         """Another client node."""
         cluster = ClusterConfig(peers=self.peers, **more)  # type: ignore[arg-type]
-        node = Node(self._root / f"x{len(self.clients)}", cluster, {})
+        node = Node(self._root / f"x{len(self.clients)}", cluster, self._options)
         self.clients.append(node)
         return node.start()
 
