@@ -140,6 +140,10 @@ class ContentReader:
         """The index's record."""
         return self._index.find(content)
 
+    def has(self, content: ContentId, cached: Cached, start: int, end: int) -> bool:
+        """Whether the index, beside a record of its, calls all of [start, end) cached."""
+        return self._index.has(content, cached, start, end)
+
     def folder(self, tier: TierNumber) -> Path | None:
         """Folder of a tier."""
         if tier not in self._folders:
@@ -205,7 +209,7 @@ class ContentReader:
         last = None
         while True:
             cached = self._index.find(content)
-            if cached is None or not cached.has(start, end):
+            if cached is None or not self._index.has(content, cached, start, end):
                 return None
             key: _Key = cached.pack or content
             opened = self._opened.get(key)

@@ -7,10 +7,13 @@ Folder ``index/`` of the cache folder. The worker alone writes it (`worker/index
 was damaged at rest is no record.
 
 ``contents``: content id (16 bytes) -> checked: `_HEAD`, then for a file in a pack `_PLACE`, for a file of its own
-    `_SEAL` and, while it is partial, the block bitmap: bit ``b % 8`` of byte ``b // 8`` says that block ``b`` is in the
-    tier file. Blocks are only ever added while a record exists. A packed file is always whole.
-``sums``: content id + block number (4 bytes) -> XXH3-64 of the block (8 bytes), for files of their own: one for every
-    block that ``contents`` calls present. That of a packed file is in its record.
+    `_SEAL` and, while it is partial, `_PARTIAL` and the block bitmap: bit ``b % 8`` of byte ``b // 8`` says that all of
+    block ``b`` is in the tier file. Bytes are only ever added while a record exists. A packed file is always whole.
+``sums``: content id + block number (4 bytes), for every block of a file of its own of which something is in the tier
+    file. A block that came as a whole -> its XXH3-64 (8 bytes). A block that came in pieces (`blocks.py`) -> checked:
+    `_MASK`, in which bit ``p`` says that piece ``p`` is in the tier file, and the XXH3-64 of each of these, in order.
+    Of the latter kind some are whole by now; `_PARTIAL` counts the bytes in the others. The checksum of a packed file
+    is in its record.
 ``packs``: pack number (4 bytes) -> checked `_PACK`. Length counts every byte ever appended, live bytes and live files
     those that ``contents`` still knows.
 ``members``: dataset (8 bytes) + pack (4 bytes, 0: file of its own) + content id -> empty. One for each record of
@@ -41,7 +44,7 @@ the file. An index that was not closed in order *and* comes from another boot is
 
 import contextlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NewType
@@ -49,7 +52,17 @@ from typing import Any, NamedTuple, NewType
 import lmdb
 import xxhash
 
-from forebay.cacheruntime.config import MIB
+from forebay.cacheruntime.blocks import (
+    SUM_BYTES,
+    Span,
+    block_bytes,
+    block_count,
+    block_span,
+    blocks_of,
+    mask_bytes,
+    mask_of,
+    spans_of,
+)
 from forebay.cacheruntime.errors import CacheFormatError
 from forebay.cacheruntime.keys import ContentId, DatasetId
 
@@ -59,10 +72,7 @@ TierNumber = NewType("TierNumber", int)
 PackNumber = NewType("PackNumber", int)
 """Names a pack; minted by the index, counting up from 1, never used again."""
 
-BLOCK_BYTES = MIB
-"""Unit of presence and of checksums; part of the format."""
-
-FORMAT = b"2"
+FORMAT = b"3"
 
 TABLES = (
     "contents",
@@ -83,6 +93,10 @@ _PLACE = struct.Struct(">IQQ")
 """pack number, offset in the pack, XXH3-64."""
 _SEAL = struct.Struct(">QQ")
 """inode number, ctime in ns."""
+_PARTIAL = struct.Struct(">Q")
+"""bytes in blocks that are not whole."""
+_MASK = struct.Struct(">Q")
+"""pieces of a block."""
 _PACK = struct.Struct(">BHHQQQ8sIQQ")
 """flags, tier, share, length, live bytes, live files, dataset, session, inode number, ctime in ns."""
 _HELD = struct.Struct(">QQ")
@@ -119,7 +133,7 @@ class Cached(NamedTuple):
     """Of the first byte in the pack, or 0."""
     dataset: DatasetId
     bitmap: bytes
-    """Empty once complete."""
+    """Of whole blocks; empty once complete."""
     share: int = 0
     session: int = 0
     """Of the worker that has written or verified it last."""
@@ -128,32 +142,47 @@ class Cached(NamedTuple):
     checksum: int = 0
     """XXH3-64 of a packed file."""
     pinned: bool = False
+    partial_bytes: int = 0
+    """In blocks that are not whole; `Index.pieces` knows which."""
+
+    def has_block(self, number: int) -> bool:
+        """Whether all of a block is cached."""
+        return self.complete or bool(self.bitmap[number >> 3] & (1 << (number & 7)))
 
     def has(self, start: int, end: int) -> bool:
-        """Whether all bytes of [start, end) are cached; `end` is at most the size."""
+        """Whether [start, end) lies in blocks of which all is cached; `end` is at most the size. See `Index.has`."""
         if self.complete or start >= end:
             return True
         bitmap = self.bitmap
-        return all(
-            bitmap[block >> 3] & (1 << (block & 7))
-            for block in range(start // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1)
-        )
+        return all(bitmap[block >> 3] & (1 << (block & 7)) for block in blocks_of(start, end))
 
-    def blocks(self) -> Iterator[int]:
-        """Numbers of the blocks that are present."""
-        for block in range(block_count(self.size)):
-            if self.complete or self.bitmap[block >> 3] & (1 << (block & 7)):
-                yield block
+    def whole_blocks(self) -> int:
+        """How many blocks are cached as a whole."""
+        return block_count(self.size) if self.complete else int.from_bytes(self.bitmap, "little").bit_count()
 
     def cached_bytes(self) -> int:
         """How many bytes of the file are present."""
         if self.complete:
             return self.size
-        count = int.from_bytes(self.bitmap, "little").bit_count()
-        last = block_count(self.size) - 1
-        tail = self.size - last * BLOCK_BYTES
-        short = BLOCK_BYTES - tail if self.bitmap[last >> 3] & (1 << (last & 7)) else 0
-        return count * BLOCK_BYTES - short
+        count, last = self.whole_blocks(), block_count(self.size) - 1
+        if not count or not self.has_block(last):
+            return count * block_bytes(self.size, 0) + self.partial_bytes
+        return (count - 1) * block_bytes(self.size, 0) + block_bytes(self.size, last) + self.partial_bytes
+
+
+class Pieces(NamedTuple):
+    """What is there of a block that came in pieces."""
+
+    mask: int
+    sums: bytes
+    """Of each, in order."""
+
+
+class Extent(NamedTuple):
+    """Bytes that are cached, with what they are compared with."""
+
+    span: Span
+    sums: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,16 +209,6 @@ class Pack(NamedTuple):
     session: int
     seal: Seal
     pinned: bool
-
-
-def block_count(size: int) -> int:
-    """Blocks of a file of `size` bytes; an empty file has none."""
-    return -(-size // BLOCK_BYTES)
-
-
-def block_bytes(size: int, number: int) -> int:
-    """Bytes of a block of a file of `size` bytes."""
-    return min(BLOCK_BYTES, size - number * BLOCK_BYTES)
 
 
 def pack_key(number: PackNumber) -> bytes:
@@ -240,10 +259,14 @@ def unpack_cached(key: bytes, raw: bytes) -> Cached | None:
             TierNumber(0), size, True, PackNumber(pack), offset, name, b"", share, session, WRITING, checksum,
             bool(flags & _PINNED),
         )  # fmt: skip
+    seal, rest = Seal(*_SEAL.unpack_from(raw, _HEAD.size)), _HEAD.size + _SEAL.size
+    complete, partial, bitmap = bool(flags & _COMPLETE), 0, b""
+    if not complete:
+        (partial,) = _PARTIAL.unpack_from(raw, rest)
+        bitmap = raw[rest + _PARTIAL.size : -_CHECK_BYTES]
     return Cached(
-        TierNumber(tier), size, bool(flags & _COMPLETE), PackNumber(0), 0, name,
-        raw[_HEAD.size + _SEAL.size : -_CHECK_BYTES], share, session, Seal(*_SEAL.unpack_from(raw, _HEAD.size)), 0,
-        bool(flags & _PINNED),
+        TierNumber(tier), size, complete, PackNumber(0), 0, name, bitmap, share, session, seal, 0,
+        bool(flags & _PINNED), partial,
     )  # fmt: skip
 
 
@@ -253,7 +276,33 @@ def pack_cached(key: bytes, cached: Cached) -> bytes:
     head = _HEAD.pack(flags, cached.tier, cached.share, cached.size, bytes.fromhex(cached.dataset), cached.session)
     if cached.pack:
         return checked(key, head + _PLACE.pack(cached.pack, cached.offset, cached.checksum))
-    return checked(key, head + _SEAL.pack(*cached.seal) + cached.bitmap)
+    partial = b"" if cached.complete else _PARTIAL.pack(cached.partial_bytes)
+    return checked(key, head + _SEAL.pack(*cached.seal) + partial + cached.bitmap)
+
+
+def unpack_pieces(key: bytes, raw: bytes) -> Pieces | None:
+    """A record of `sums`, of a block that came in pieces; None: it did not, or the record is damaged."""
+    if len(raw) <= SUM_BYTES or not is_sound(key, raw):
+        return None
+    return Pieces(_MASK.unpack_from(raw)[0], raw[_MASK.size : -_CHECK_BYTES])
+
+
+def pack_pieces(key: bytes, pieces: Pieces) -> bytes:
+    """The value for a key of `sums`."""
+    return checked(key, _MASK.pack(pieces.mask) + pieces.sums)
+
+
+def join_pieces(one: Pieces, other: Pieces) -> Pieces:
+    """Both, of one block; what both have is taken from the first."""
+    found = dict(_each(other)) | dict(_each(one))
+    return Pieces(one.mask | other.mask, b"".join(found[number] for number in sorted(found)))
+
+
+def _each(pieces: Pieces) -> Iterator[tuple[int, bytes]]:
+    """Piece number and checksum."""
+    numbers = (number for number in range(pieces.mask.bit_length()) if pieces.mask >> number & 1)
+    for position, number in enumerate(numbers):
+        yield number, pieces.sums[position * SUM_BYTES : (position + 1) * SUM_BYTES]
 
 
 def unpack_pack(key: bytes, raw: bytes) -> Pack | None:
@@ -377,11 +426,79 @@ class Index:
         pack = self.pack(cached.pack)
         return pack.tier if pack else None
 
-    def checksum(self, content: ContentId, block: int) -> int | None:
-        """XXH3-64 of a block of a file of its own, or None when the block is not there."""
+    def has(self, content: ContentId, cached: Cached, start: int, end: int) -> bool:
+        """Whether all bytes of [start, end) of a file are cached.
+
+        Args:
+            content: the file.
+            cached: its record.
+            start, end: in bytes; `end` is at most the size.
+        """
+        if cached.has(start, end):
+            return True
+        if not cached.partial_bytes:
+            return False
+        return not any(
+            self.missing(content, cached, number, mask_of(number, start, end)) for number in blocks_of(start, end)
+        )
+
+    def missing(self, content: ContentId, cached: Cached, number: int, mask: int) -> int:
+        """Those of some pieces of a block that are not cached, as a mask."""
+        if cached.has_block(number):
+            return 0
+        pieces = self.pieces(content, number) if cached.partial_bytes else None
+        return mask & ~pieces.mask if pieces is not None else mask
+
+    def pieces(self, content: ContentId, number: int) -> Pieces | None:
+        """Of a block that came in pieces; None for others, and when the record is damaged."""
+        try:
+            raw = self._sums(content, number)
+        except lmdb.Error:
+            return None
+        return unpack_pieces(sum_key(content, number), raw)
+
+    def _sums(self, content: ContentId, number: int) -> bytes:
         with self._env.begin() as txn:
-            raw = txn.get(sum_key(content, block), db=self._tables["sums"])
-        return int.from_bytes(raw, "big") if raw else None
+            return bytes(txn.get(sum_key(content, number), db=self._tables["sums"]) or b"")
+
+    def are_pieces_damaged(self, content: ContentId, number: int) -> bool:
+        """Whether there is a record of a block's pieces that is not sound."""
+        raw = self._sums(content, number)
+        return len(raw) > SUM_BYTES and not is_sound(sum_key(content, number), raw)
+
+    def extents(self, content: ContentId, cached: Cached, numbers: Iterable[int] | None = None) -> Iterator[Extent]:
+        """What is cached of a file of its own, in order.
+
+        Args:
+            content: the file.
+            cached: its record.
+            numbers: only of these blocks; None for all.
+
+        Yields:
+            Each span with its checksum, or with those of its pieces, for `blocks.is_what_was_written`; with none where
+            the record is not what it should be.
+        """
+        for number in range(block_count(cached.size)) if numbers is None else numbers:
+            is_whole = cached.has_block(number)
+            if not is_whole and not cached.partial_bytes:
+                continue
+            raw = self._sums(content, number)
+            if len(raw) == SUM_BYTES and is_whole:
+                yield Extent(block_span(cached.size, number), raw)
+                continue
+            if not raw and not is_whole:
+                continue
+            pieces = unpack_pieces(sum_key(content, number), raw)
+            if pieces is None or (
+                is_whole and mask_bytes(cached.size, number, pieces.mask) != block_bytes(cached.size, number)
+            ):
+                yield Extent(block_span(cached.size, number), b"")
+                continue
+            at = 0
+            for span in spans_of(cached.size, number, pieces.mask):
+                count = span.mask.bit_count() * SUM_BYTES
+                yield Extent(span, pieces.sums[at : at + count])
+                at += count
 
     def tiers(self) -> dict[TierNumber, tuple[bytes, Path]]:
         """Tier number -> uuid and folder."""

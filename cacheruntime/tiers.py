@@ -8,7 +8,8 @@ Storage format of a tier folder
 ``packs/NNNNNNNN``: one pack, named by its number in hex.
 ``trash/``: what is being removed in the background; never read.
 
-Files are only ever grown by whole blocks or appended to, and removed by unlink: a descriptor that is open stays good.
+Files are only ever filled where nothing was, or appended to, and removed by unlink: a descriptor that is open stays
+good.
 """
 
 import errno

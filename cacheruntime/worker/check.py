@@ -15,13 +15,13 @@ from typing import TypeVar
 
 import trio
 
+from forebay.cacheruntime.blocks import block_count
 from forebay.cacheruntime.index import (
     Cached,
     Index,
     Pack,
     PackNumber,
     Seal,
-    block_count,
     doomed_key,
     holding_key,
     member_key,
@@ -140,8 +140,17 @@ class Check:
             return None, 0, None
         if len(cached.bitmap) != (0 if cached.complete else -(-block_count(cached.size) // 8)):
             return ("record", "its bitmap has another length than its size says"), 0, None
-        if any(index.checksum(content, block) is None for block in cached.blocks()):
-            return ("sums", "a block has no checksum"), 0, None
+        present = 0
+        for span, sums in index.extents(content, cached):
+            present += span.size
+            if not sums:
+                return ("sums", "a block has no checksum, or a damaged one"), 0, None
+        if present != cached.cached_bytes():
+            return (
+                ("sums", f"{present} bytes have a checksum, and its record speaks of {cached.cached_bytes()}"),
+                0,
+                None,
+            )
         path = self._storage.path_of(content, cached)
         if path is None:
             return ("tier", f"its tier {cached.tier} is not part of the cache"), 0, None
@@ -150,7 +159,7 @@ class Check:
             return trouble, 0, None
         if not self._deep and not self._storage.is_doubtful(content, cached):
             return None, 0, None
-        verdict = verify_file(path, cached, lambda block: index.checksum(content, block), self._pace, direct=self._deep)
+        verdict = verify_file(path, cached.size, index.extents(content, cached), self._pace, direct=self._deep)
         if verdict.bad:
             reason = f" ({verdict.error.strerror})" if verdict.error is not None else ""
             return ("data", f"{len(verdict.bad)} blocks are not what was written{reason}"), cached.cached_bytes(), None

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import lmdb
 
+from forebay.cacheruntime.blocks import SUM_BYTES, Span, block_bytes, block_count, mask_bytes
 from forebay.cacheruntime.errors import CacheFormatError
 from forebay.cacheruntime.index import (
     FORMAT,
@@ -19,22 +20,24 @@ from forebay.cacheruntime.index import (
     Index,
     Pack,
     PackNumber,
+    Pieces,
     Seal,
     TierNumber,
-    block_bytes,
-    block_count,
     doomed_key,
     holding_key,
+    join_pieces,
     member_key,
     pack_cached,
     pack_held,
     pack_key,
     pack_pack,
+    pack_pieces,
     path_key,
     sum_key,
     unpack_cached,
     unpack_held,
     unpack_pack,
+    unpack_pieces,
 )
 from forebay.cacheruntime.keys import ContentId, DatasetId
 
@@ -238,12 +241,12 @@ class IndexWriter:
             self._delete(txn, "doomed", doomed_key(tier, content))
         return cached
 
-    def add_blocks(self, content: ContentId, checksums: Mapping[int, int], seal: Seal | None = None) -> Cached | None:
-        """Record that blocks' bytes are in the tier file.
+    def add_spans(self, content: ContentId, sums: Mapping[Span, bytes], seal: Seal | None = None) -> Cached | None:
+        """Record that bytes are in the tier file.
 
         Args:
             content: whose.
-            checksums: block -> XXH3-64 of its bytes; blocks that are there already are passed over.
+            sums: span -> XXH3-64 of a whole block, or of each piece; what is there already is passed over.
             seal: of the file, taken when it is complete.
 
         Returns:
@@ -254,24 +257,43 @@ class IndexWriter:
             if cached is None or cached.complete:
                 return cached
             bitmap = bytearray(cached.bitmap)
-            count = block_count(cached.size)
-            added = 0
-            for block, checksum in checksums.items():
-                byte, bit = block >> 3, 1 << (block & 7)
+            partial = cached.partial_bytes
+            for span, values in sums.items():
+                number = span.block
+                byte, bit = number >> 3, 1 << (number & 7)
                 if bitmap[byte] & bit:
                     continue
-                bitmap[byte] |= bit
-                added += block_bytes(cached.size, block)
-                self._put(txn, "sums", sum_key(content, block), checksum.to_bytes(8, "big"))
-            complete = int.from_bytes(bitmap, "little").bit_count() == count
+                before, after = self._add_span(txn, content, cached.size, span, values, look=bool(partial))
+                partial += after - before
+                if after == block_bytes(cached.size, number):
+                    bitmap[byte] |= bit
+                    partial -= after
+            complete = int.from_bytes(bitmap, "little").bit_count() == block_count(cached.size)
             new = cached._replace(
                 complete=complete,
                 bitmap=b"" if complete else bytes(bitmap),
+                partial_bytes=0 if complete else max(0, partial),
                 seal=seal if complete and seal else cached.seal,
             )
             self._put(txn, "contents", content, pack_cached(content, new))
+            added = new.cached_bytes() - cached.cached_bytes()
             self._hold(txn, cached.dataset, cached.share, cached.tier, added, 0)
             return new
+
+    def _add_span(
+        self, txn: Any, content: ContentId, size: int, span: Span, values: bytes, *, look: bool
+    ) -> tuple[int, int]:
+        """Bytes of the span's block that were there, and that are now; `look`: some may be."""
+        key, number = sum_key(content, span.block), span.block
+        raw = txn.get(key, db=self._tables["sums"]) if look else None
+        known = (unpack_pieces(key, raw) if raw else None) or Pieces(0, b"")
+        before = mask_bytes(size, number, known.mask)
+        if len(values) == SUM_BYTES and span.is_block(size):
+            self._put(txn, "sums", key, values)
+            return before, span.size
+        pieces = join_pieces(known, Pieces(span.mask, values))
+        self._put(txn, "sums", key, pack_pieces(key, pieces))
+        return before, mask_bytes(size, number, pieces.mask)
 
     def seal_file(self, content: ContentId, seal: Seal) -> None:
         """Nobody writes to a file any more (`WRITING`: the worker begins to), or its checksums were compared."""
@@ -471,8 +493,7 @@ class IndexWriter:
             if raw is None or unpack_cached(content, raw) is not None:
                 return False
             self._delete(txn, "contents", content)
-            for key in [key for key, _ in self._from(txn, "sums", content) if len(key) == len(content) + 4]:
-                self._delete(txn, "sums", key)
+            self._delete_sums(txn, content)
             return True
 
     def forget_damaged_pack(self, number: PackNumber) -> list[ContentId]:
@@ -598,8 +619,7 @@ class IndexWriter:
         self._delete(txn, "contents", content)
         self._delete(txn, "members", member_key(cached.dataset, cached.pack, content))
         if not cached.pack:
-            for block in cached.blocks():
-                self._delete(txn, "sums", sum_key(content, block))
+            self._delete_sums(txn, content)
             tier = cached.tier
         elif tier is None:
             pack = self._pack(txn, cached.pack)
@@ -611,6 +631,10 @@ class IndexWriter:
         if tier is not None:
             self._hold(txn, cached.dataset, cached.share, tier, -cached.cached_bytes(), -1)
         return cached
+
+    def _delete_sums(self, txn: Any, content: ContentId) -> None:
+        for key in [key for key, _ in self._from(txn, "sums", content) if len(key) == len(content) + 4]:
+            self._delete(txn, "sums", key)
 
     def _hold(self, txn: Any, dataset: DatasetId, share: int, tier: TierNumber, by_bytes: int, by_files: int) -> None:
         key = holding_key(dataset, share, tier)

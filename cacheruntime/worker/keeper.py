@@ -201,7 +201,7 @@ class Keeper:
         found = path
         verdict = await trio.to_thread.run_sync(
             lambda: verify_file(
-                found, cached, lambda block: index.checksum(content, block), self._scrub_pace, direct=True
+                found, cached.size, index.extents(content, cached), self._scrub_pace, direct=True
             ),
             limiter=self._scrub_thread, abandon_on_cancel=True,
         )  # fmt: skip

@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HEADER_S = 2.0
-"""A worker says COMING at once: one that says nothing for so long is stopped, cut off or overrun."""
-
 FETCH_S = 45.0
 """For an owner who fetches; his store's own deadline is shorter."""
 
@@ -335,7 +332,7 @@ class PeerSource:
         waiting: list[_UnderWay] = []
         with self._lock:
             self._hedger.begin()
-            delay_s, limit_s = self._hedger.delay_s, max(self._hedger.limit_s, HEADER_S)
+            delay_s, limit_s = self._hedger.delay_s, self._hedger.limit_s
         trouble: PeerBroken = PeerBroken("there is nobody to ask")
         hedged = False
         try:

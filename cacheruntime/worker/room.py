@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from forebay.cacheruntime.blocks import BLOCK_BYTES
 from forebay.cacheruntime.config import MIB
-from forebay.cacheruntime.index import BLOCK_BYTES, PackNumber
+from forebay.cacheruntime.index import PackNumber
 from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.touch import slot_of
 from forebay.cacheruntime.worker.space import Item, Space

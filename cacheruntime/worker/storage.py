@@ -15,8 +15,9 @@ from pathlib import Path
 
 import xxhash
 
+from forebay.cacheruntime.blocks import SUM_BYTES, Span
 from forebay.cacheruntime.config import CacheConfig, Medium
-from forebay.cacheruntime.index import WRITING, Cached, Pack, PackNumber, Seal, TierNumber, block_bytes
+from forebay.cacheruntime.index import WRITING, Cached, Pack, PackNumber, Seal, TierNumber
 from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.tiers import cached_path, file_path, is_folder, open_folder, pack_path
 from forebay.cacheruntime.touch import TouchMap
@@ -47,7 +48,7 @@ class Damage:
     """What proved to be wrong since the start, by kind."""
 
     blocks: int = 0
-    """Checksums that did not match, unreadable blocks included."""
+    """Checksums that did not match, unreadable bytes included."""
     files: int = 0
     """Dropped for it, removed from outside included."""
     records: int = 0
@@ -289,7 +290,7 @@ class Storage:
     def open_block(self, content: ContentId, start: int, size: int) -> int | None:
         """A descriptor of a file of its own that has [start, start + size), for the caller to close; None on a miss."""
         cached = self.index.reader.find(content)
-        if cached is None or cached.pack or not cached.has(start, start + size):
+        if cached is None or cached.pack or not self.index.reader.has(content, cached, start, start + size):
             return None
         try:
             return os.open(file_path(self.tier(cached.tier).config.path, content), os.O_RDONLY | os.O_CLOEXEC)
@@ -352,7 +353,7 @@ class Storage:
         return True
 
     def reserve(self, content: ContentId, cached: Cached, sizes: list[int]) -> int:
-        """Take room in a file's tier for as many blocks of these sizes, from the first, as there is room for."""
+        """Take room in a file's tier for as many spans of these sizes, from the first, as there is room for."""
         tier, space = self.tier(cached.tier), self.space(cached.dataset)
         self.rooms.make(sum(sizes), space, cached.share, content, [tier])
         quota = space.room_bytes(cached.share)
@@ -386,11 +387,12 @@ class Storage:
         """
         return os.open(file_path(self.tier(cached.tier).config.path, content), os.O_RDWR | os.O_CLOEXEC)
 
-    def commit_blocks(self, content: ContentId, cached: Cached, inode: int, checksums: Mapping[int, int]) -> bool:
-        """Record blocks (block -> checksum) that were written to the tier file with that inode number.
+    def commit_spans(self, content: ContentId, cached: Cached, inode: int, sums: Mapping[Span, bytes]) -> bool:
+        """Record bytes, with their checksums (`IndexWriter.add_spans`), that were written to the tier file with that
+        inode number.
 
         False, with nothing recorded, when that file is no longer the one that the index means: it was dropped, removed
-        from outside and made anew, or changed by somebody else; the blocks' bytes went away with it. Or the index takes
+        from outside and made anew, or changed by somebody else; the bytes went away with it. Or the index takes
         nothing. What was reserved for them is the caller's to give back.
         """
         try:
@@ -400,7 +402,7 @@ class Storage:
         if now.inode != inode:
             return False
         try:
-            known = self.index.add_blocks(content, checksums, now)
+            known = self.index.add_spans(content, sums, now)
         except IndexUnwritable as error:
             self.index_failed(error)
             return False
@@ -410,11 +412,11 @@ class Storage:
             left = self.writes.seal(content)
             self.writes.end(content)
             if left != now:
-                self._drop_damaged(content, known)  # gives back these blocks too, and so will the caller
-                again = sum(block_bytes(known.size, number) for number in checksums)
+                self._drop_damaged(content, known)  # gives back these bytes too, and so will the caller
+                again = sum(span.size for span in sums)
                 self._take(self.tier(known.tier), self.space(known.dataset), known.share, again)
                 return False
-        self._reserved -= sum(block_bytes(known.size, number) for number in checksums)
+        self._reserved -= sum(span.size for span in sums)
         return True
 
     def keep_small(self, target: Target, data: bytes, checksum: int) -> bool:
@@ -512,7 +514,8 @@ class Storage:
             self.drop_file(target.content)
             self.write_failed(self.tier(cached.tier), error)
             return False
-        if not self.commit_blocks(target.content, cached, inode, {0: checksum}):
+        sums = checksum.to_bytes(SUM_BYTES, "big")
+        if not self.commit_spans(target.content, cached, inode, {Span(0, len(data)): sums}):
             self.give_back(cached, len(data))
             self.drop_file(target.content)
             return False

@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from check import check_storage
 from fake_store import FakeStore
 from hypothesis import HealthCheck, settings
 
+from forebay.cacheruntime.blocks import Span, block_span
 from forebay.cacheruntime.config import CacheConfig, FillConfig, Medium, TierConfig
 from forebay.cacheruntime.keys import ContentId, DatasetId, dataset_id
 from forebay.cacheruntime.tiers import file_path
@@ -40,6 +41,11 @@ settings.register_profile("soak", deadline=None, max_examples=500, suppress_heal
 def bytes_of(size: int, seed: int = 0) -> bytes:
     """Bytes that repeat nowhere, so that a block in the wrong place shows."""
     return random.Random(seed * 1_000_003 + size).randbytes(size)
+
+
+def whole_blocks(size: int, checksums: Mapping[int, int]) -> dict[Span, bytes]:
+    """Blocks of a file of `size` bytes with their checksums, as `IndexWriter.add_spans` takes them."""
+    return {block_span(size, number): value.to_bytes(8, "big") for number, value in checksums.items()}
 
 
 class Box:
@@ -116,7 +122,7 @@ class Box:
     def read(self, file: SourceFile, start: int, end: int) -> bytes | None:
         """What a reader gets from the cache without the worker, or None for a miss."""
         cached = self.storage.index.reader.find(file.content)
-        if cached is None or not cached.has(start, end):
+        if cached is None or not self.storage.index.reader.has(file.content, cached, start, end):
             return None
         path = self.storage.path_of(file.content, cached)
         assert path is not None

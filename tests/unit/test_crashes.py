@@ -16,6 +16,7 @@ from cache_box import Box, bytes_of
 from check import check_storage
 
 from forebay.cacheruntime import mounts
+from forebay.cacheruntime.blocks import PIECE_BYTES
 from forebay.cacheruntime.catalogue import Catalogue
 from forebay.cacheruntime.catalogue_changes import changes_path, read_changes
 from forebay.cacheruntime.config import MIB
@@ -60,6 +61,15 @@ def fill(box: Box, files: list[SourceFile]) -> None:
 
 def go_on_with_a_partial_file(box: Box, files: list[SourceFile]) -> None:
     _fill(box, files[1])
+
+
+def pieces_of_a_file(box: Box, files: list[SourceFile]) -> None:
+    async def test(filler: Filler) -> None:
+        for offset in (MIB + 600_000, 100, 700_000, MIB + 200_000):
+            await filler.fill(files[2], offset, 150_000, 0)
+        await filler.fill(files[2], 0, files[2].size, 0)
+
+    box.run(test, checked=False)
 
 
 def append_to_a_pack(box: Box, files: list[SourceFile]) -> None:
@@ -108,8 +118,8 @@ def stop_in_order(box: Box, files: list[SourceFile]) -> None:
 
 
 OPERATIONS = [
-    fill, go_on_with_a_partial_file, append_to_a_pack, small_file_alone, move_a_file, move_a_pack, evict, evict_a_pack,
-    evict_by_command, pin, checkpoint, stop_in_order,
+    fill, go_on_with_a_partial_file, pieces_of_a_file, append_to_a_pack, small_file_alone, move_a_file, move_a_pack,
+    evict, evict_a_pack, evict_by_command, pin, checkpoint, stop_in_order,
 ]  # fmt: skip
 
 
@@ -213,8 +223,8 @@ def _look(root: Path, boot: str) -> None:
 
 
 def _right_or_absent(box: Box, reader: ContentReader, file: SourceFile) -> None:
-    for start in range(0, file.size, MIB):
-        end = min(start + MIB, file.size)
+    for start in range(0, file.size, PIECE_BYTES):
+        end = min(start + PIECE_BYTES, file.size)
         place = reader.find(file.content, start, end)
         if place is not None:
             read = os.pread(place.descriptor, end - start, place.base + start)

@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from cache_box import whole_blocks
 from check import check_index
 
+from forebay.cacheruntime.blocks import Span, block_count, block_span
 from forebay.cacheruntime.config import MIB
 from forebay.cacheruntime.errors import CacheFormatError
-from forebay.cacheruntime.index import Cached, Index, PackNumber, Seal, TierNumber, block_count
+from forebay.cacheruntime.index import Cached, Index, PackNumber, Seal, TierNumber
 from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.worker.index_writer import Appended, IndexWriter
 
@@ -38,6 +40,12 @@ def _tier(index: IndexWriter, number: int = 1) -> TierNumber:
     return index.adopt_tier(bytes([number]) * 16, Path(f"/tier{number}"))
 
 
+def sums_in(index: IndexWriter) -> dict[Span, int]:
+    cached = index.reader.find(A)
+    assert cached is not None
+    return {span: int.from_bytes(sums, "big") for span, sums in index.reader.extents(A, cached)}
+
+
 def test_block_count() -> None:
     assert [block_count(size) for size in (0, 1, MIB, MIB + 1)] == [0, 1, 1, 2]
 
@@ -51,7 +59,7 @@ def test_blocks_one_by_one(index: IndexWriter, size: int) -> None:
         assert cached is not None
         assert not cached.complete
         assert not cached.has(0, size)
-        cached = index.add_blocks(A, {block: block + 100})
+        cached = index.add_spans(A, whole_blocks(size, {block: block + 100}))
         check_index(index, on_disk=False)
         start, end = block * MIB, min(block * MIB + MIB, size)
         assert cached is not None
@@ -63,16 +71,16 @@ def test_blocks_one_by_one(index: IndexWriter, size: int) -> None:
     assert cached is not None
     assert cached.complete
     assert cached.cached_bytes() == size
-    assert [index.reader.checksum(A, block) for block in (*blocks, len(blocks))] == [b + 100 for b in blocks] + [None]
+    assert sums_in(index) == {block_span(size, block): block + 100 for block in blocks}
 
 
 def test_a_block_that_is_there_is_not_counted_again(index: IndexWriter) -> None:
     index.start_file(A, 3 * MIB, _tier(index), ONE)
     for _ in range(2):
-        index.add_blocks(A, {1: 7})
-    assert index.reader.checksum(A, 1) == 7
+        index.add_spans(A, whole_blocks(3 * MIB, {1: 7}))
+    assert sums_in(index) == {block_span(3 * MIB, 1): 7}
     assert index.reader.holdings()[0].bytes == MIB
-    assert index.add_blocks(B, {0: 7}) is None
+    assert index.add_spans(B, whole_blocks(MIB, {0: 7})) is None
 
 
 def test_empty_file(index: IndexWriter) -> None:
@@ -86,14 +94,15 @@ def test_empty_file(index: IndexWriter) -> None:
 def test_drop_forgets_all(index: IndexWriter) -> None:
     tier = _tier(index)
     index.start_file(A, 2 * MIB, tier, ONE)
-    index.add_blocks(A, {1: 5})
+    index.add_spans(A, whole_blocks(2 * MIB, {1: 5}))
     dropped = index.drop_file(A)
     assert dropped is not None
     assert dropped.cached_bytes() == MIB
     assert index.drop_file(A) is None
     assert index.reader.holdings() == []
     assert list(index.reader.members(ONE)) == []
-    assert index.reader.checksum(A, 1) is None
+    with index.reader.raw() as txn:
+        assert txn.stat(index.reader.table("sums"))["entries"] == 0
 
 
 def test_packs(index: IndexWriter) -> None:
@@ -117,7 +126,7 @@ def test_packs(index: IndexWriter) -> None:
 def test_drop_tier(index: IndexWriter) -> None:
     one, two = _tier(index, 1), _tier(index, 2)
     index.start_file(A, 5, one, ONE)
-    index.add_blocks(A, {0: 5})
+    index.add_spans(A, whole_blocks(5, {0: 5}))
     index.new_pack(one, TWO)
     index.add_packed(index.reader.packs()[0].number, [Appended(B, 5, 0, 5)])
     other = ContentId(b"c" * 16)
@@ -150,7 +159,7 @@ def test_regression_tier_numbers_are_never_used_again(
 def _some(index: IndexWriter) -> Cached | None:
     index.start_file(A, 2 * MIB, _tier(index), ONE)
     index.new_pack(TierNumber(1), ONE)
-    return index.add_blocks(A, {0: 9})
+    return index.add_spans(A, whole_blocks(2 * MIB, {0: 9}))
 
 
 def test_sessions(open_index: Callable[..., IndexWriter]) -> None:
@@ -178,7 +187,7 @@ def test_distrust(tmp_path: Path) -> None:
 def test_move(index: IndexWriter) -> None:
     one, two = _tier(index, 1), _tier(index, 2)
     index.start_file(A, 2 * MIB, one, ONE)
-    index.add_blocks(A, {0: 9})
+    index.add_spans(A, whole_blocks(2 * MIB, {0: 9}))
     number = index.new_pack(one, ONE)
     index.add_packed(number, [Appended(B, 7, 0, 1)])
     index.doom(two, A)
@@ -298,7 +307,7 @@ def test_other_format(index: IndexWriter, open_index: Callable[..., IndexWriter]
     with index._env.begin(write=True) as txn:
         txn.put(b"format", b"0", db=index._tables["meta"])
     index.close()
-    with pytest.raises(CacheFormatError, match=r"is of format 0, this version writes 2"):
+    with pytest.raises(CacheFormatError, match=r"is of format 0, this version writes 3"):
         open_index()
     (tmp_path / "index" / "data.mdb").unlink()
     open_index()
@@ -308,7 +317,7 @@ def test_regression_a_record_over_a_record(index: IndexWriter) -> None:
     """Reachable when `small_file_bytes` is raised between two runs: a partial file of its own then comes as packed."""
     tier = _tier(index)
     index.start_file(A, 2 * MIB, tier, ONE)
-    index.add_blocks(A, {0: 1})
+    index.add_spans(A, whole_blocks(2 * MIB, {0: 1}))
     number = index.new_pack(tier, ONE)
     try:
         index.add_packed(number, [Appended(A, 2 * MIB, 0, 2)])

@@ -8,7 +8,7 @@ from typing import Any
 import lmdb
 import pytest
 import trio
-from cache_box import Box, bytes_of
+from cache_box import Box, bytes_of, whole_blocks
 from check import check_storage
 from test_integrity import check, data_of, fill, flip
 
@@ -47,7 +47,8 @@ def one_block(box: Box, file: SourceFile, block: int) -> None:
     data = data_of(box, file)[block * MIB :][:MIB]
     descriptor = storage.open_file(file.content, cached)
     storage.writes.write(file.content, descriptor, [memoryview(data)], block * MIB)
-    assert storage.commit_blocks(file.content, cached, os.fstat(descriptor).st_ino, {block: checksum_of(data)})
+    sums = whole_blocks(file.size, {block: checksum_of(data)})
+    assert storage.commit_spans(file.content, cached, os.fstat(descriptor).st_ino, sums)
     os.close(descriptor)
 
 
@@ -184,7 +185,8 @@ def test_a_file_changed_before_its_last_block_is_recorded_is_given_back_once(mak
     data = data_of(box, file)[MIB:]
     storage.writes.write(file.content, descriptor, [memoryview(data)], MIB)
     box.tier_file(file.content).chmod(0o640)
-    assert not storage.commit_blocks(file.content, cached, os.fstat(descriptor).st_ino, {1: checksum_of(data)})
+    sums = whole_blocks(file.size, {1: checksum_of(data)})
+    assert not storage.commit_spans(file.content, cached, os.fstat(descriptor).st_ino, sums)
     os.close(descriptor)
     storage.give_back(cached, MIB)  # as `Filler` does with what is left of a part
     storage.tidy()
