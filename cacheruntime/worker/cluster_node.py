@@ -197,10 +197,17 @@ class ClusterNode:
         return data
 
     async def _follow(self) -> None:
+        shown = None
         while True:
             changed = self.membership.changed
             self.source.see()
+            if self.cluster.is_member and self.source.placement.members != shown:
+                shown = self.source.placement.members
+                self._core.storage.rooms.replicas.follow(self._owns)
             await changed.wait()
+
+    def _owns(self, content: ContentId, slice_: int, copies: int) -> bool:
+        return self.id in self.source.placement.owners(content, slice_, copies or self.cluster.replicas)
 
     async def stop(self) -> None:
         """No more for others. What they have under way gets a moment."""

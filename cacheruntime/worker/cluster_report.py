@@ -48,6 +48,7 @@ async def report(
         for size, files in core.storage.held_of(held).values():
             shown.bytes += size
             shown.files += files
+        shown.replica_bytes = core.storage.rooms.replicas.bytes_of(held)
     if request.dataset_id and request.path:
         for shown in reply.datasets:
             shown.path_bytes, shown.path_files = await _below(core, node, request.dataset_id, request.path)

@@ -166,6 +166,10 @@ class PeerSource:
         """Whether this worker is one of the owners of a file, or of the slice at `offset`."""
         return self._membership.view.me in self.owners(file, offset)
 
+    def is_replica(self, file: SourceFile, offset: int) -> bool:
+        """See `fetch.Peers`."""
+        return self._membership.view.me is not None and not self.owns(file, offset)
+
     def order(self, file: SourceFile, offset: int) -> list[WorkerId]:
         """The workers that a slice belongs to, in order, without those that are set aside; this one may be among
         them."""

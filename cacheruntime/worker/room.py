@@ -1,8 +1,10 @@
 """Who gets room, and who has to go for it: policies, pins, quotas and watermarks over all datasets of a cache.
 
-The order in which room is made: what nobody uses, of the dataset that was used longest ago; then, where its policy
-replaces files, of the dataset that wants it; then of others in use whose policies do. What is pinned, or is being
-written, stays. Nothing waits here: dropping is an unlink.
+The order in which room is made: replicas (`replicas.py`) of any dataset, those that were read longest ago first; then
+what nobody uses, of the dataset that was used longest ago; then, where its policy replaces files, of the dataset that
+wants it; then of others in use whose policies do. What is pinned, or is being written, stays. A replica that comes gets
+room in that order too, but of replicas only, and none for its own sake: those of a dataset in use whose policy keeps
+what is in stay, for readers in random order gain nothing by an exchange. Nothing waits here: dropping is an unlink.
 """
 
 import time
@@ -12,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from forebay.cacheruntime.blocks import BLOCK_BYTES
 from forebay.cacheruntime.config import MIB
-from forebay.cacheruntime.index import PackNumber
+from forebay.cacheruntime.index import PackNumber, TierNumber
 from forebay.cacheruntime.keys import ContentId
-from forebay.cacheruntime.touch import slot_of
-from forebay.cacheruntime.worker.space import Item, Space
+from forebay.cacheruntime.worker.replicas import Replicas
+from forebay.cacheruntime.worker.space import Item, Space, slot_of_item
 from forebay.cacheruntime.worker.tier import Tier, in_order
 
 if TYPE_CHECKING:
@@ -50,20 +52,23 @@ class Rooms:
         self._looked_at = -_LOOK_S
         self._departed_at = -_DEPARTED_S
         self._reads_at = -_READS_S
+        self.replicas = Replicas(storage)
         self.note_reads: Callable[[Callable[[ContentId], bool]], None] = lambda take: None
         """Tells policies what was read of posted orders, see `Orders.note_reads`; set by the core."""
 
     # What policies are told
 
     def inserted(self, space: Space, item: Item, size: int) -> None:
+        self.replicas.inserted(item, size)
         if space.is_loaded:
-            space.items[_slot(item)] = item
+            space.items[slot_of_item(item)] = item
             space.policy.inserted(item, size)
 
     def removed(self, space: Space, item: Item) -> None:
+        self.replicas.removed(item)
         if space.is_loaded:
-            if space.items.get(_slot(item)) == item:
-                del space.items[_slot(item)]
+            if space.items.get(slot_of_item(item)) == item:
+                del space.items[slot_of_item(item)]
             space.touched.discard(item)
             space.policy.removed(item)
 
@@ -81,6 +86,7 @@ class Rooms:
 
     def load_more(self) -> None:
         """To be called now and then: goes on with datasets of very many files, a piece at a time."""
+        self.replicas.load_more()
         for space in self._storage.spaces:
             if space.to_load is not None:
                 self._load_more(space, _LOADED_AT_ONCE // 4)
@@ -99,6 +105,9 @@ class Rooms:
     def note_touches(self, space: Space) -> None:
         """Tell policies what was read since the last look."""
         self.load(space)
+        self._look()
+
+    def _look(self) -> None:
         now = self._clock()
         if now - self._reads_at >= _READS_S:
             self._reads_at = now
@@ -108,6 +117,8 @@ class Rooms:
         self._looked_at = now
         loaded = [space for space in self._storage.spaces if space.is_loaded]
         for slot in self._storage.touch.touched():
+            if self.replicas.touched(slot):
+                self._storage.touch.take(slot)
             for known in loaded:
                 item = known.items.get(slot)
                 if item is not None:
@@ -117,9 +128,10 @@ class Rooms:
 
     def take_touch(self, content: ContentId) -> bool:
         """Whether a file of its own was read since the last look; policies are told."""
-        slot = _slot(content)
+        slot = slot_of_item(content)
         if not self._storage.touch.take(slot):
             return False
+        self.replicas.touched(slot)
         for space in self._storage.spaces:
             if space.is_loaded and (item := space.items.get(slot)) is not None:
                 space.policy.accessed(item)
@@ -145,7 +157,8 @@ class Rooms:
             for tier in tiers:
                 if tier.room_bytes() >= target.size:
                     return tier
-        self.make(wanted, space, share, target.content, tiers)
+        replica = target.replica and not space.is_pinned(target.path)
+        self.make(wanted, space, share, target.content, tiers, replica=replica)
         quota = space.room_bytes(share)
         if quota is not None and quota < least:
             return None
@@ -153,8 +166,18 @@ class Rooms:
         best = best or max(tiers, key=Tier.room_bytes, default=None)
         return best if best is not None and best.room_bytes() >= least else None
 
-    def make(self, need: int, space: Space, share: int, coming: ContentId, tiers: list[Tier]) -> None:
-        """Drop what may go until a dataset's quota, and one of the tiers, has room for `need` bytes."""
+    def make(
+        self, need: int, space: Space, share: int, coming: ContentId, tiers: list[Tier], *, replica: bool = False
+    ) -> None:
+        """Drop what may go until a dataset's quota, and one of the tiers, has room for `need` bytes.
+
+        Args:
+            need: bytes.
+            space, share: whose they are.
+            coming: the file; never dropped itself.
+            tiers: that may take it.
+            replica: only replicas may go for it.
+        """
         storage = self._storage
         now = self._clock()
         if now - self._departed_at >= _DEPARTED_S:
@@ -164,13 +187,7 @@ class Rooms:
             return  # to drop something would bring nothing
         quota = space.room_bytes(share)
         if quota is not None and quota < need:
-            if not self._gives(space, coming, need - quota):
-                return
-            of_share = share if space.quotas.get(share) else None
-            coming_free = storage.departed.pending_of(space)
-            pending = coming_free.get(share, 0) if of_share is not None else sum(coming_free.values())
-            if need - quota > pending:
-                self._drop(self._choose(space, need - quota - pending, None, coming, of_share))
+            self._make_in_quota(need, space, share, coming, replica)
             quota = space.room_bytes(share)
             if quota is not None and quota < need:
                 return
@@ -178,8 +195,10 @@ class Rooms:
         if not missing or min(missing.values()) <= 0:
             return
         usable = [tier for tier in tiers if tier.number in missing]
+        if not replica and self._drop_replicas(usable, missing, coming):
+            return
         for tier in usable:
-            chosen = self._choose_idle(tier, missing[tier.number])
+            chosen = self._choose_idle(tier, missing[tier.number], replica)
             if chosen is not None:
                 self._drop(chosen)
                 return
@@ -188,10 +207,38 @@ class Rooms:
         for giver in [space, *others]:
             if self._gives(giver, coming if giver is space else None, min(missing.values())):
                 for tier in usable:
-                    chosen = self._choose(giver, missing[tier.number], tier, coming)
+                    chosen = self._choose(giver, missing[tier.number], tier, coming, replica=replica)
                     if chosen:
                         self._drop(chosen)
                         return
+
+    def _make_in_quota(self, need: int, space: Space, share: int, coming: ContentId, replica: bool) -> None:
+        counts = space.counts(share)
+        of_share = counts if space.quotas.get(counts) else None
+
+        def missing() -> int:
+            coming_free = self._storage.departed.pending_of(space)
+            pending = sum(size for one, size in coming_free.items() if of_share in (None, space.counts(one)))
+            return need - (space.room_bytes(share) or 0) - pending
+
+        if not replica and missing() > 0 and self.replicas.is_following:
+            self._look()
+            self._drop(self.replicas.choose(missing(), None, coming, space, of_share)[0])
+        if missing() > 0 and self._gives(space, coming, missing()):
+            self._drop(self._choose(space, missing(), None, coming, of_share, replica=replica))
+
+    def _drop_replicas(self, usable: list[Tier], missing: dict[TierNumber, int], coming: ContentId) -> bool:
+        """Replicas go; whether they suffice in one of the tiers. `missing` tells then what is missing beyond them."""
+        if not self.replicas.is_following:
+            return False
+        self._look()
+        found = [(tier, *self.replicas.choose(missing[tier.number], tier.number, coming)) for tier in usable]
+        tier, chosen, freed = next(
+            (one for one in found if one[2] >= missing[one[0].number]), max(found, key=lambda one: one[2])
+        )
+        self._drop(chosen)
+        missing[tier.number] -= freed
+        return missing[tier.number] <= 0
 
     def _gives(self, space: Space, coming: ContentId | None, missing: int) -> bool:
         if not space.policy.replaces:
@@ -204,11 +251,13 @@ class Rooms:
         pending = self._storage.departed.pending_bytes(tier)
         return need - tier.room_bytes() - (pending if pending > _HELD_SHARE * tier.config.quota_bytes else 0)
 
-    def _choose_idle(self, tier: Tier, missing: int) -> list[Item] | None:
+    def _choose_idle(self, tier: Tier, missing: int, replica: bool) -> list[Item] | None:
         """What of unused datasets would do; None when all of it would not suffice."""
         chosen: list[Item] = []
         for space in self.idle_spaces():
             for item, size in self.victims(space, tier):
+                if replica and not self.replicas.is_replica(item):
+                    continue
                 chosen.append(item)
                 missing -= size
                 if missing <= 0:
@@ -222,10 +271,19 @@ class Rooms:
         return [space for _, space in sorted(unused, key=lambda pair: pair[0])]
 
     def _choose(
-        self, space: Space, missing: int, tier: Tier | None, coming: ContentId, share: int | None = None
+        self,
+        space: Space,
+        missing: int,
+        tier: Tier | None,
+        coming: ContentId,
+        share: int | None = None,
+        *,
+        replica: bool,
     ) -> list[Item]:
         chosen: list[Item] = []
         for item, size in self.victims(space, tier, coming, share):
+            if replica and not self.replicas.is_replica(item):
+                continue
             chosen.append(item)
             missing -= size
             if missing <= 0:
@@ -244,29 +302,28 @@ class Rooms:
             share: only of this share; None for all.
         """
         self.note_touches(space)
-        reader, writes = self._storage.index.reader, self._storage.writes
         if tier is not None and not any(
-            held.dataset == space.dataset and held.tier == tier.number for held in reader.holdings()
+            held.dataset == space.dataset and held.tier == tier.number for held in self._storage.index.reader.holdings()
         ):
             return  # rather than look at all of a million files, some seconds, for each fill
         for item in space.policy.victims(coming):
-            if isinstance(item, bytes):
-                cached = reader.find(item)
-                if cached is None or cached.pack or cached.pinned or item in writes:
-                    continue
-                where, of_share, size = cached.tier, cached.share, cached.cached_bytes()
-            else:
-                pack = reader.pack(item)
-                if pack is None or pack.pinned:
-                    continue
-                where, of_share, size = pack.tier, pack.share, pack.length
-            if size and (tier is None or where == tier.number) and share in (None, of_share):
+            where, of_share, size = self.place(item)
+            if size and (tier is None or where == tier.number) and share in (None, space.counts(of_share)):
                 yield item, size
+
+    def place(self, item: Item) -> tuple[TierNumber, int, int]:
+        """Tier, share and bytes of what may go; 0 bytes: it may not."""
+        reader = self._storage.index.reader
+        if isinstance(item, bytes):
+            cached = reader.find(item)
+            if cached is not None and not cached.pack and not cached.pinned and item not in self._storage.writes:
+                return cached.tier, cached.share, cached.cached_bytes()
+        else:
+            pack = reader.pack(item)
+            if pack is not None and not pack.pinned:
+                return pack.tier, pack.share, pack.length
+        return TierNumber(0), 0, 0
 
     def _drop(self, items: Iterable[Item]) -> None:
         for item in items:
             self._storage.drop(item)
-
-
-def _slot(item: Item) -> int:
-    return slot_of(item, PackNumber(0)) if isinstance(item, bytes) else slot_of(ContentId(b""), item)
