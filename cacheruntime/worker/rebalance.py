@@ -102,9 +102,8 @@ class Rebalance:
             return False
         if self._node.id not in new:
             return True
-        # Who was lost had a copy: the first of those that are left sees to another one.
-        is_short = any(worker not in now.weights for worker in old) and any(worker not in old for worker in new)
-        return is_short and next(worker for worker in new if worker in old) == self._node.id
+        # Others own it too by now, for one was lost or there were too few: the first that was an owner sees to that.
+        return any(worker not in old for worker in new) and next(w for w in new if w in old) == self._node.id
 
     async def drain(self) -> None:
         """Have the others load all that is here."""

@@ -36,6 +36,12 @@ _HELD_SHARE = 1 / 64
 """Of a tier: so much of what was evicted may be open somewhere before it is waited for. Else a reader that does not run
 for a while, with one file open, keeps all others from getting room."""
 
+_KEPT_FREE_SHARE = 1 / 16
+"""Of a tier, at most `_KEPT_FREE_BYTES`: what no replica takes, and for what is owned replicas go until so much is free
+again. Whoever has read a replica may have it open, so its room comes back a little later than it is needed."""
+
+_KEPT_FREE_BYTES = 1024 * MIB
+
 _LOOK_S = 1.0
 """Touch bits are looked at this often at most."""
 
@@ -153,18 +159,35 @@ class Rooms:
         wanted = target.size if whole else min(target.size, AHEAD_BYTES)
         tiers = in_order(self._storage.tiers, target.medium)
         quota = space.room_bytes(share)
+        replica = target.replica and not space.is_pinned(target.path)
         if quota is None or quota >= wanted:
             for tier in tiers:
-                if tier.room_bytes() >= target.size:
+                if self.room_bytes(tier, replica) >= target.size:
+                    if not replica:
+                        self._free_ahead(tier, target)
                     return tier
-        replica = target.replica and not space.is_pinned(target.path)
         self.make(wanted, space, share, target.content, tiers, replica=replica)
         quota = space.room_bytes(share)
         if quota is not None and quota < least:
             return None
-        best = next((tier for tier in tiers if tier.room_bytes() >= wanted), None)
-        best = best or max(tiers, key=Tier.room_bytes, default=None)
-        return best if best is not None and best.room_bytes() >= least else None
+        rooms = {tier.number: self.room_bytes(tier, replica) for tier in tiers}
+        best = next((tier for tier in tiers if rooms[tier.number] >= wanted), None)
+        best = best or max(tiers, key=lambda tier: rooms[tier.number], default=None)
+        return best if best is not None and rooms[best.number] >= least else None
+
+    @staticmethod
+    def room_bytes(tier: Tier, replica: bool) -> int:
+        """What a tier may take of what is owned, or of replicas."""
+        return tier.room_bytes() - _kept_free(tier) if replica else tier.room_bytes()
+
+    def _free_ahead(self, tier: Tier, target: "Target") -> None:
+        """Before the room that is kept free is used up."""
+        if not self.replicas.is_following:
+            return
+        missing = target.size + _kept_free(tier) - tier.room_bytes() - self._storage.departed.pending_bytes(tier)
+        if missing > 0:
+            self._look()
+            self._drop(self.replicas.choose(missing, tier.number, target.content)[0])
 
     def make(
         self, need: int, space: Space, share: int, coming: ContentId, tiers: list[Tier], *, replica: bool = False
@@ -191,7 +214,7 @@ class Rooms:
             quota = space.room_bytes(share)
             if quota is not None and quota < need:
                 return
-        missing = {tier.number: self._missing(tier, need) for tier in tiers if not tier.paused}
+        missing = {tier.number: self._missing(tier, need, replica) for tier in tiers if not tier.paused}
         if not missing or min(missing.values()) <= 0:
             return
         usable = [tier for tier in tiers if tier.number in missing]
@@ -246,10 +269,12 @@ class Rooms:
         self.note_touches(space)
         return coming is None or space.policy.admits(coming, missing)
 
-    def _missing(self, tier: Tier, need: int) -> int:
+    def _missing(self, tier: Tier, need: int, replica: bool) -> int:
         """What is to be dropped in a tier; what was dropped already and is still open somewhere will come."""
         pending = self._storage.departed.pending_bytes(tier)
-        return need - tier.room_bytes() - (pending if pending > _HELD_SHARE * tier.config.quota_bytes else 0)
+        return (
+            need - self.room_bytes(tier, replica) - (pending if pending > _HELD_SHARE * tier.config.quota_bytes else 0)
+        )
 
     def _choose_idle(self, tier: Tier, missing: int, replica: bool) -> list[Item] | None:
         """What of unused datasets would do; None when all of it would not suffice."""
@@ -327,3 +352,7 @@ class Rooms:
     def _drop(self, items: Iterable[Item]) -> None:
         for item in items:
             self._storage.drop(item)
+
+
+def _kept_free(tier: Tier) -> int:
+    return min(int(tier.config.quota_bytes * _KEPT_FREE_SHARE), _KEPT_FREE_BYTES)

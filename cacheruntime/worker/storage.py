@@ -364,9 +364,10 @@ class Storage:
         Args: replica: they are of a slice that this worker does not own.
         """
         tier, space = self.tier(cached.tier), self.space(cached.dataset)
-        self.rooms.make(sum(sizes), space, cached.share, content, [tier], replica=replica and not cached.pinned)
-        quota = space.room_bytes(cached.share)
-        room = tier.room_bytes() if quota is None else min(tier.room_bytes(), quota)
+        replica = replica and not cached.pinned
+        self.rooms.make(sum(sizes), space, cached.share, content, [tier], replica=replica)
+        quota, room = space.room_bytes(cached.share), self.rooms.room_bytes(tier, replica)
+        room = room if quota is None else min(room, quota)
         fitting = taken = 0
         for size in sizes:
             if taken + size > room:
