@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+HEADER_S = 2.0
+"""A worker on a busy machine may say its first word so late; who is given up too soon costs a second GET."""
+
 FETCH_S = 45.0
 """For an owner who fetches; his store's own deadline is shorter."""
 
@@ -336,7 +339,7 @@ class PeerSource:
         waiting: list[_UnderWay] = []
         with self._lock:
             self._hedger.begin()
-            delay_s, limit_s = self._hedger.delay_s, self._hedger.limit_s
+            delay_s, limit_s = self._hedger.delay_s, max(self._hedger.limit_s, HEADER_S)
         trouble: PeerBroken = PeerBroken("there is nobody to ask")
         hedged = False
         try:
