@@ -142,9 +142,11 @@ class SourceSpec:
     """As a user writes it; empty: `source`."""
 
     def attach_request(
-        self, *, list_tree: bool = False, relist: bool = False, snapshot: int = 0, stored: bool = False
-    ) -> pb.AttachRequest:
-        """See `AttachRequest` in proto/worker.proto."""
+        self, *, list_tree: bool = False, relist: bool = False, snapshot: int = 0, stored: bool = False,
+        cache_policy: str = "",
+    ) -> pb.AttachRequest:  # fmt: skip
+        """See `AttachRequest` in proto/worker.proto; `cache_policy` takes the place of the manifest's, whose quotas and
+        pins stay."""
         request = pb.AttachRequest(
             source=self.source, options=dict(self.options), list=list_tree, relist=relist,
             snapshot=self.snapshot or snapshot, stored=stored, pinned=bool(self.snapshot),
@@ -153,6 +155,8 @@ class SourceSpec:
             request.stores.extend(store.to_proto() for store in self.tree.stores)
             request.cache_policy.CopyFrom(self.tree.cache_policy())
             request.retention.CopyFrom(self.tree.retention())
+        if cache_policy:
+            request.cache_policy.policy = cache_policy
         return request
 
     @property

@@ -4,6 +4,7 @@ Used by the fsspec client and by `forebay.torch`. LMDB must be opened once in a 
 be used across a fork: what a process opens is kept here, and a forked child lets go of it and opens its own.
 """
 
+import atexit
 import os
 import threading
 from collections.abc import Callable
@@ -162,3 +163,13 @@ def _drop_inherited() -> None:
 
 
 os.register_at_fork(after_in_child=_drop_inherited)
+
+
+def _close_connections() -> None:
+    """At the end of a program: gRPC's threads must not come back to an interpreter that is gone (SIGABRT)."""
+    for cache in list(_caches.values()):
+        cache.client.close()
+        cache.socket.close()
+
+
+atexit.register(_close_connections)

@@ -18,7 +18,7 @@ from forebay.cacheruntime.catalogue_writer import CatalogueWriter
 from forebay.cacheruntime.config import CacheConfig
 from forebay.cacheruntime.dataset_source import StoreMount, tree_id
 from forebay.cacheruntime.durable import write_durably
-from forebay.cacheruntime.errors import ForebayError, NotAttached, SourceNotFound, SourceTimeout, UsageError
+from forebay.cacheruntime.errors import CacheError, ForebayError, NotAttached, SourceNotFound, SourceTimeout, UsageError
 from forebay.cacheruntime.keys import DatasetId, Roots, dataset_id, node_id
 from forebay.cacheruntime.listing_order import ListingOrder
 from forebay.cacheruntime.mounts import MountState
@@ -382,11 +382,12 @@ class Datasets:
             except ForebayError as error:
                 log.warning("%s: %r changed and cannot be looked at: %s", dataset.store.url, path, error)
                 return
-            for snapshot in snapshots:
-                if entry is None:
-                    snapshot.writer.remove(os.fsencode(path))
-                else:
-                    snapshot.writer.add([entry])
+            try:
+                for snapshot in snapshots:
+                    with writable(snapshot):
+                        snapshot.writer.remove(os.fsencode(path)) if entry is None else snapshot.writer.add([entry])
+            except CacheError as error:
+                log.warning("%s: %r changed, which cannot be recorded: %s", dataset.store.url, path, error)
 
         snapshots = self._corrigible(dataset)
         with all_held(snapshots):

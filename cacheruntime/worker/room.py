@@ -29,6 +29,9 @@ AHEAD_BYTES = 64 * MIB
 _LOADED_AT_ONCE = 40_000
 """Files that a policy is told of in one go, some 5 us each: all others wait meanwhile."""
 
+_PASSED_OVER = 1000
+"""Items in a row that may not go, some 5 us each, after which a search is broken off: the next one goes on there."""
+
 _DEPARTED_S = 0.02
 """Files that were evicted while they were open are looked at this often at most, a system call each."""
 
@@ -218,19 +221,22 @@ class Rooms:
         if not missing or min(missing.values()) <= 0:
             return
         usable = [tier for tier in tiers if tier.number in missing]
-        if not replica and self._drop_replicas(usable, missing, coming):
+        others = [other for other in storage.spaces if other is not space and storage.idle(other.dataset) is None]
+        others.sort(key=lambda other: -sum(other.used.values()))
+        if replica:
+            self._drop_for_replica(usable, missing, coming, [space, *others])
+            return
+        if self._drop_replicas(usable, missing, coming):
             return
         for tier in usable:
-            chosen = self._choose_idle(tier, missing[tier.number], replica)
+            chosen = self._choose_idle(tier, missing[tier.number])
             if chosen is not None:
                 self._drop(chosen)
                 return
-        others = [other for other in storage.spaces if other is not space and storage.idle(other.dataset) is None]
-        others.sort(key=lambda other: -sum(other.used.values()))
         for giver in [space, *others]:
             if self._gives(giver, coming if giver is space else None, min(missing.values())):
                 for tier in usable:
-                    chosen = self._choose(giver, missing[tier.number], tier, coming, replica=replica)
+                    chosen = self._choose(giver, missing[tier.number], tier, coming)
                     if chosen:
                         self._drop(chosen)
                         return
@@ -244,11 +250,11 @@ class Rooms:
             pending = sum(size for one, size in coming_free.items() if of_share in (None, space.counts(one)))
             return need - (space.room_bytes(share) or 0) - pending
 
-        if not replica and missing() > 0 and self.replicas.is_following:
+        if missing() > 0 and self.replicas.is_following and (not replica or self._gives(space, coming, missing())):
             self._look()
             self._drop(self.replicas.choose(missing(), None, coming, space, of_share)[0])
-        if missing() > 0 and self._gives(space, coming, missing()):
-            self._drop(self._choose(space, missing(), None, coming, of_share, replica=replica))
+        if missing() > 0 and not replica and self._gives(space, coming, missing()):
+            self._drop(self._choose(space, missing(), None, coming, of_share))
 
     def _drop_replicas(self, usable: list[Tier], missing: dict[TierNumber, int], coming: ContentId) -> bool:
         """Replicas go; whether they suffice in one of the tiers. `missing` tells then what is missing beyond them."""
@@ -263,6 +269,24 @@ class Rooms:
         missing[tier.number] -= freed
         return missing[tier.number] <= 0
 
+    def _drop_for_replica(
+        self, usable: list[Tier], missing: dict[TierNumber, int], coming: ContentId, in_use: list[Space]
+    ) -> None:
+        """Replicas of those that give go for another one, of the first of `in_use`."""
+        least = min(missing.values())
+        givers = self.idle_spaces()
+        givers += [g for g in in_use if self._gives(g, coming if g is in_use[0] else None, least) and g not in givers]
+        self._look()
+        for tier in usable:
+            left, chosen = missing[tier.number], list[Item]()
+            for giver in givers:
+                found, freed = self.replicas.choose(left, tier.number, coming, giver)
+                chosen += found
+                left -= freed
+                if left <= 0:
+                    self._drop(chosen)
+                    return
+
     def _gives(self, space: Space, coming: ContentId | None, missing: int) -> bool:
         if not space.policy.replaces:
             return False
@@ -276,13 +300,11 @@ class Rooms:
             need - self.room_bytes(tier, replica) - (pending if pending > _HELD_SHARE * tier.config.quota_bytes else 0)
         )
 
-    def _choose_idle(self, tier: Tier, missing: int, replica: bool) -> list[Item] | None:
+    def _choose_idle(self, tier: Tier, missing: int) -> list[Item] | None:
         """What of unused datasets would do; None when all of it would not suffice."""
         chosen: list[Item] = []
         for space in self.idle_spaces():
             for item, size in self.victims(space, tier):
-                if replica and not self.replicas.is_replica(item):
-                    continue
                 chosen.append(item)
                 missing -= size
                 if missing <= 0:
@@ -302,13 +324,9 @@ class Rooms:
         tier: Tier | None,
         coming: ContentId,
         share: int | None = None,
-        *,
-        replica: bool,
     ) -> list[Item]:
         chosen: list[Item] = []
         for item, size in self.victims(space, tier, coming, share):
-            if replica and not self.replicas.is_replica(item):
-                continue
             chosen.append(item)
             missing -= size
             if missing <= 0:
@@ -319,6 +337,9 @@ class Rooms:
         self, space: Space, tier: Tier | None, coming: ContentId | None = None, share: int | None = None
     ) -> Iterator[tuple[Item, int]]:
         """What of a dataset may go, in its policy's order, with the bytes that frees.
+
+        Bounded: behind very many that may not go (pinned, in another tier) it gives up for this time, and the next call
+        goes on from there, until it has been through.
 
         Args:
             space: the dataset.
@@ -331,10 +352,31 @@ class Rooms:
             held.dataset == space.dataset and held.tier == tier.number for held in self._storage.index.reader.holdings()
         ):
             return  # rather than look at all of a million files, some seconds, for each fill
-        for item in space.policy.victims(coming):
-            where, of_share, size = self.place(item)
-            if size and (tier is None or where == tier.number) and share in (None, space.counts(of_share)):
-                yield item, size
+        key = (tier.number if tier is not None else None, share)
+        walk = space.walks.pop(key, None)
+        is_long = walk is not None
+        walk = walk or space.policy.victims(coming)
+        passed = 0
+        try:
+            for item in walk:
+                where, of_share, size = self.place(item)
+                if (
+                    size
+                    and item != coming
+                    and (tier is None or where == tier.number)
+                    and share in (None, space.counts(of_share))
+                ):
+                    passed = 0
+                    yield item, size
+                    continue
+                passed += 1
+                if passed >= _PASSED_OVER:
+                    is_long = True
+                    return
+            is_long = False
+        finally:
+            if is_long:
+                space.walks[key] = walk
 
     def place(self, item: Item) -> tuple[TierNumber, int, int]:
         """Tier, share and bytes of what may go; 0 bytes: it may not."""

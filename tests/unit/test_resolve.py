@@ -213,6 +213,9 @@ def test_what_travels_comes_back() -> None:
         paths=[pb.PathRule(path=b"c/x", quota_bytes=1 << 30, pinned=True, replicas=3)],
     )
     assert tree.cache_policy() == policy
+    asked = SourceSpec("dataset://view", {}, tree).attach_request(cache_policy="next-use").cache_policy
+    policy.policy = "next-use"
+    assert asked == policy, "a program chooses the policy; quotas and pins stay the manifest's"
     assert tree.retention() == pb.Retention(count=3, age_s=2 * 86400.0)
     assert (tree.interval_s, tree.on_mount) == (600.0, False)
 
