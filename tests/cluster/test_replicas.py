@@ -56,6 +56,7 @@ def held(cluster: Loopback, asked: int = 0) -> list[int]:
     return [sum(one.bytes for one in member.datasets) for member in members]
 
 
+@pytest.mark.semantics("M9")
 @pytest.mark.parametrize(("count", "size"), [(2, 70 * MIB), (12, 2 * MIB), (40, SMALL)])
 def test_two_owners_of_each_piece(make_cluster: Any, count: int, size: int) -> None:
     """One of them is lost: nothing is fetched again, and those that are left see to two copies again."""
@@ -108,6 +109,7 @@ def test_a_path_has_more_copies_than_the_rest(make_cluster: Any) -> None:
     assert is_fetched_once(server) or is_late(cluster)
 
 
+@pytest.mark.semantics("M8")
 @pytest.mark.parametrize(("count", "size"), [(120, MIB), (150, 700_000)])
 def test_tiers_that_together_hold_a_dataset_hold_all_of_it(make_cluster: Any, count: int, size: int) -> None:
     """Each node reads everything, twice. What it reads of the others' does not take the place of its own share."""
