@@ -1,4 +1,5 @@
-"""The other copies of what came from the store: the owner that fetched it has the other owners load it.
+"""The other copies: the owner that has fetched a piece from the store has the other owners load it, and so does the first
+of those that were owners before, when the members have changed (`rebalance.py`).
 
 They pull it from here (`peer_loads.py`), behind their readers, in batches and at a rate. What finds no place in the
 queue, or is not cached any more when its turn comes, is left: an owner that is asked for what it lacks gets it from
@@ -48,6 +49,7 @@ class Copies:
     def __init__(self, core: "Core", node: "ClusterNode") -> None:
         self._core = core
         self._node = node
+        self._due: OrderedDict[_Key, SourceFile] = OrderedDict()
         self._late: OrderedDict[_Key, SourceFile] = OrderedDict()
         self.copied_bytes = 0
         """That other owners have loaded."""
@@ -55,11 +57,12 @@ class Copies:
     async def run(self) -> None:
         """Follow what comes from stores, until cancelled."""
         limit = RateLimit(COPY_BYTES_S)
-        due: OrderedDict[_Key, SourceFile] = OrderedDict()
         late_at = trio.current_time() + _LATE_S
         while True:
             await trio.sleep(_ROUND_S)
-            fresh = OrderedDict(((file.content, slice_), file) for file, slice_ in self._node.source.take_fetched())
+            due, self._due = self._due, OrderedDict()
+            for file, slice_ in self._node.source.take_fetched():
+                self._due[file.content, slice_] = file
             if trio.current_time() >= late_at:
                 late_at = trio.current_time() + _LATE_S
                 due.update(self._late)
@@ -68,8 +71,13 @@ class Copies:
                 try:
                     await self._copy_all(due, limit)
                 except ForebayError as error:
-                    log.info("what came from the store could not be copied: %s", error)
-            due = fresh
+                    log.info("what the other owners lack could not be copied: %s", error)
+
+    async def add(self, file: SourceFile, offset: int) -> None:
+        """Have the other owners load what is here of the slice at `offset`; returns when there is a place for it."""
+        while len(self._due) >= _MOST:
+            await trio.sleep(_ROUND_S)
+        self._due[file.content, slice_of(offset)] = file
 
     async def _copy_all(self, due: OrderedDict[_Key, SourceFile], limit: RateLimit) -> None:
         pieces = trio.Semaphore(PIECES_UNDER_WAY)

@@ -11,7 +11,7 @@ import trio
 
 from forebay.cacheruntime import mounts
 from forebay.cacheruntime.config import KEPT_SNAPSHOTS, CacheConfig, ClusterConfig
-from forebay.cacheruntime.dataset_source import StoreMount
+from forebay.cacheruntime.dataset_source import ClusterView, StoreMount
 from forebay.cacheruntime.entry_messages import entry_message
 from forebay.cacheruntime.errors import NotAttached, SourceStale, SourceUnavailable
 from forebay.cacheruntime.keys import DatasetId
@@ -92,7 +92,8 @@ class Core:
     async def attach(self, request: pb.AttachRequest) -> pb.AttachReply:
         with self.busy():
             stores = tuple(StoreMount.from_proto(store) for store in request.stores)
-            dataset = await self.datasets.attach(request.source, dict(request.options), stores)
+            view = ClusterView.from_proto(request.view) if request.HasField("view") else None
+            dataset = await self.datasets.attach(request.source, dict(request.options), stores, view)
             if request.HasField("retention"):
                 dataset.keep = _keep(request.retention)
             policy = request.cache_policy if request.HasField("cache_policy") else None

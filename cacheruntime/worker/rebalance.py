@@ -45,6 +45,10 @@ REBALANCE_BYTES_S = 64 * MIB
 """Of one worker, when others have come. A reader of a piece that has not moved yet finds it here all the same."""
 
 
+_Says = Callable[[SourceFile, int], bool]
+"""Of a file and an offset in one of its slices."""
+
+
 def cached_parts(cached: Cached) -> Iterator[tuple[int, int]]:
     """Offset and length of each run of blocks that is there, none longer than a slice or over its end. Blocks that are
     there in part are left out."""
@@ -88,7 +92,7 @@ class Rebalance:
             if not waiting.cancelled_caught:
                 continue  # it has changed again
             try:
-                await self._move(partial(self._is_due, self._settled, now))
+                await self._move(partial(self._is_due, self._settled, now), partial(self._is_short, self._settled, now))
                 self._settled = now
             except ForebayError as error:
                 log.warning("what belongs to others now could not be moved: %s", error)
@@ -100,19 +104,27 @@ class Rebalance:
         old, new = before.owners(file.content, slice_, copies), now.owners(file.content, slice_, copies)
         if self._node.id not in old:
             return False
-        if self._node.id not in new:
-            return True
-        # Others own it too by now, for one was lost or there were too few: the first that was an owner sees to that.
-        return any(worker not in old for worker in new) and next(w for w in new if w in old) == self._node.id
+        return self._node.id not in new
+
+    def _is_short(self, before: Placement, now: Placement, file: SourceFile, offset: int) -> bool:
+        """Whether this worker, which goes on owning a piece, sees to it that those have it who own it now, too."""
+        copies, slice_ = self._node.source.copies(file), slice_of(offset)
+        old, new = before.owners(file.content, slice_, copies), now.owners(file.content, slice_, copies)
+        remaining = [worker for worker in new if worker in old]
+        return remaining[:1] == [self._node.id] and len(remaining) < len(new)
 
     async def drain(self) -> None:
         """Have the others load all that is here."""
         self.left_bytes, self.lost_bytes = sum(size for size, _ in self._held()), 0
         await trio.sleep(_SEEN_S)
-        self.lost_bytes = await self._move(lambda file, offset: True, rate_bytes_s=0)
+        self.lost_bytes = await self._move(lambda file, offset: True, lambda file, offset: False, rate_bytes_s=0)
 
-    async def _move(self, is_due: Callable[[SourceFile, int], bool], rate_bytes_s: int = REBALANCE_BYTES_S) -> int:
-        """Have the owners load what is here and `is_due`; returns the bytes that found no room with them."""
+    async def _move(self, is_due: _Says, is_short: _Says, rate_bytes_s: int = REBALANCE_BYTES_S) -> int:
+        """Have the owners load what is here and `is_due`, and the other owners what `is_short`.
+
+        Returns:
+            Bytes of the former that found no room with them.
+        """
         lost = 0
         limit = RateLimit(rate_bytes_s)
         index = self._core.storage.index.reader
@@ -147,6 +159,8 @@ class Rebalance:
                         if is_due(file, offset):
                             await pieces.acquire()
                             nursery.start_soon(one, spread, file, offset, length, pieces)
+                        elif is_short(file, offset):
+                            await self._node.copies.add(file, offset)
         self.left_bytes = 0
         return lost
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from forebay.cacheruntime.dataset_reference import parse_reference
 from forebay.cacheruntime.dataset_source import SourceSpec, StoreMount, Tree, tree_id
 from forebay.cacheruntime.errors import ForebayError, SourceNotFound, UsageError
-from forebay.dataset_controller.dataset_rules import parse_reference
 from forebay.dataset_controller.dataset_types import Dataset
 from forebay.dataset_controller.manifest_files import parse_document, read_manifests
 from forebay.dataset_controller.resolve import Found, Resolver
