@@ -1,5 +1,5 @@
-"""The other copies: the owner that has fetched a piece from the store has the other owners load it, and so does the first
-of those that were owners before, when the members have changed (`rebalance.py`).
+"""The other copies: the owner that has fetched a piece from the store has the other owners load it, and so does the
+first of those that were owners before, when the members have changed (`rebalance.py`).
 
 They pull it from here (`peer_loads.py`), behind their readers, in batches and at a rate. What finds no place in the
 queue, or is not cached any more when its turn comes, is left: an owner that is asked for what it lacks gets it from

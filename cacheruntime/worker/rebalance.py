@@ -102,9 +102,7 @@ class Rebalance:
         """Whether this worker has others load a piece that it holds, after a change of the members."""
         copies, slice_ = self._node.source.copies(file), slice_of(offset)
         old, new = before.owners(file.content, slice_, copies), now.owners(file.content, slice_, copies)
-        if self._node.id not in old:
-            return False
-        return self._node.id not in new
+        return self._node.id in old and self._node.id not in new
 
     def _is_short(self, before: Placement, now: Placement, file: SourceFile, offset: int) -> bool:
         """Whether this worker, which goes on owning a piece, sees to it that those have it who own it now, too."""

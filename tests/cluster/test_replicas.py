@@ -35,12 +35,9 @@ def make_cluster(tmp_path: Path) -> Iterator[Callable[..., Loopback]]:
         one.close()
 
 
-def reader(cluster: Loopback, server: RangeServer, **more: Any) -> Node:
+def reader(cluster: Loopback, **more: Any) -> Node:
     """A node that owns nothing."""
-    node = cluster.client(**more)
-    node._options = cluster._options
-    node.client.attach(cluster.spec(server.source))
-    return node
+    return cluster.client(**more)
 
 
 def read_all(node: Node, server: RangeServer) -> None:
@@ -71,14 +68,14 @@ def test_two_owners_of_each_piece(make_cluster: Any, count: int, size: int) -> N
     cluster, server = make_cluster(3, count, size, replicas=2)
     cluster.attach(server.source)
     total = count * size
-    client = reader(cluster, server, replicas=2)
+    client = reader(cluster, replicas=2)
     read_all(client, server)
     until(lambda: sum(held(cluster)) == 2 * total)
     assert is_fetched_once(server) or is_late(cluster)
     gets = len(server.gets)
     lost = cluster.members[2]
     lost.end(signal.SIGKILL)
-    second = reader(cluster, server, replicas=2)
+    second = reader(cluster, replicas=2)
     read_all(second, server)
     assert len(server.gets) == gets
     shutil.rmtree(lost.config.cache_dir)
@@ -95,7 +92,7 @@ def test_readers_use_all_owners(make_cluster: Any) -> None:
     *_, last = cluster.members[0].client.warmup(pb.WarmupRequest(dataset_id=dataset))
     assert (last.state, last.files_failed, last.files_uncached) == ("done", 0, 0)
     until(lambda: held(cluster) == [20 * SMALL] * 2)
-    client = reader(cluster, server, replicas=2)
+    client = reader(cluster, replicas=2)
     read_all(client, server)
     peers = client.client.call("Traffic", pb.TrafficRequest()).peers
     assert sorted(peer.bytes > 0 for peer in peers) == [True, True]
@@ -107,7 +104,7 @@ def test_a_path_has_more_copies_than_the_rest(make_cluster: Any) -> None:
     request = cluster.spec(server.source).attach_request(list_tree=True)
     request.cache_policy.paths.add(path=b"4", replicas=3)
     cluster.members[0].client.call("Attach", request)
-    client = reader(cluster, server)
+    client = reader(cluster)
     read_all(client, server)
     until(lambda: sum(held(cluster)) == 11 * 2 * MIB)
     assert is_fetched_once(server) or is_late(cluster)
