@@ -312,6 +312,7 @@ def _members(config: CacheConfig, dataset_id: str, path: str) -> list[dict[str, 
                 {
                     "dataset": held.dataset_id, "name": held.name, "bytes": held.bytes, "files": held.files,
                     "path_bytes": held.path_bytes, "path_files": held.path_files,
+                    "replica_bytes": held.replica_bytes,
                 }
                 for held in member.datasets
             ],

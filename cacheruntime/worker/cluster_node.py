@@ -47,6 +47,7 @@ from forebay.cacheruntime.understore.factory import canonical_source
 from forebay.cacheruntime.understore.retry import RetryingStore
 from forebay.cacheruntime.worker.catalogue_tree import CatalogueTree
 from forebay.cacheruntime.worker.cluster_report import peer_traffic, report, survey
+from forebay.cacheruntime.worker.copies import Copies
 from forebay.cacheruntime.worker.dataset import Dataset
 from forebay.cacheruntime.worker.definitions import definition_of, refuse_local, take_secrets_away
 from forebay.cacheruntime.worker.memory import Lease
@@ -167,6 +168,7 @@ class ClusterNode:
         self.rebalance = Rebalance(core, self)
         self._drain: Drain | None = None
         """The last one."""
+        self.copies = Copies(core, self)
         self._draining_path = config.cache_dir / "draining"
 
     @property
@@ -186,6 +188,7 @@ class ClusterNode:
                 self.membership.set_mine(state=DRAINING)
             self._serve()
             self.nursery.start_soon(self.rebalance.run)
+            self.nursery.start_soon(self.copies.run)
         self.source.see()
         self.nursery.start_soon(self._follow)
         self.nursery.start_soon(self.membership.run)
@@ -219,10 +222,17 @@ class ClusterNode:
         return data
 
     async def _follow(self) -> None:
+        shown = None
         while True:
             changed = self.membership.changed
             self.source.see()
+            if self.cluster.is_member and self.source.placement.members != shown:
+                shown = self.source.placement.members
+                self._core.storage.rooms.replicas.follow(self._owns)
             await changed.wait()
+
+    def _owns(self, content: ContentId, slice_: int, copies: int) -> bool:
+        return self.id in self.source.placement.owners(content, slice_, copies or self.cluster.replicas)
 
     async def stop(self) -> None:
         """No more for others. What they have under way gets a moment."""

@@ -49,6 +49,7 @@ async def report(
         for size, files in core.storage.held_of(held).values():
             shown.bytes += size
             shown.files += files
+        shown.replica_bytes = core.storage.rooms.replicas.bytes_of(held)
     if request.dataset_id and request.path and reply.datasets:
         # Nobody may know any more what the dataset is made of: it was not attached since the worker started.
         with suppress(NotAttached):

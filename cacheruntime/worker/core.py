@@ -272,6 +272,7 @@ class Core:
             for number, (size, files) in self._storage.held_of(dataset.id).items():
                 if number in position:
                     shown.holdings.add(tier=position[number], bytes=size, files=files)
+            shown.replica_bytes = self._storage.rooms.replicas.bytes_of(dataset.id)
         return reply
 
     async def members(self, request: pb.MembersRequest) -> pb.MembersReply:

@@ -41,6 +41,9 @@ class Peers(Protocol):
     def drain_taken(self) -> "Iterator[Taken]":
         """What reads took since the last call. In the event loop."""
 
+    def is_replica(self, file: "SourceFile", offset: int) -> bool:
+        """Whether the slice at `offset` belongs to others, and this worker has a share of its own."""
+
     def relays(self, file: "SourceFile") -> bool:
         """Whether an owner is asked to fetch it, rather than its store by this worker."""
 
@@ -66,6 +69,8 @@ class SourceFile:
     """Workers that passed the request on to this one; 0: it is this node's own."""
     known_content: ContentId | None = None
     """Its name, where it is known already."""
+    replicas: int = 0
+    """Workers that are to have it; 0: as many as the cluster is set to."""
 
     @cached_property
     def content(self) -> ContentId:
@@ -75,6 +80,10 @@ class SourceFile:
     def is_relayed(self) -> bool:
         """Whether another worker is asked to fetch it."""
         return self.peers is not None and self.peers.relays(self)
+
+    def is_replica(self, offset: int = 0) -> bool:
+        """Whether the slice at `offset` is another worker's to keep."""
+        return self.peers is not None and self.peers.is_replica(self, offset)
 
     def read(self, start: int, length: int) -> "Iterator[Buffer]":
         """As `UnderStore.read_range`, from another worker where one has it."""

@@ -94,13 +94,7 @@ class _Want:
 
     @property
     def target(self) -> Target:
-        return Target(
-            self.content,
-            self.file.size,
-            self.file.dataset,
-            os.fsencode(self.file.dataset_path or self.file.path),
-            self.medium,
-        )
+        return _target(self.file, self.start, self.medium)
 
     @property
     def size(self) -> int:
@@ -456,7 +450,10 @@ class Filler:
         longest = self._part_blocks(len(missing))
         for run in _runs(missing, longest):
             sizes = [span.size for span in run]
-            fitting = self._storage.reserve(want.content, cached, sizes) if cached is not None else 0
+            fitting = 0
+            if cached is not None:
+                replica = want.file.is_replica(run[0].start)
+                fitting = self._storage.reserve(want.content, cached, sizes, replica=replica)
             # More than was asked for would only push out of memory what is about to be read.
             rest = [span for span in run[fitting:] if into_memory and span.start < want.stop]
             if not demand:
@@ -626,14 +623,9 @@ class Filler:
         if error is not None:
             self._give_up(content, set(part.run), error)
         else:
-            kept = self._storage.keep_small(self._small_target(part), data, checksum_of(data))
+            kept = self._storage.keep_small(_target(part.file, 0, part.medium), data, checksum_of(data))
             self._finish(content, part.run[0], None if kept else data)
         self._pump()
-
-    @staticmethod
-    def _small_target(part: Part) -> Target:
-        file = part.file
-        return Target(part.content, file.size, file.dataset, os.fsencode(file.dataset_path or file.path), part.medium)
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=True)
@@ -648,7 +640,7 @@ class Filler:
         part = Part(file, file.content, [Span(0, file.size)], None, False, medium)
         if part.content in self._flights or self._storage.find(part.content) is not None:
             return False
-        if not self._storage.has_room(self._small_target(part)):
+        if not self._storage.has_room(_target(part.file, 0, part.medium)):
             return False
         self._flights[part.content] = {0: [_Flight(part.run[0], part)]}
         return True
@@ -669,7 +661,10 @@ class Filler:
                 good.append(whole)
         parts = [self._flights[whole.file.content][0][0].part for whole in good]
         kept = self._storage.keep_small_files(
-            [(self._small_target(part), whole.pieces, whole.checksum) for part, whole in zip(parts, good, strict=True)]
+            [
+                (_target(part.file, 0, part.medium), whole.pieces, whole.checksum)
+                for part, whole in zip(parts, good, strict=True)
+            ]
         )
         for whole, is_kept in zip(good, kept, strict=True):
             self._finish(whole.file.content, Span(0, whole.file.size), None if is_kept else b"".join(whole.pieces))
@@ -719,3 +714,8 @@ def _runs(spans: list[Span], longest: int) -> Iterator[list[Span]]:
         run.append(span)
     if run:
         yield run
+
+
+def _target(file: SourceFile, offset: int, medium: Medium | None) -> Target:
+    path = os.fsencode(file.dataset_path or file.path)
+    return Target(file.content, file.size, file.dataset, path, medium, file.is_replica(offset))

@@ -53,6 +53,9 @@ FETCH_S = 45.0
 _FURTHER = 3
 """Workers behind the owners that may stand in for them."""
 
+_FETCHED = 1 << 16
+"""Pieces that came from the store and were not asked for yet: those of a second or two."""
+
 _FINAL = (SourceStale, SourceNotFound)
 """What an owner says of the source that another would not say otherwise."""
 
@@ -96,7 +99,7 @@ class PeerSource:
             router: decides; guarded by a lock here.
             membership: with the view.
             make_client: for a worker.
-            replicas: owners of each piece.
+            replicas: owners of each piece, where its dataset says nothing.
             alone_s: without an under-store, the workers are asked again for this long.
             clock: seconds.
         """
@@ -114,6 +117,7 @@ class PeerSource:
         self._due: set[WorkerId] = set()
         """To be probed: the next answer of theirs counts, or that none comes."""
         self._taken: deque[Taken] = deque()
+        self._fetched: deque[tuple[SourceFile, int]] = deque(maxlen=_FETCHED)
         self.traffic: dict[WorkerId, PeerTraffic] = {}
         """By worker; read in the event loop, and exact enough for that."""
 
@@ -153,18 +157,32 @@ class PeerSource:
         with self._lock:
             return self._router.health.usable(worker)
 
+    def copies(self, file: SourceFile) -> int:
+        """How many workers are to have a file. In any thread."""
+        return file.replicas or self._replicas
+
+    def owners(self, file: SourceFile, offset: int) -> tuple[WorkerId, ...]:
+        """Who is to have a slice, whether it answers or not."""
+        return self.placement.owners(file.content, slice_of(offset), self.copies(file))
+
     def owns(self, file: SourceFile, offset: int = 0) -> bool:
         """Whether this worker is one of the owners of a file, or of the slice at `offset`."""
-        me = self._membership.view.me
-        with self._lock:
-            return me in self._router.placement.owners(file.content, slice_of(offset), self._replicas)
+        return self._membership.view.me in self.owners(file, offset)
+
+    def is_replica(self, file: SourceFile, offset: int) -> bool:
+        """See `fetch.Peers`."""
+        return self._membership.view.me is not None and not self.owns(file, offset)
 
     def order(self, file: SourceFile, offset: int) -> list[WorkerId]:
         """The workers that a slice belongs to, in order, without those that are set aside; this one may be among
         them."""
         with self._lock:
-            ranked = self._router.placement.rank(file.content, slice_of(offset), self._replicas + _FURTHER)
+            ranked = self._router.placement.rank(file.content, slice_of(offset), self.copies(file) + _FURTHER)
             return [worker for worker in ranked if self._router.health.usable(worker)]
+
+    def take_fetched(self) -> list[tuple[SourceFile, int]]:
+        """Files, and the slices of them, that came from the store since the last call, of those that others own too."""
+        return [self._fetched.popleft() for _ in range(len(self._fetched))]
 
     def served(self, content: ContentId, slice_: int, size: int) -> int:
         """Count what was served to a reader; how far it should spread, for the header: 0 for not at all."""
@@ -175,7 +193,7 @@ class PeerSource:
     def relays(self, file: SourceFile) -> bool:
         """See `fetch.Peers`."""
         with self._lock:
-            route = self._router.route(file.content, 0, self._replicas, file.hops, self._clock())
+            route = self._router.route(file.content, 0, self.copies(file), file.hops, self._clock())
         return any(attempt.mode is Mode.FETCH for attempt in route.attempts)
 
     def drain_taken(self) -> Iterator[Taken]:
@@ -244,7 +262,7 @@ class PeerSource:
 
     def _route(self, file: SourceFile, start: int) -> Route:
         with self._lock:
-            return self._router.route(file.content, slice_of(start), self._replicas, file.hops, self._clock())
+            return self._router.route(file.content, slice_of(start), self.copies(file), file.hops, self._clock())
 
     def _from_store(self, file: SourceFile, start: int, end: int) -> "Iterator[Buffer]":
         began, got, done = time.monotonic_ns(), 0, False
@@ -257,6 +275,8 @@ class PeerSource:
             self._taken.append(
                 Taken(file.dataset, None, got, time.monotonic_ns() - began, not done and got < end - start)
             )
+            if got and self.copies(file) > 1 and self.owns(file, start):
+                self._fetched.append((file, slice_of(start)))
 
     def _from_peers(self, file: SourceFile, start: int, end: int, attempts: deque[Attempt]) -> Iterator[memoryview]:
         """Bytes of the first peer that answers; takes from `attempts` whom it has asked.

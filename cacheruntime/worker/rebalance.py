@@ -1,4 +1,4 @@
-"""Moving what is cached to where it belongs: when this worker is to leave, and when others have come.
+"""Moving what is cached to where it belongs: when this worker is to leave, and when others have come or were lost.
 
 Nothing is sent by this worker. It tells the owners what to load (`spread.py`), and they read it from here, where they
 find it by their own routing: a member that drains is asked before the under-store, and so is a former owner while the
@@ -48,6 +48,10 @@ REBALANCE_BYTES_S = 64 * MIB
 """Of one worker, when others have come. A reader of a piece that has not moved yet finds it here all the same."""
 
 
+_Says = Callable[[SourceFile, int], bool]
+"""Of a file and an offset in one of its slices."""
+
+
 def cached_parts(cached: Cached) -> Iterator[tuple[int, int]]:
     """Offset and length of each run of blocks that is there, none longer than a slice or over its end. Blocks that are
     there in part are left out."""
@@ -93,38 +97,48 @@ class Rebalance:
             if not waiting.cancelled_caught:
                 continue  # it has changed again
             with trio.CancelScope() as self._following:
-                await self._move(partial(self._owned_by, self._settled), now)
+                await self._move(partial(self._is_due, self._settled, now), partial(self._is_short, self._settled, now))
             self._settled = now  # or a drain has begun, which moves all
 
-    def _owned_by(self, placement: Placement, file: SourceFile, offset: int) -> bool:
-        return self._node.id in placement.owners(file.content, slice_of(offset), self._node.cluster.replicas)
+    def _is_due(self, before: Placement, now: Placement, file: SourceFile, offset: int) -> bool:
+        """Whether this worker has others load a piece that it holds, after a change of the members."""
+        copies, slice_ = self._node.source.copies(file), slice_of(offset)
+        old, new = before.owners(file.content, slice_, copies), now.owners(file.content, slice_, copies)
+        return self._node.id in old and self._node.id not in new
+
+    def _is_short(self, before: Placement, now: Placement, file: SourceFile, offset: int) -> bool:
+        """Whether this worker, which goes on owning a piece, sees to it that those have it who own it now, too."""
+        copies, slice_ = self._node.source.copies(file), slice_of(offset)
+        old, new = before.owners(file.content, slice_, copies), now.owners(file.content, slice_, copies)
+        remaining = [worker for worker in new if worker in old]
+        return remaining[:1] == [self._node.id] and len(remaining) < len(new)
 
     async def drain(self) -> None:
         """Have the others load all that is here."""
         self._following.cancel()
         self.left_bytes, self.lost_bytes = sum(size for size, _ in self._held()), 0
         await trio.sleep(_SEEN_S)
-        self.lost_bytes = await self._move(lambda file, offset: True, self._node.source.placement, rate_bytes_s=0)
+        self.lost_bytes = await self._move(lambda file, offset: True, lambda file, offset: False, rate_bytes_s=0)
 
-    async def _move(
-        self, mine: Callable[[SourceFile, int], bool], placement: Placement, rate_bytes_s: int = REBALANCE_BYTES_S
-    ) -> int:
-        """Have the owners load what was `mine` and is here."""
+    async def _move(self, is_due: _Says, is_short: _Says, rate_bytes_s: int = REBALANCE_BYTES_S) -> int:
+        """Have the owners load what is here and `is_due`, and the other owners what `is_short`.
+
+        Returns:
+            Bytes of the former that found no room with them.
+        """
         lost = 0
         limit = RateLimit(rate_bytes_s)
         self.left_bytes = sum(size for size, _ in self._held())
         for dataset in list(self._core.datasets.all.values()):
             try:
-                lost += await self._move_dataset(dataset, mine, placement, limit)
+                lost += await self._move_dataset(dataset, is_due, is_short, limit)
             except* ForebayError as group:
                 lost += self._core.storage.held_bytes(dataset.id)
                 log.warning("what is cached of %s could not be moved: %s", dataset.store.url, _first(group))
         self.left_bytes = 0
         return lost
 
-    async def _move_dataset(
-        self, dataset: Dataset, mine: Callable[[SourceFile, int], bool], placement: Placement, limit: RateLimit
-    ) -> int:
+    async def _move_dataset(self, dataset: Dataset, is_due: _Says, is_short: _Says, limit: RateLimit) -> int:
         """Returns the bytes that found no room.
 
         Raises:
@@ -156,9 +170,11 @@ class Rebalance:
                     continue
                 file = dataset.file(path, node.size, node.version)
                 for offset, length in cached_parts(cached) if not cached.pack else [(0, cached.size)]:
-                    if mine(file, offset) and not self._owned_by(placement, file, offset):
+                    if is_due(file, offset):
                         await pieces.acquire()
                         nursery.start_soon(one, file, offset, length)
+                    elif is_short(file, offset):
+                        await self._node.copies.add(file, offset)
         return lost
 
     def _held(self) -> list[tuple[int, int]]:

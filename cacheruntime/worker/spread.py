@@ -101,7 +101,7 @@ class Spread:
         first: pb.LoadReply | None = None
         refused: set[WorkerId] = set()
         trouble = "no worker of the cluster answers"
-        for place in range(self._node.cluster.replicas):
+        for place in range(self._node.source.copies(file)):
             while len(refused) < _TRIES:
                 order = [worker for worker in self._node.source.order(file, offset) if worker not in refused]
                 if place >= len(order):
@@ -118,6 +118,28 @@ class Spread:
         if first is None:
             raise WorkerUnavailable(trouble)
         return first
+
+    async def copy(self, file: SourceFile, offset: int, length: int) -> tuple[int, bool]:
+        """Have a piece that this worker holds with its other owners.
+
+        Args:
+            file, offset, length: a whole file or a part of one slice of it.
+
+        Returns:
+            Bytes that they loaded for it, and whether all of them have answered that they have it.
+        """
+        source, loaded, all_have = self._node.source, 0, True
+        for worker in source.owners(file, offset):
+            if worker == self._node.id:
+                continue
+            reply = None
+            if source.usable(worker):
+                reply = await self._ask(worker, _Piece(file, offset, length, False))
+            if reply is None or reply.error:
+                all_have = False
+            else:
+                loaded += reply.bytes_fetched
+        return loaded, all_have
 
     async def _ask(self, worker: WorkerId, piece: _Piece) -> pb.LoadReply | None:
         """What a worker says of a piece; None when it does not answer."""
