@@ -10,7 +10,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,7 @@ from forebay.cacheruntime.errors import (
     by_name,
 )
 from forebay.cacheruntime.histogram import Histogram
-from forebay.cacheruntime.keys import ContentId
+from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.worker.fetch import SourceFile, Taken
 from forebay.proto import peer_pb2 as pb
 
@@ -70,11 +71,23 @@ class _Missing(Exception):
 
 
 @dataclass
+class _Ask:
+    """What is asked of one worker or another: a part of one file, or several small files."""
+
+    dataset: DatasetId
+    """The one that is named."""
+    hops: int
+    """Of the request."""
+    wants: list[pb.Want]
+    what: str
+    """For people."""
+
+
+@dataclass
 class _UnderWay:
     """A request that was sent, and has not been answered yet."""
 
     client: PeerClient
-    content: ContentId
     exchange: Exchange
     began: float
 
@@ -172,6 +185,12 @@ class PeerSource:
             spread = self._overload.record(content, lambda: self._router.position(content, slice_), size, self._clock())
         return spread if spread > 1 else 0
 
+    def first(self, file: SourceFile) -> str | None:
+        """See `fetch.Peers`."""
+        with self._lock:
+            route = self._router.route(file.content, 0, self._replicas, file.hops, self._clock())
+        return route.attempts[0].peer if route.attempts else None
+
     def relays(self, file: SourceFile) -> bool:
         """See `fetch.Peers`."""
         with self._lock:
@@ -198,6 +217,24 @@ class PeerSource:
             for piece in self._slice(file, start, upto):
                 start += len(memoryview(piece))
                 yield piece
+
+    def read_many(self, files: Sequence[SourceFile]) -> Iterator[tuple[int, list[memoryview]]]:
+        """See `fetch.Peers`. If the worker is late, the one that is next for the first file is asked for all."""
+        ask = _ask([(file, 0, file.size) for file in files])
+        with self._lock:
+            route = self._router.route(files[0].content, 0, self._replicas, files[0].hops, self._clock())
+        try:
+            under_way, header = self._first_header(ask, deque(route.attempts))
+            began, got = time.monotonic_ns(), 0
+            with self._counted(under_way, ask, lambda: got):
+                for number, pieces in self._stream_many(under_way, header, files):
+                    got += files[number].size
+                    took_ns = time.monotonic_ns() - began
+                    taken = Taken(files[number].dataset, under_way.client.known.id, files[number].size, took_ns, False)
+                    self._taken.append(taken)
+                    yield number, pieces
+        except (PeerBroken, NotAttached) as error:
+            log.info("%s: %s; going on one by one", ask.what, error)
 
     def _slice(self, file: SourceFile, start: int, end: int) -> "Iterator[Buffer]":
         """One slice, or a part of it."""
@@ -246,22 +283,38 @@ class PeerSource:
         Raises:
             _Missing: it has them not. PeerBroken: it broke off. ForebayError: what it says of the source.
         """
-        under_way, header = self._first_header(file, start, end, attempts)
-        client = under_way.client
-        traffic = self._traffic(client)
+        ask = _ask([(file, start, end)])
+        under_way, header = self._first_header(ask, attempts)
         got, began, clean = 0, time.monotonic_ns(), False
         try:
-            for piece in self._stream(under_way, header, start, end):
-                got += len(piece)
-                yield piece
-            clean = True
+            with self._counted(under_way, ask, lambda: got):
+                for piece in self._stream(under_way, header, file, start, end):
+                    got += len(piece)
+                    yield piece
+                clean = True
+        finally:
+            if got or clean:
+                worker = under_way.client.known.id
+                self._taken.append(Taken(file.dataset, worker, got, time.monotonic_ns() - began, not clean))
+
+    @contextmanager
+    def _counted(self, under_way: _UnderWay, ask: _Ask, got: Callable[[], int]) -> Iterator[None]:
+        """While an answer is received: what becomes of it is counted, and told to whom it concerns.
+
+        Raises:
+            PeerBroken: also for what speaks of the worker and not of the source.
+        """
+        client = under_way.client
+        traffic = self._traffic(client)
+        try:
+            yield
             under_way.exchange.finished()
         except WrongBytes as error:
             traffic.wrong += 1
             traffic.errors += 1
-            log.warning("worker %s sent wrong bytes of %r: %s", client.known.id, file.path, error)
+            log.warning("worker %s sent wrong bytes of %s: %s", client.known.id, ask.what, error)
             self._outcome(client, False, under_way.began)
-            self._tell(client, file, start, end)
+            self._tell(client, ask)
             raise
         except PeerBroken:
             traffic.errors += 1
@@ -276,18 +329,16 @@ class PeerSource:
             raise PeerBroken(f"worker {client.known.id}: {error}") from error
         finally:
             under_way.exchange.close()
-            traffic.bytes += got
-            if got or clean:
-                self._taken.append(Taken(file.dataset, client.known.id, got, time.monotonic_ns() - began, not clean))
+            traffic.bytes += got()
 
-    def _stream(self, under_way: _UnderWay, header: pb.ReadHeader, start: int, end: int) -> Iterator[memoryview]:
+    def _stream(
+        self, under_way: _UnderWay, header: pb.ReadHeader, file: SourceFile, start: int, end: int
+    ) -> Iterator[memoryview]:
         """All of a want, beginning with the header that came first."""
         exchange = under_way.exchange
         give_up = self._clock() + FETCH_S
         while True:
-            if header.spread:
-                with self._lock:
-                    self._router.note_spread(under_way.content, header.spread, self._clock())
+            self._note_spread(file, header)
             if header.state == pb.MISSING:
                 exchange.finished()
                 raise _Missing
@@ -308,9 +359,42 @@ class PeerSource:
                 raise PeerBroken(f"worker {under_way.client.known.id} said for {FETCH_S:g} s that it comes")
             header = exchange.header(STALL_S)
 
-    def _first_header(
-        self, file: SourceFile, start: int, end: int, attempts: deque[Attempt]
-    ) -> tuple[_UnderWay, pb.ReadHeader]:
+    def _stream_many(
+        self, under_way: _UnderWay, header: pb.ReadHeader, files: Sequence[SourceFile]
+    ) -> Iterator[tuple[int, list[memoryview]]]:
+        """Each file that comes whole, beginning with the header that came first."""
+        exchange, left = under_way.exchange, set(range(len(files)))
+        come: dict[int, list[memoryview]] = {number: [] for number in left}
+        give_up = self._clock() + FETCH_S
+        while True:
+            number = header.want
+            if header.state == pb.COMING:
+                if self._clock() > give_up:
+                    raise PeerBroken(f"worker {under_way.client.known.id} said for {FETCH_S:g} s that they come")
+            elif number not in left:
+                raise PeerBroken(f"an answer to want {number}, which waits for none")
+            elif header.state == pb.HIT:
+                file, start = files[number], sum(map(len, come[number]))
+                self._note_spread(file, header)
+                if header.offset != start or not 0 < header.length <= file.size - start:
+                    raise PeerBroken(f"bytes at {header.offset} came where those at {start} should")
+                come[number] += body_of(exchange, header)
+                give_up = self._clock() + FETCH_S
+                if start + header.length == file.size:
+                    left.discard(number)
+                    yield number, come.pop(number)
+            else:
+                left.discard(number)
+            if not left:
+                return
+            header = exchange.header(STALL_S)
+
+    def _note_spread(self, file: SourceFile, header: pb.ReadHeader) -> None:
+        if header.spread:
+            with self._lock:
+                self._router.note_spread(file.content, header.spread, self._clock())
+
+    def _first_header(self, ask: _Ask, attempts: deque[Attempt]) -> tuple[_UnderWay, pb.ReadHeader]:
         """Ask one peer, and the next as well when the first is late; the first header wins.
 
         Raises:
@@ -328,7 +412,7 @@ class PeerSource:
                     if not attempts:
                         raise trouble
                     try:
-                        waiting.append(self._begin(file, start, end, attempts.popleft()))
+                        waiting.append(self._begin(ask, attempts.popleft()))
                     except PeerBroken as error:
                         trouble = error
                         continue
@@ -358,7 +442,7 @@ class PeerSource:
                         allowed = self._hedger.may_hedge()
                     if allowed:
                         try:
-                            waiting.append(self._begin(file, start, end, attempts.popleft()))
+                            waiting.append(self._begin(ask, attempts.popleft()))
                         except PeerBroken as error:
                             trouble = error
         finally:
@@ -367,28 +451,26 @@ class PeerSource:
                     self._broken(under_way)
                 under_way.exchange.close()
 
-    def _begin(self, file: SourceFile, start: int, end: int, attempt: Attempt, suspect: bool = False) -> _UnderWay:
+    def _begin(self, ask: _Ask, attempt: Attempt) -> _UnderWay:
         """Raises: PeerBroken, the peer is not known any more or cannot be reached."""
         client = self._client(attempt.peer)
-        want = pb.Want(
-            content=file.content, path=os.fsencode(file.asked_path or file.path), size=file.size, version=file.version,
-            offset=start, length=end - start, suspect=suspect,
-        )  # fmt: skip
         mode = pb.FETCH if attempt.mode is Mode.FETCH else pb.ONLY_CACHED
-        request = pb.ReadRequest(dataset_id=file.asked_of or file.dataset, wants=[want], mode=mode, hops=file.hops + 1)
+        request = pb.ReadRequest(dataset_id=ask.dataset, wants=ask.wants, mode=mode, hops=ask.hops)
         began = self._clock()
         self._traffic(client).requests += 1
         try:
-            return _UnderWay(client, file.content, client.begin(request), began)
+            return _UnderWay(client, client.begin(request), began)
         except PeerBroken:
             self._traffic(client).errors += 1
             self._outcome(client, False, began)
             raise
 
-    def _tell(self, client: PeerClient, file: SourceFile, start: int, end: int) -> None:
-        """Have a worker look at what it has of a file; nobody waits for that."""
+    def _tell(self, client: PeerClient, ask: _Ask) -> None:
+        """Have a worker look at what it has of what was asked; nobody waits for that."""
+        for want in ask.wants:
+            want.suspect = True
         try:
-            self._begin(file, start, end, Attempt(client.known.id, Mode.ONLY_CACHED), suspect=True).exchange.close()
+            self._begin(ask, Attempt(client.known.id, Mode.ONLY_CACHED)).exchange.close()
         except PeerBroken as error:
             log.info("worker %s could not be told of wrong bytes: %s", client.known.id, error)
 
@@ -420,3 +502,17 @@ class PeerSource:
 
     def _traffic(self, client: PeerClient) -> PeerTraffic:
         return self.traffic.setdefault(client.known.id, PeerTraffic())
+
+
+def _ask(parts: Sequence[tuple[SourceFile, int, int]]) -> _Ask:
+    """Files of one dataset and of the same hops, each with the start and the end of what is wanted."""
+    first = parts[0][0]
+    wants = [
+        pb.Want(
+            content=file.content, path=os.fsencode(file.asked_path or file.path), size=file.size, version=file.version,
+            offset=start, length=end - start,
+        )
+        for file, start, end in parts
+    ]  # fmt: skip
+    what = repr(first.path) if len(parts) == 1 else f"{len(parts)} files, {first.path!r} among them"
+    return _Ask(first.asked_of or first.dataset, first.hops + 1, wants, what)
