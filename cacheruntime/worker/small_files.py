@@ -9,10 +9,11 @@ pack and one transaction of the index. Readers who want a file that is on its wa
 
 import logging
 import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,10 @@ _BATCH, _BATCH_BYTES = 64, 4 * MIB
 
 _BATCHES = 4
 """Under way to one worker: while one is received, others are sent, or wait for its store."""
+
+_SINGLE = 16
+"""Files that another worker is asked for one by one, after a batch did not bring them: a worker cuts off a party with
+more than 64 connections (`LimitConfig.streams`), and whoever is cut off comes back with as many."""
 
 _WAIT_S = 1.0
 """Whoever has something for a thread that waits calls it."""
@@ -64,6 +69,8 @@ class _Fetched:
     took_ns: int = 0
     straight: bool = False
     """By a lane: from the store."""
+    posted: bool = False
+    """Another worker was asked for it."""
 
     def take(self, pieces: "Sequence[Buffer]") -> None:
         """Its bytes have come."""
@@ -169,6 +176,7 @@ class SmallFiles:
         self._limiter = trio.CapacityLimiter(MOST_AT_ONCE)
         self._threads = 0
         self._lanes: dict[UnderStore, _Lane | None] = {}
+        self._single = threading.Semaphore(_SINGLE)
         self._outboxes: dict[tuple[str, str, int], _Outbox] = {}
         """By worker, dataset and hops: what goes into one request has these in common."""
         self._users = 0
@@ -232,6 +240,7 @@ class SmallFiles:
 
     def _post(self, worker: str, item: _Fetched) -> None:
         """Have a worker be asked for it, with others."""
+        item.posted = True
         file = item.file
         outbox = self._outboxes.setdefault((worker, file.asked_of or file.dataset, file.hops), _Outbox())
         outbox.items.append(item)
@@ -326,7 +335,8 @@ class SmallFiles:
         while (item := self._todo.get()) is not None:
             item.began_ns = time.monotonic_ns()
             try:
-                item.take(fetch_pieces(item.file))
+                with self._single if item.posted else nullcontext():
+                    item.take(fetch_pieces(item.file))
             except ForebayError as error:
                 item.error = error
             except Exception as error:
