@@ -1,4 +1,5 @@
-"""`make demo`: an S3 bucket mounted, read twice as training reads it, beside the local disk and the bare client.
+"""`make demo`: an S3 bucket mounted, read twice as training reads it, beside the local disk and the bare client; then
+shared by three workers.
 
 Needs no account and no network: the S3 service is moto on loopback. All of it lives in one temporary folder, which is
 gone at the end, also after Ctrl-C.
@@ -6,6 +7,7 @@ gone at the end, also after Ctrl-C.
 
 import argparse
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +25,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 from forebay.bench.dataset import Sample, by_key, make_images, make_large, shuffled
+from forebay.bench.demo_cluster import Shared, client_environ, mount, summary, workers
 from forebay.bench.endpoint import Endpoint, moto_endpoint
 from forebay.bench.measure import Reader
 from forebay.bench.node import CommandFailed, Node, Watchdog, signals_end
@@ -154,11 +157,62 @@ def run(console: Console, image_count: int, environ: Mapping[str, str]) -> int:
             passes = _read_all(screen, directory, endpoint, samples)
             status = node.status()
             node.umount(directory)
-        except (OSError, CommandFailed) as error:
+            shared = _share(stack, screen, endpoint, folder, samples, environ)
+        except (OSError, CommandFailed, subprocess.SubprocessError) as error:
             console.print(f"[red]{'the watchdog ended it' if watchdog.bitten else 'it failed'}: {error}")
             return 3 if watchdog.bitten else 1
         progress.stop()
-        return _tell(console, passes, status, len(samples))
+        return _tell(console, passes, status, len(samples)) or _tell_shared(console, shared)
+
+
+@dataclass
+class _SharedRead:
+    """What came of the cluster."""
+
+    wrong: list[str]
+    bytes: int
+    by_workers: Shared
+
+
+def _share(
+    stack: ExitStack,
+    screen: Screen,
+    endpoint: Endpoint,
+    folder: Path,
+    samples: list[Sample],
+    environ: Mapping[str, str],
+) -> _SharedRead:
+    """Two machines without keys read the bucket through three workers, one after the other."""
+    addresses = stack.enter_context(workers(folder / "cluster", endpoint, _DATASET, environ))
+    large = [sample for sample in samples if sample.size >= _LARGE_FROM]
+    order = [sample for sample in shuffled(samples, _SEED + 12) if sample not in large[1:]]
+    wrong: list[str] = []
+    for number in range(2):
+        node = stack.enter_context(Node(folder / f"client-{number}", client_environ(environ)))
+        directory = mount(node, addresses)
+        reader = Reader()
+
+        def read(
+            sample: Sample, moved: Callable[[int], None], reader: Reader = reader, directory: Path = directory
+        ) -> int:
+            return reader.digest(directory / sample.key, moved)
+
+        wrong += one_pass(screen, f"machine {number + 1}, through three workers", order, read).wrong
+        found = summary(node)
+        node.umount(directory)
+    return _SharedRead(wrong, sum(sample.size for sample in order), found)
+
+
+def _tell_shared(console: Console, shared: _SharedRead) -> int:
+    if shared.wrong:
+        console.print(f"[red]{len(shared.wrong)} files had other bytes through the workers, such as {shared.wrong[0]}")
+        return 1
+    held = ", ".join(mib_words(size) for size in shared.by_workers.held_bytes)
+    console.print(
+        f"Then two machines without keys read {mib_words(shared.bytes)} each through three workers, which fetched"
+        f" {mib_words(shared.by_workers.fetched_bytes)} from S3 together, and hold {held} of it."
+    )
+    return 0
 
 
 def _publish(screen: Screen, endpoint: Endpoint, local: Path, image_count: int) -> list[Sample]:

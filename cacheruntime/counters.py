@@ -47,7 +47,8 @@ class Counts:
     cold_bytes: int = 0
     """Asked for by READ of files that were not wholly cached."""
     cold_fetched_bytes: int = 0
-    """Whole blocks that these reads asked the worker for, read-ahead included; what was cached already counts too."""
+    """Pieces (for single reads) and whole blocks that these reads asked the worker for, read-ahead included; what was
+    cached already counts too."""
 
     @property
     def hit_ratio(self) -> float | None:

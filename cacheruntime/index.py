@@ -7,10 +7,13 @@ Folder ``index/`` of the cache folder. The worker alone writes it (`worker/index
 was damaged at rest is no record.
 
 ``contents``: content id (16 bytes) -> checked: `_HEAD`, then for a file in a pack `_PLACE`, for a file of its own
-    `_SEAL` and, while it is partial, the block bitmap: bit ``b % 8`` of byte ``b // 8`` says that block ``b`` is in the
-    tier file. Blocks are only ever added while a record exists. A packed file is always whole.
-``sums``: content id + block number (4 bytes) -> XXH3-64 of the block (8 bytes), for files of their own: one for every
-    block that ``contents`` calls present. That of a packed file is in its record.
+    `_SEAL` and, while it is partial, `_PARTIAL` and the block bitmap: bit ``b % 8`` of byte ``b // 8`` says that all of
+    block ``b`` is in the tier file. Bytes are only ever added while a record exists. A packed file is always whole.
+``sums``: content id + block number (4 bytes), for every block of a file of its own of which something is in the tier
+    file. A block that came as a whole -> its XXH3-64 (8 bytes). A block that came in pieces (`blocks.py`) -> checked:
+    `_MASK`, in which bit ``p`` says that piece ``p`` is in the tier file, and the XXH3-64 of each of these, in order.
+    Of the latter kind some are whole by now; `_PARTIAL` counts the bytes in the others. The checksum of a packed file
+    is in its record.
 ``packs``: pack number (4 bytes) -> checked `_PACK`. Length counts every byte ever appended, live bytes and live files
     those that ``contents`` still knows.
 ``members``: dataset (8 bytes) + pack (4 bytes, 0: file of its own) + content id -> empty. One for each record of
@@ -19,7 +22,9 @@ was damaged at rest is no record.
     ``contents``.
 ``shares``: dataset (8 bytes) + XXH3-64 of a path (8 bytes) -> share number (2 bytes) and the path. A share is the part
     of a dataset below a path that has a quota of its own; share 0 is all the rest.
-``pins``: dataset (8 bytes) + XXH3-64 of a path (8 bytes) -> the path. What is below it is marked `_PINNED`.
+``pins``: dataset (8 bytes) + XXH3-64 of a path (8 bytes) -> the path, pinned by command. What is below it is marked
+    `_PINNED`.
+``manifest_pins``: the same, of those that the dataset's manifest asks for.
 ``doomed``: tier (2 bytes) + content id, or + pack number (4 bytes) -> empty. A file that may be left behind by a crash
     is named here before it can come to be so: the next start removes it, unless a record says that it lives there.
 ``tiers``: tier number (2 bytes) -> its uuid (16 bytes) and folder. The number is what records hold; the uuid is that of
@@ -40,8 +45,10 @@ the file. An index that was not closed in order *and* comes from another boot is
 """
 
 import contextlib
+import os
 import struct
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, NewType
@@ -49,7 +56,17 @@ from typing import Any, NamedTuple, NewType
 import lmdb
 import xxhash
 
-from forebay.cacheruntime.config import MIB
+from forebay.cacheruntime.blocks import (
+    SUM_BYTES,
+    Span,
+    block_bytes,
+    block_count,
+    block_span,
+    blocks_of,
+    mask_bytes,
+    mask_of,
+    spans_of,
+)
 from forebay.cacheruntime.errors import CacheFormatError
 from forebay.cacheruntime.keys import ContentId, DatasetId
 
@@ -59,10 +76,7 @@ TierNumber = NewType("TierNumber", int)
 PackNumber = NewType("PackNumber", int)
 """Names a pack; minted by the index, counting up from 1, never used again."""
 
-BLOCK_BYTES = MIB
-"""Unit of presence and of checksums; part of the format."""
-
-FORMAT = b"2"
+FORMAT = b"3"
 
 TABLES = (
     "contents",
@@ -75,6 +89,7 @@ TABLES = (
     "doomed",
     "tiers",
     "meta",
+    "manifest_pins",
 )
 
 _HEAD = struct.Struct(">BHHQ8sI")
@@ -83,6 +98,10 @@ _PLACE = struct.Struct(">IQQ")
 """pack number, offset in the pack, XXH3-64."""
 _SEAL = struct.Struct(">QQ")
 """inode number, ctime in ns."""
+_PARTIAL = struct.Struct(">Q")
+"""bytes in blocks that are not whole."""
+_MASK = struct.Struct(">Q")
+"""pieces of a block."""
 _PACK = struct.Struct(">BHHQQQ8sIQQ")
 """flags, tier, share, length, live bytes, live files, dataset, session, inode number, ctime in ns."""
 _HELD = struct.Struct(">QQ")
@@ -119,7 +138,7 @@ class Cached(NamedTuple):
     """Of the first byte in the pack, or 0."""
     dataset: DatasetId
     bitmap: bytes
-    """Empty once complete."""
+    """Of whole blocks; empty once complete."""
     share: int = 0
     session: int = 0
     """Of the worker that has written or verified it last."""
@@ -128,32 +147,47 @@ class Cached(NamedTuple):
     checksum: int = 0
     """XXH3-64 of a packed file."""
     pinned: bool = False
+    partial_bytes: int = 0
+    """In blocks that are not whole; `Index.pieces` knows which."""
+
+    def has_block(self, number: int) -> bool:
+        """Whether all of a block is cached."""
+        return self.complete or bool(self.bitmap[number >> 3] & (1 << (number & 7)))
 
     def has(self, start: int, end: int) -> bool:
-        """Whether all bytes of [start, end) are cached; `end` is at most the size."""
+        """Whether [start, end) lies in blocks of which all is cached; `end` is at most the size. See `Index.has`."""
         if self.complete or start >= end:
             return True
         bitmap = self.bitmap
-        return all(
-            bitmap[block >> 3] & (1 << (block & 7))
-            for block in range(start // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1)
-        )
+        return all(bitmap[block >> 3] & (1 << (block & 7)) for block in blocks_of(start, end))
 
-    def blocks(self) -> Iterator[int]:
-        """Numbers of the blocks that are present."""
-        for block in range(block_count(self.size)):
-            if self.complete or self.bitmap[block >> 3] & (1 << (block & 7)):
-                yield block
+    def whole_blocks(self) -> int:
+        """How many blocks are cached as a whole."""
+        return block_count(self.size) if self.complete else int.from_bytes(self.bitmap, "little").bit_count()
 
     def cached_bytes(self) -> int:
         """How many bytes of the file are present."""
         if self.complete:
             return self.size
-        count = int.from_bytes(self.bitmap, "little").bit_count()
-        last = block_count(self.size) - 1
-        tail = self.size - last * BLOCK_BYTES
-        short = BLOCK_BYTES - tail if self.bitmap[last >> 3] & (1 << (last & 7)) else 0
-        return count * BLOCK_BYTES - short
+        count, last = self.whole_blocks(), block_count(self.size) - 1
+        if not count or not self.has_block(last):
+            return count * block_bytes(self.size, 0) + self.partial_bytes
+        return (count - 1) * block_bytes(self.size, 0) + block_bytes(self.size, last) + self.partial_bytes
+
+
+class Pieces(NamedTuple):
+    """What is there of a block that came in pieces."""
+
+    mask: int
+    sums: bytes
+    """Of each, in order."""
+
+
+class Extent(NamedTuple):
+    """Bytes that are cached, with what they are compared with."""
+
+    span: Span
+    sums: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,15 +215,10 @@ class Pack(NamedTuple):
     seal: Seal
     pinned: bool
 
-
-def block_count(size: int) -> int:
-    """Blocks of a file of `size` bytes; an empty file has none."""
-    return -(-size // BLOCK_BYTES)
-
-
-def block_bytes(size: int, number: int) -> int:
-    """Bytes of a block of a file of `size` bytes."""
-    return min(BLOCK_BYTES, size - number * BLOCK_BYTES)
+    @property
+    def is_thin(self) -> bool:
+        """Whether less than half of it is still of use."""
+        return 2 * self.live_bytes < self.length
 
 
 def pack_key(number: PackNumber) -> bytes:
@@ -209,7 +238,7 @@ def holding_key(dataset: DatasetId, share: int, tier: TierNumber) -> bytes:
 
 
 def path_key(dataset: DatasetId, path: bytes) -> bytes:
-    """Of `shares` and `pins`."""
+    """Of `shares` and both tables of pins."""
     return bytes.fromhex(dataset) + xxhash.xxh3_64_digest(path)
 
 
@@ -240,10 +269,14 @@ def unpack_cached(key: bytes, raw: bytes) -> Cached | None:
             TierNumber(0), size, True, PackNumber(pack), offset, name, b"", share, session, WRITING, checksum,
             bool(flags & _PINNED),
         )  # fmt: skip
+    seal, rest = Seal(*_SEAL.unpack_from(raw, _HEAD.size)), _HEAD.size + _SEAL.size
+    complete, partial, bitmap = bool(flags & _COMPLETE), 0, b""
+    if not complete:
+        (partial,) = _PARTIAL.unpack_from(raw, rest)
+        bitmap = raw[rest + _PARTIAL.size : -_CHECK_BYTES]
     return Cached(
-        TierNumber(tier), size, bool(flags & _COMPLETE), PackNumber(0), 0, name,
-        raw[_HEAD.size + _SEAL.size : -_CHECK_BYTES], share, session, Seal(*_SEAL.unpack_from(raw, _HEAD.size)), 0,
-        bool(flags & _PINNED),
+        TierNumber(tier), size, complete, PackNumber(0), 0, name, bitmap, share, session, seal, 0,
+        bool(flags & _PINNED), partial,
     )  # fmt: skip
 
 
@@ -253,7 +286,33 @@ def pack_cached(key: bytes, cached: Cached) -> bytes:
     head = _HEAD.pack(flags, cached.tier, cached.share, cached.size, bytes.fromhex(cached.dataset), cached.session)
     if cached.pack:
         return checked(key, head + _PLACE.pack(cached.pack, cached.offset, cached.checksum))
-    return checked(key, head + _SEAL.pack(*cached.seal) + cached.bitmap)
+    partial = b"" if cached.complete else _PARTIAL.pack(cached.partial_bytes)
+    return checked(key, head + _SEAL.pack(*cached.seal) + partial + cached.bitmap)
+
+
+def unpack_pieces(key: bytes, raw: bytes) -> Pieces | None:
+    """A record of `sums`, of a block that came in pieces; None: it did not, or the record is damaged."""
+    if len(raw) <= SUM_BYTES or not is_sound(key, raw):
+        return None
+    return Pieces(_MASK.unpack_from(raw)[0], raw[_MASK.size : -_CHECK_BYTES])
+
+
+def pack_pieces(key: bytes, pieces: Pieces) -> bytes:
+    """The value for a key of `sums`."""
+    return checked(key, _MASK.pack(pieces.mask) + pieces.sums)
+
+
+def join_pieces(one: Pieces, other: Pieces) -> Pieces:
+    """Both, of one block; what both have is taken from the first."""
+    found = dict(_each(other)) | dict(_each(one))
+    return Pieces(one.mask | other.mask, b"".join(found[number] for number in sorted(found)))
+
+
+def _each(pieces: Pieces) -> Iterator[tuple[int, bytes]]:
+    """Piece number and checksum."""
+    numbers = (number for number in range(pieces.mask.bit_length()) if pieces.mask >> number & 1)
+    for position, number in enumerate(numbers):
+        yield number, pieces.sums[position * SUM_BYTES : (position + 1) * SUM_BYTES]
 
 
 def unpack_pack(key: bytes, raw: bytes) -> Pack | None:
@@ -288,6 +347,25 @@ def pack_held(held_bytes: int, held_files: int) -> bytes:
     return _HELD.pack(held_bytes, held_files)
 
 
+class _Opened:
+    """One environment and what belongs to it: one look at it gives things that fit together."""
+
+    __slots__ = ("contents", "env", "file", "generation", "tables", "trusted_since")
+
+    def __init__(self, folder: Path, env: Any, file: tuple[int, int], generation: int) -> None:
+        """Raises: CacheFormatError, lmdb.Error."""
+        self.file = file
+        self.generation = generation
+        with env.begin() as txn:
+            meta = env.open_db(b"meta", txn, create=False)
+            if txn.get(b"format", db=meta) != FORMAT:
+                raise CacheFormatError(f"the cache index {folder} is of another format than this version reads")
+            self.trusted_since = int.from_bytes(txn.get(b"trusted", db=meta) or b"", "big")
+        self.env = env
+        self.tables = {name: env.open_db(name.encode(), create=False) for name in TABLES}
+        self.contents = self.tables["contents"]
+
+
 class Index:
     """A reader. Safe to use from several threads; not across a fork.
 
@@ -302,44 +380,98 @@ class Index:
         Raises:
             CacheFormatError: there is none, or of another format.
         """
+        self._folder = folder
+        self._is_own = env is None
+        self._renewing = threading.Lock()
+        self._opened = self._open(0, env)
+
+    @property
+    def generation(self) -> int:
+        """Counts the indexes that were opened in the place of the one before."""
+        return self._opened.generation
+
+    def _open(self, generation: int, env: Any = None) -> _Opened:
+        made = env
         try:
-            self._env = env or lmdb.open(
-                str(folder), readonly=True, max_dbs=len(TABLES), map_size=MAP_BYTES, max_readers=1024, readahead=False
-            )
-            with self._env.begin() as txn:
-                meta = self._env.open_db(b"meta", txn, create=False)
-                found = txn.get(b"format", db=meta)
-            if found != FORMAT:
-                if env is None:
-                    self._env.close()
-                raise CacheFormatError(f"the cache index {folder} is of another format than this version reads")
-            self._tables = {name: self._env.open_db(name.encode(), create=False) for name in TABLES}
-        except lmdb.Error as error:
-            raise CacheFormatError(f"{folder} holds no readable cache index ({error})") from error
-        self._contents = self._tables["contents"]
-        self._meta = self._tables["meta"]
-        self.trusted_since = self._number(b"trusted")
+            while True:
+                file = self._file()
+                made = made or lmdb.open(
+                    str(self._folder), readonly=True, max_dbs=len(TABLES), map_size=MAP_BYTES, max_readers=1024,
+                    readahead=False,
+                )  # fmt: skip
+                if file is not None and file == self._file():
+                    return _Opened(self._folder, made, file, generation)
+                made.close()  # which of the two is it?
+                made = None
+        except (lmdb.Error, CacheFormatError) as error:
+            if made is not None and env is None:
+                made.close()
+            if isinstance(error, CacheFormatError):
+                raise
+            raise CacheFormatError(f"{self._folder} holds no readable cache index ({error})") from error
+
+    def _file(self) -> tuple[int, int] | None:
+        """Device and inode number of the file that is there now."""
+        try:
+            status = os.stat(self._folder / "data.mdb")
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def renew(self) -> bool:
+        """Open the index anew if the worker has put another in its place (`worker/ledger.py`); whether it has.
+
+        What other threads read at this time they read in the old one, which is unmapped with the end of the last such
+        transaction, as that holds the last reference. The two may be open together: LMDB's rule of one opening in a
+        process is for its lock file, and the worker never puts an index beside another one's (`ledger.open_index`).
+        """
+        if not self._is_own or self._file() in (None, self._opened.file):
+            return False
+        with self._renewing:
+            if self._file() in (None, self._opened.file):
+                return False
+            try:
+                self._opened = self._open(self.generation + 1)
+            except CacheFormatError:
+                return False  # it is being made, or is a newer version's
+            return True
+
+    @property
+    def trusted_since(self) -> int:
         """Records of earlier sessions are to be compared with their checksums before they are believed."""
+        return self._opened.trusted_since
 
     def close(self) -> None:
-        self._env.close()
+        self._opened.env.close()
 
     def session(self) -> int:
         """Of the worker that runs, or ran last."""
         return self._number(b"session")
 
     def _number(self, key: bytes) -> int:
-        with self._env.begin() as txn:
-            return int.from_bytes(txn.get(key, db=self._meta) or b"", "big")
+        return int.from_bytes(self._get("meta", key) or b"", "big")
+
+    @contextlib.contextmanager
+    def _cursor(self, table: str) -> Iterator[Any]:
+        opened = self._opened
+        with opened.env.begin() as txn, txn.cursor(db=opened.tables[table]) as cursor:
+            yield cursor
+
+    def _get(self, table: str, key: bytes) -> bytes | None:
+        opened = self._opened
+        with opened.env.begin() as txn:
+            found: bytes | None = txn.get(key, db=opened.tables[table])
+            return found
 
     def find(self, content: ContentId) -> Cached | None:
         return self.look(content)[0]
 
     def look(self, content: ContentId) -> tuple[Cached | None, bool]:
         """The record, and whether there is one that is not sound."""
+        opened = self._opened
         try:
-            with self._env.begin() as txn:
-                raw = txn.get(content, db=self._contents)
+            with opened.env.begin() as txn:
+                raw = txn.get(content, db=opened.contents)
         except lmdb.Error:
             return None, False
         cached = unpack_cached(content, raw) if raw else None
@@ -347,28 +479,24 @@ class Index:
 
     def is_damaged(self, content: ContentId) -> bool:
         """Whether there is a record that is not sound."""
-        with self._env.begin() as txn:
-            raw = txn.get(content, db=self._contents)
+        raw = self._get("contents", content)
         return raw is not None and not is_sound(content, raw)
 
     def pack(self, number: PackNumber) -> Pack | None:
         key = pack_key(number)
         try:
-            with self._env.begin() as txn:
-                raw = txn.get(key, db=self._tables["packs"])
+            raw = self._get("packs", key)
         except lmdb.Error:
             return None
         return unpack_pack(key, raw) if raw else None
 
     def has_pack(self, number: PackNumber) -> bool:
         """Whether there is a record of a pack, be it sound or not."""
-        with self._env.begin() as txn:
-            return txn.get(pack_key(number), db=self._tables["packs"]) is not None
+        return self._get("packs", pack_key(number)) is not None
 
     def scrubbed(self) -> bytes:
         """How far the scrub has come; empty: nowhere."""
-        with self._env.begin() as txn:
-            return bytes(txn.get(b"scrubbed", db=self._meta) or b"")
+        return self._get("meta", b"scrubbed") or b""
 
     def tier_of(self, cached: Cached) -> TierNumber | None:
         """Where a record's bytes are; None when its pack is gone."""
@@ -377,15 +505,82 @@ class Index:
         pack = self.pack(cached.pack)
         return pack.tier if pack else None
 
-    def checksum(self, content: ContentId, block: int) -> int | None:
-        """XXH3-64 of a block of a file of its own, or None when the block is not there."""
-        with self._env.begin() as txn:
-            raw = txn.get(sum_key(content, block), db=self._tables["sums"])
-        return int.from_bytes(raw, "big") if raw else None
+    def has(self, content: ContentId, cached: Cached, start: int, end: int) -> bool:
+        """Whether all bytes of [start, end) of a file are cached.
+
+        Args:
+            content: the file.
+            cached: its record.
+            start, end: in bytes; `end` is at most the size.
+        """
+        if cached.has(start, end):
+            return True
+        if not cached.partial_bytes:
+            return False
+        return not any(
+            self.missing(content, cached, number, mask_of(number, start, end)) for number in blocks_of(start, end)
+        )
+
+    def missing(self, content: ContentId, cached: Cached, number: int, mask: int) -> int:
+        """Those of some pieces of a block that are not cached, as a mask."""
+        if cached.has_block(number):
+            return 0
+        pieces = self.pieces(content, number) if cached.partial_bytes else None
+        return mask & ~pieces.mask if pieces is not None else mask
+
+    def pieces(self, content: ContentId, number: int) -> Pieces | None:
+        """Of a block that came in pieces; None for others, and when the record is damaged."""
+        try:
+            raw = self._sums(content, number)
+        except lmdb.Error:
+            return None
+        return unpack_pieces(sum_key(content, number), raw)
+
+    def _sums(self, content: ContentId, number: int) -> bytes:
+        return self._get("sums", sum_key(content, number)) or b""
+
+    def are_pieces_damaged(self, content: ContentId, number: int) -> bool:
+        """Whether there is a record of a block's pieces that is not sound."""
+        raw = self._sums(content, number)
+        return len(raw) > SUM_BYTES and not is_sound(sum_key(content, number), raw)
+
+    def extents(self, content: ContentId, cached: Cached, numbers: Iterable[int] | None = None) -> Iterator[Extent]:
+        """What is cached of a file of its own, in order.
+
+        Args:
+            content: the file.
+            cached: its record.
+            numbers: only of these blocks; None for all.
+
+        Yields:
+            Each span with its checksum, or with those of its pieces, for `blocks.is_what_was_written`; with none where
+            the record is not what it should be.
+        """
+        for number in range(block_count(cached.size)) if numbers is None else numbers:
+            is_whole = cached.has_block(number)
+            if not is_whole and not cached.partial_bytes:
+                continue
+            raw = self._sums(content, number)
+            if len(raw) == SUM_BYTES and is_whole:
+                yield Extent(block_span(cached.size, number), raw)
+                continue
+            if not raw and not is_whole:
+                continue
+            pieces = unpack_pieces(sum_key(content, number), raw)
+            if pieces is None or (
+                is_whole and mask_bytes(cached.size, number, pieces.mask) != block_bytes(cached.size, number)
+            ):
+                yield Extent(block_span(cached.size, number), b"")
+                continue
+            at = 0
+            for span in spans_of(cached.size, number, pieces.mask):
+                count = span.mask.bit_count() * SUM_BYTES
+                yield Extent(span, pieces.sums[at : at + count])
+                at += count
 
     def tiers(self) -> dict[TierNumber, tuple[bytes, Path]]:
         """Tier number -> uuid and folder."""
-        with self._env.begin() as txn, txn.cursor(db=self._tables["tiers"]) as cursor:
+        with self._cursor("tiers") as cursor:
             return {
                 TierNumber(int.from_bytes(key, "big")): (
                     value[:16],
@@ -395,7 +590,7 @@ class Index:
             }
 
     def holdings(self) -> list[Holding]:
-        with self._env.begin() as txn, txn.cursor(db=self._tables["holdings"]) as cursor:
+        with self._cursor("holdings") as cursor:
             return [
                 Holding(
                     DatasetId(key[:8].hex()), int.from_bytes(key[8:10], "big"),
@@ -406,7 +601,7 @@ class Index:
 
     def packs(self) -> list[Pack]:
         """All whose records are sound."""
-        with self._env.begin() as txn, txn.cursor(db=self._tables["packs"]) as cursor:
+        with self._cursor("packs") as cursor:
             found = [unpack_pack(key, value) for key, value in cursor]
         return [pack for pack in found if pack is not None]
 
@@ -415,12 +610,16 @@ class Index:
         return {value[2:]: int.from_bytes(value[:2], "big") for value in self._below("shares", dataset)}
 
     def pins(self, dataset: DatasetId) -> list[bytes]:
-        """Paths that are pinned."""
-        return sorted(self._below("pins", dataset))
+        """Paths that are pinned, by whom ever."""
+        return sorted({*self.pins_by("pins", dataset), *self.pins_by("manifest_pins", dataset)})
+
+    def pins_by(self, table: str, dataset: DatasetId) -> list[bytes]:
+        """As `pins`, of one of the two tables."""
+        return self._below(table, dataset)
 
     def _below(self, table: str, dataset: DatasetId) -> list[bytes]:
         prefix = bytes.fromhex(dataset)
-        with self._env.begin() as txn, txn.cursor(db=self._tables[table]) as cursor:
+        with self._cursor(table) as cursor:
             found = []
             more = cursor.set_range(prefix)
             while more and cursor.key().startswith(prefix):
@@ -440,8 +639,7 @@ class Index:
         Read in pieces: between them the index may change, and nothing is held.
         """
         for key in self._keys("contents", b"", after or b""):
-            with self._env.begin() as txn:
-                raw = txn.get(key, db=self._contents)
+            raw = self._get("contents", key)
             if raw is not None:
                 yield ContentId(key), unpack_cached(key, raw)
 
@@ -450,7 +648,7 @@ class Index:
         start = max(prefix, after + b"\0" if after else b"")
         while True:
             found: list[bytes] = []
-            with self._env.begin() as txn, txn.cursor(db=self._tables[table]) as cursor:
+            with self._cursor(table) as cursor:
                 more = cursor.set_range(start)
                 while more and len(found) < 1000 and cursor.key().startswith(prefix):
                     found.append(cursor.key())
@@ -462,8 +660,8 @@ class Index:
 
     def raw(self) -> contextlib.AbstractContextManager[Any]:
         """A read transaction; with `table`, for whoever checks the format itself."""
-        transaction: contextlib.AbstractContextManager[Any] = self._env.begin()
+        transaction: contextlib.AbstractContextManager[Any] = self._opened.env.begin()
         return transaction
 
     def table(self, name: str) -> Any:
-        return self._tables[name]
+        return self._opened.tables[name]

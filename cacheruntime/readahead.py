@@ -1,15 +1,19 @@
 """Read-ahead of one reader of one file: pure windows that double while the reader goes straight on.
 
 The scheme is the kernel's own (mm/readahead.c: a window that doubles, its next part asked for before the reader gets
-there), at the scale of object stores, with three additions:
+there), at the scale of object stores, with four additions:
 
 * two windows, for a reader that goes back and forth between two regions (a merge, a table with two columns);
 * places that were read once are remembered, but get no window before the reader goes on from there;
 * what was fetched ahead and left unread is a debt: until four times as much was read straight on, no further scan gets
-  a window.
+  a window;
+* who begins a file at its start is taken for one who reads on, unless most readers of late began elsewhere.
 """
 
 from dataclasses import dataclass
+
+from forebay.cacheruntime.blocks import BLOCK_BYTES, around
+from forebay.cacheruntime.config import KIB
 
 WINDOWS = 2
 """Scans of one reader that have a window."""
@@ -21,8 +25,13 @@ _OUT_OF_ORDER = 8
 """The kernel splits its read-ahead (4 MiB) into requests (512 KiB) and may send them in any order. A request that is
 this many of its own size off is part of the same scan. For small random reads that is near nothing."""
 
-_BLOCK_BYTES = 1 << 20
-"""What one byte costs: the unit of fetching (index.BLOCK_BYTES)."""
+_SPLIT_BYTES = 512 * KIB
+"""Such requests. A smaller one has to follow on a place, or leave out one like it, to begin a scan there: in files of 1
+MiB every read of 128 KiB is near every other."""
+
+_TURN = 4
+"""Readers who go about it in the other way, until that is what is expected of the next; three times as many after a
+long time."""
 
 _DEBT_RATE = 4
 """A reader of 1 MiB here and 1 MiB there would at rate 1 earn with each piece the right to the next mistake."""
@@ -61,6 +70,8 @@ class _Scan:
         """Behind the last byte advised."""
 
     def is_near(self, offset: int, size: int) -> bool:
+        if not self.window and size < _SPLIT_BYTES:
+            return self.end <= offset <= (self.end + size if self.run else 0)
         slack = _OUT_OF_ORDER * size
         return self.end - max(slack, self.window) <= offset <= self.end + slack
 
@@ -72,26 +83,63 @@ class _Scan:
         return max(0, self.ahead_end - self.end)
 
 
+class Habits:
+    """How readers go about the files of a mount: straight on, or here and there. Each reader of a file counts once."""
+
+    def __init__(self) -> None:
+        self.go_straight_on = True
+        """Whether who begins a file at its start is likely to read on: of 128 KiB reads at random in files of 1 MiB
+        every eighth is there."""
+        self.stray_bytes = 0
+        """The largest request here or there since readers were last taken to go straight on."""
+        self._score = 0
+
+    def began(self, offset: int, size: int) -> bool:
+        """Note a reader's first request of a file; whether it counts as one here or there."""
+        if offset and size < _SPLIT_BYTES:
+            self.stray_bytes = max(self.stray_bytes, size)
+            self._add(-1)
+            return True
+        if not offset:  # else it is one of several of the kernel's, of which another handler may have had the first
+            self._add(1)
+        return False
+
+    def went_on(self) -> None:
+        """Who was counted as here or there reads straight on."""
+        self._add(2)
+
+    def _add(self, by: int) -> None:
+        self._score = max(-2 * _TURN, min(self._score + by, 2 * _TURN))
+        if abs(self._score) >= _TURN:
+            self.go_straight_on = self._score > 0
+            if self.go_straight_on:
+                self.stray_bytes = 0
+
+
 class Readahead:
     """State of one reader. Losing it costs a small window, nothing else."""
 
-    __slots__ = ("_debt", "_max", "_min", "_places", "_scans", "asked_bytes", "fetched_bytes")
+    __slots__ = ("_debt", "_habits", "_is_stray", "_max", "_min", "_places", "_scans", "asked_bytes", "fetched_bytes")
 
-    def __init__(self, min_bytes: int, max_bytes: int) -> None:
+    def __init__(self, min_bytes: int, max_bytes: int, habits: Habits | None = None) -> None:
         """
         Args:
             min_bytes: of the first window.
             max_bytes: windows double up to this.
+            habits: of all readers that are alike.
         """
         self._min = min_bytes
         self._max = max_bytes
+        self._habits = habits or Habits()
+        self._is_stray = False
         self._scans: list[_Scan] = []  # with a window, the one used last at the end
         self._places = [_Scan(0, 0)]  # the begin of a file is where scans begin
         self._debt = 0
         self.asked_bytes = 0
         """What the reader asked for so far."""
         self.fetched_bytes = 0
-        """What that made us fetch, at most: whole blocks of what was asked for and of what was advised ahead."""
+        """What that made us fetch, at most: pieces for single reads, whole blocks for scans and what was advised ahead
+        of them."""
 
     @property
     def windows(self) -> tuple[int, ...]:
@@ -106,25 +154,39 @@ class Readahead:
             file_size: bytes.
         """
         end = min(offset + size, file_size)
+        if not self.asked_bytes:
+            self._is_stray = self._habits.began(offset, size)
         self.asked_bytes += end - offset
         scan = self._nearest(offset, size)
+        if scan is not None and self._is_stray:
+            self._is_stray = False
+            self._habits.went_on()
         if scan is None:
-            # One small read far away may be an index or a footer; only its own blocks are fetched.
+            # One small read far away may be an index or a footer; only its own pieces are fetched.
             self._places = [*self._places, _Scan(end, size)][-_PLACES:]
-            self._count(offset - offset % _BLOCK_BYTES, end, file_size)
-            return Advice(size)
+            return self._alone(offset, end, size, file_size)
         expected = bool(scan.window) and end <= scan.ahead_end
         # Blocks up to there are counted; a gap was not fetched.
-        counted = _whole_blocks(scan.ahead_end)
+        counted = _whole_blocks(scan.ahead_end) if scan.window else 0
         if offset > counted or not counted:
-            counted = offset - offset % _BLOCK_BYTES
+            counted = offset - offset % BLOCK_BYTES
+        is_begin = not scan.run
         scan.end = max(scan.end, end)
         scan.run += size
         self._debt = max(0, self._debt - size)
+        if not scan.window and (self._debt or (is_begin and not self._habits.go_straight_on)):
+            scan.ahead_end = max(scan.ahead_end, end)
+            return self._alone(offset, end, size, file_size)
         advice = self._advance(scan, offset, size, end, file_size, expected)
         self._merge(scan)
-        self._count(counted, scan.ahead_end, file_size)
+        self.fetched_bytes += max(0, min(_whole_blocks(scan.ahead_end), file_size) - counted)
         return advice
+
+    def _alone(self, offset: int, end: int, size: int, file_size: int) -> Advice:
+        """For a request with which nothing else is worth fetching."""
+        start, stop = around(offset, end, file_size)
+        self.fetched_bytes += stop - start
+        return Advice(size)
 
     def _nearest(self, offset: int, size: int) -> _Scan | None:
         """The scan that a request goes on with, now the one used last; None when it is none's."""
@@ -139,9 +201,6 @@ class Readahead:
 
     def _advance(self, scan: _Scan, offset: int, size: int, end: int, file_size: int, expected: bool) -> Advice:
         if not scan.window:
-            if self._debt:
-                scan.ahead_end = max(scan.ahead_end, end)
-                return Advice(size)
             self._begin(scan)
             # From the start of the block, so that a small read which looks straight by chance costs one block, not two.
             stop = min(max(end, offset - offset % self._min + self._min), file_size)
@@ -175,9 +234,6 @@ class Readahead:
                 scan.ahead_end = max(scan.ahead_end, other.ahead_end)
         self._places = [place for place in self._places if not low <= place.end <= scan.ahead_end]
 
-    def _count(self, start: int, end: int, file_size: int) -> None:
-        self.fetched_bytes += max(0, min(_whole_blocks(end), file_size) - start)
-
 
 def _whole_blocks(size: int) -> int:
-    return -(-size // _BLOCK_BYTES) * _BLOCK_BYTES
+    return -(-size // BLOCK_BYTES) * BLOCK_BYTES

@@ -2,17 +2,17 @@
 
 import json as jsonlib
 import os
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from forebay.cacheruntime import mounts as register
+from forebay.cacheruntime.blocks import BLOCK_BYTES, PIECE_BYTES, SUM_BYTES, block_count
 from forebay.cacheruntime.catalogue import Catalogue, Node
 from forebay.cacheruntime.config import CacheConfig
 from forebay.cacheruntime.errors import SourceNotFound, UsageError
-from forebay.cacheruntime.index import BLOCK_BYTES, Index, block_count
-from forebay.cacheruntime.keys import DatasetId
+from forebay.cacheruntime.index import Cached, Index
+from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.mounts import MountState
 from forebay.cacheruntime.selection import files_at
 from forebay.cacheruntime.snapshot_history import numbers_in
@@ -100,30 +100,39 @@ def _file(node: Node, index: Index | None, config: CacheConfig, checksums: bool)
     tier = index.tier_of(cached) if index is not None and cached is not None else None
     if index is None or cached is None or tier is None:
         return shown
-    present = list(_present(cached.size, blocks, cached.has))
     folder = index.tiers()[tier][1]
     media = {str(tier.path): tier.medium.value for tier in config.tiers}
     shown |= {
-        "blocks_cached": len(present), "cached_bytes": cached.cached_bytes(), "complete": cached.complete,
+        "blocks_cached": 1 if cached.pack else cached.whole_blocks(), "cached_bytes": cached.cached_bytes(),
+        "complete": cached.complete,
         "tier": {"medium": media.get(str(folder), "?"), "path": str(folder)},
         "file": str(cached_path(folder, node.content, cached.pack)), "offset": cached.offset,
     }  # fmt: skip
-    sums = {block: cached.checksum if cached.pack else index.checksum(node.content, block) for block in present}
-    shown["checksums"] = {"kind": "XXH3-64", "known": sum(value is not None for value in sums.values())}
+    sums = _packed_sum(cached) if cached.pack else _sums(index, node.content, cached)
+    shown["checksums"] = {"kind": "XXH3-64", "known": sum(map(len, sums.values()))}
     if checksums:
-        shown["checksums"]["blocks"] = {str(block): f"{value:016x}" for block, value in sums.items() if value}
+        shown["checksums"] |= sums
     return shown
+
+
+def _packed_sum(cached: Cached) -> dict[str, dict[str, str]]:
+    return {"blocks": {"0": f"{cached.checksum:016x}"}}
+
+
+def _sums(index: Index, content: ContentId, cached: Cached) -> dict[str, dict[str, str]]:
+    """Those of blocks by their numbers, and of pieces of blocks by their offsets in the file."""
+    blocks, pieces = {}, {}
+    for span, sums in index.extents(content, cached):
+        if len(sums) == SUM_BYTES and span.is_block(cached.size):
+            blocks[str(span.block)] = sums.hex()
+            continue
+        for position, at in enumerate(range(0, len(sums), SUM_BYTES)):
+            pieces[str(span.start + position * PIECE_BYTES)] = sums[at : at + SUM_BYTES].hex()
+    return {"blocks": blocks, "pieces": pieces}
 
 
 def _is_pinned(path: bytes, pins: list[bytes]) -> bool:
     return any(not pin or path == pin or path.startswith(pin + b"/") for pin in pins)
-
-
-def _present(size: int, blocks: int, has: Any) -> Iterator[int]:
-    for block in range(blocks):
-        start = block * BLOCK_BYTES
-        if has(start, min(start + BLOCK_BYTES, size) if blocks > 1 else size):
-            yield block
 
 
 def _directory(catalogue: Catalogue, path: bytes, index: Index | None) -> dict[str, Any]:

@@ -29,6 +29,8 @@ def info(row: dict[str, Any]) -> None:
             _line("checksums", f"{row['checksums']['known']} of {row['checksums']['kind']}")
             for block, value in row["checksums"].get("blocks", {}).items():
                 print(f"               block {block}: {value}")
+            for offset, value in row["checksums"].get("pieces", {}).items():
+                print(f"               at byte {offset}: {value}")
     if "pinned" in row:
         _line("pinned", "yes" if row["pinned"] else "no")
 

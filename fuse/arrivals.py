@@ -31,12 +31,16 @@ class Arrivals:
     Bound: as many as the kernel has requests under way (its max_background and one for each blocked reader).
     """
 
-    def __init__(self, find: Callable[[ContentId], Cached | None]) -> None:
+    def __init__(
+        self, find: Callable[[ContentId], Cached | None], has: Callable[[ContentId, Cached, int, int], bool]
+    ) -> None:
         """
         Args:
             find: the index's record of a file.
+            has: whether it has a range of it; see `Index.has`.
         """
         self._find = find
+        self._has = has
         self._waiting: dict[ContentId, list[_Waiter]] = {}
         self._looking = False
 
@@ -80,6 +84,6 @@ class Arrivals:
             if cached is None:
                 continue
             for waiter in waiters:
-                if not waiter.here and cached.has(waiter.start, waiter.end):
+                if not waiter.here and self._has(content, cached, waiter.start, waiter.end):
                     waiter.here = True
                     waiter.woken.set()

@@ -28,6 +28,7 @@ from forebay.cacheruntime.errors import ForebayError
 from forebay.cacheruntime.index import Index
 from forebay.cacheruntime.logs import set_up_logs
 from forebay.cacheruntime.touch import TouchMap
+from forebay.fuse import mounting
 from forebay.fuse.file_system import FileSystem, Presentation
 from forebay.fuse.misses import Misses
 from forebay.fuse.mount_spec import MountSpec
@@ -68,6 +69,8 @@ class Handler:
         self._index = Index(config.index_dir)
         self._touch = TouchMap(config.cache_dir / "touch")
         content = self.content()
+        misses = Misses(self._catalogue, content, self._client, config.fill, self.counters)
+        misses.set_read_ahead = self._set_read_ahead
         self.file_system = FileSystem(
             catalogue=self._catalogue,
             content=content,
@@ -75,7 +78,7 @@ class Handler:
             roots=spec.source_spec.roots,
             presentation=Presentation(spec.uid, spec.gid, spec.umask),
             mode=OpenMode(spec.open_mode),
-            misses=Misses(self._catalogue, content, self._client, config.fill, self.counters),
+            misses=misses,
             counters=self.counters,
             open_table=OpenTable(self.folder / "open-table", self.roster.is_live),
             tier_names={str(tier.path): tier.medium.value for tier in config.tiers},
@@ -84,6 +87,12 @@ class Handler:
     def content(self) -> ContentReader:
         """A reader of cached bytes for one thread."""
         return ContentReader(self._index, self._touch)
+
+    def _set_read_ahead(self, size_bytes: int) -> None:
+        """Of the kernel, for files that are opened from now on; nothing where sysfs is not writable."""
+        entry = mounting.mounted(self.spec.directory)
+        if entry is not None and entry.fs_type == f"fuse.{mounting.FS_TYPE}":
+            mounting.set_read_ahead(entry.device, size_bytes)
 
     def show(self, switch: Switch) -> None:
         """Serve another snapshot from now on."""

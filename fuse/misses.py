@@ -17,8 +17,9 @@ from forebay.cacheruntime.content import ContentReader
 from forebay.cacheruntime.counters import CounterRow, Source
 from forebay.cacheruntime.errors import SourceStale
 from forebay.cacheruntime.fill_socket import FillCall
-from forebay.cacheruntime.readahead import Advice, Readahead
+from forebay.cacheruntime.readahead import Advice, Habits, Readahead
 from forebay.fuse.arrivals import Arrivals
+from forebay.fuse.mounting import READ_AHEAD_BYTES, READ_AHEAD_SLACK_BYTES
 from forebay.proto import worker_pb2 as pb
 
 _PATIENCE_S = 0.06
@@ -58,13 +59,17 @@ class Misses:
         self._config = fill
         self._counters = counters
         self._readers: OrderedDict[tuple[int, int], Readahead] = OrderedDict()
-        self._arrivals = Arrivals(content.cached)
+        self._habits = Habits()
+        self._read_ahead = 0
+        self._arrivals = Arrivals(content.cached, content.has)
         self._asking: dict[int, int] = {}  # node -> requests that wait for the worker's answer
         self._past_tiers: set[int] = set()  # nodes whose bytes came through a reply, as no tier had room
         self.start_soon: Callable[[Callable[[], Coroutine[Any, Any, object]]], None] = lambda _: None
         """Set by the engine: run an async function in the background."""
         self.entry_is_stale: Callable[[int, bytes], Awaitable[None]] = _nobody_to_tell
         """Set by the engine: make the kernel forget a name."""
+        self.set_read_ahead: Callable[[int], object] = lambda _: None
+        """Set by the handler: bytes that the kernel reads ahead in files that are opened from now on."""
 
     def show(self, catalogue: Catalogue) -> None:
         """Another snapshot is served from now on."""
@@ -130,6 +135,11 @@ class Misses:
         reader = self._reader(node.node, handle)
         fetched = reader.fetched_bytes
         advice = reader.observe(offset, size, node.size)
+        habits = self._habits
+        read_ahead = READ_AHEAD_BYTES if habits.go_straight_on else habits.stray_bytes + READ_AHEAD_SLACK_BYTES
+        if read_ahead != self._read_ahead:
+            self._read_ahead = read_ahead
+            self.set_read_ahead(read_ahead)
         self._counters.add("cold_bytes", size)
         self._counters.add("cold_fetched_bytes", reader.fetched_bytes - fetched)
         return advice
@@ -138,7 +148,7 @@ class Misses:
         key = (node, handle)
         reader = self._readers.get(key)
         if reader is None:
-            reader = Readahead(self._config.window_min_bytes, self._config.window_max_bytes)
+            reader = Readahead(self._config.window_min_bytes, self._config.window_max_bytes, self._habits)
             self._readers[key] = reader
             if len(self._readers) > _READERS:
                 self._readers.popitem(last=False)

@@ -17,6 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FS_TYPE = "forebay"
+READ_AHEAD_BYTES = 4 << 20
+"""Of the kernel, for opens that are not passed through: enough requests under way to hide a handler's latency."""
+
+READ_AHEAD_SLACK_BYTES = 16 << 10
+"""While files are read here and there, read-ahead is that much more than the reads are large. The kernel takes a read
+at the start of a file for the first of many (get_init_ra_size in mm/readahead.c): for 128 KiB it would ask for 512 with
+`READ_AHEAD_BYTES`, for 256 with a read-ahead that is as large as the read, and asks for 144 with this."""
+
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 _MNT_FORCE, _MNT_DETACH, _UMOUNT_NOFOLLOW = 1, 2, 8
 """Of sys/mount.h."""
@@ -173,7 +181,8 @@ def abort(device: str) -> bool:
 
 
 def set_read_ahead(device: str, size_bytes: int) -> bool:
-    """Raise the kernel's read-ahead of a mount from its 128 KiB. False where sysfs is not writable."""
+    """Set the kernel's read-ahead of a mount, which is 128 KiB at first, for files that are opened from now on. False
+    where sysfs is not writable."""
     try:
         Path(f"/sys/class/bdi/{device}/read_ahead_kb").write_text(str(size_bytes >> 10))
     except OSError:

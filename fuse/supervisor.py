@@ -32,8 +32,6 @@ from forebay.fuse.scaling import Scaling
 from forebay.fuse.switch import current_switch
 
 MAX_READ_BYTES = 1 << 20
-READ_AHEAD_BYTES = 4 << 20
-"""Of the kernel, for opens that are not passed through: enough requests under way to hide a handler's latency."""
 
 _RESTART_PAUSES_S = (0.0, 0.0, 0.1, 0.5, 1.0, 2.0)
 """Before the next handler, by how many died within the last minute; the last one for all further."""
@@ -85,7 +83,7 @@ class Supervisor:
             return trouble
         entry = mounting.mounted(spec.directory)
         if entry is not None:
-            mounting.set_read_ahead(entry.device, READ_AHEAD_BYTES)
+            mounting.set_read_ahead(entry.device, mounting.READ_AHEAD_BYTES)
         return ""
 
     def adopt(self, device: int) -> None:

@@ -15,22 +15,19 @@ from typing import TypeVar
 
 import trio
 
+from forebay.cacheruntime.blocks import block_count
 from forebay.cacheruntime.index import (
     Cached,
     Index,
     Pack,
     PackNumber,
     Seal,
-    block_count,
     doomed_key,
-    holding_key,
     member_key,
-    unpack_cached,
-    unpack_held,
-    unpack_pack,
 )
-from forebay.cacheruntime.keys import ContentId, DatasetId
+from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.tiers import is_folder, pack_path
+from forebay.cacheruntime.worker.recount import find_differences, recount
 from forebay.cacheruntime.worker.space import Item
 from forebay.cacheruntime.worker.storage import Storage
 from forebay.cacheruntime.worker.tier import Tier
@@ -140,8 +137,17 @@ class Check:
             return None, 0, None
         if len(cached.bitmap) != (0 if cached.complete else -(-block_count(cached.size) // 8)):
             return ("record", "its bitmap has another length than its size says"), 0, None
-        if any(index.checksum(content, block) is None for block in cached.blocks()):
-            return ("sums", "a block has no checksum"), 0, None
+        present = 0
+        for span, sums in index.extents(content, cached):
+            present += span.size
+            if not sums:
+                return ("sums", "a block has no checksum, or a damaged one"), 0, None
+        if present != cached.cached_bytes():
+            return (
+                ("sums", f"{present} bytes have a checksum, and its record speaks of {cached.cached_bytes()}"),
+                0,
+                None,
+            )
         path = self._storage.path_of(content, cached)
         if path is None:
             return ("tier", f"its tier {cached.tier} is not part of the cache"), 0, None
@@ -150,7 +156,7 @@ class Check:
             return trouble, 0, None
         if not self._deep and not self._storage.is_doubtful(content, cached):
             return None, 0, None
-        verdict = verify_file(path, cached, lambda block: index.checksum(content, block), self._pace, direct=self._deep)
+        verdict = verify_file(path, cached.size, index.extents(content, cached), self._pace, direct=self._deep)
         if verdict.bad:
             reason = f" ({verdict.error.strerror})" if verdict.error is not None else ""
             return ("data", f"{len(verdict.bad)} blocks are not what was written{reason}"), cached.cached_bytes(), None
@@ -200,11 +206,13 @@ class Check:
 
     async def _counts(self) -> None:
         index = self._storage.index.reader
-        for what in await self._in_thread(lambda: _wrong_counts(index)):
-            self.progress.findings.append(Finding("count", what, self._repair))
-        if self._repair and any(finding.kind in ("count", "member", "record") for finding in self.progress.findings):
-            self._storage.recount_soon()
+        if self._repair:
+            found = await recount(self._storage, self._thread)
             self._storage.tidy()
+        else:
+            found = await self._in_thread(lambda: find_differences(index))
+        for what in found.described():
+            self.progress.findings.append(Finding("count", what, self._repair))
 
     async def _catalogues(self, root: Path) -> None:
         """Each is repaired by listing its source again, which `forebay sync` does."""
@@ -264,50 +272,6 @@ def _of_file(path: Path, size: int, *, at_least: bool = False) -> tuple[str, str
 def _pack_numbers(index: Index) -> list[PackNumber]:
     with index.raw() as txn, txn.cursor(db=index.table("packs")) as cursor:
         return [PackNumber(int.from_bytes(key, "big")) for key, _ in cursor]
-
-
-def _wrong_counts(index: Index) -> list[str]:
-    """Members without a record, and sums that do not add up; one read transaction over everything."""
-    held: dict[bytes, tuple[int, int]] = {}
-    live: dict[PackNumber, tuple[int, int]] = {}
-    wrong = []
-    with index.raw() as txn:
-        packs = {}
-        with txn.cursor(db=index.table("packs")) as cursor:
-            for key, raw in cursor:
-                pack = unpack_pack(key, raw)
-                if pack is not None:
-                    packs[pack.number] = pack
-        contents = index.table("contents")
-        with txn.cursor(db=contents) as cursor:
-            for key, raw in cursor:
-                cached = unpack_cached(key, raw)
-                pack = packs.get(cached.pack) if cached is not None else None
-                if cached is None or (cached.pack and pack is None):
-                    continue
-                tier = pack.tier if pack is not None else cached.tier
-                place = holding_key(cached.dataset, cached.share, tier)
-                size = cached.cached_bytes()
-                before = held.get(place, (0, 0))
-                held[place] = before[0] + size, before[1] + 1
-                if pack is not None:
-                    count = live.get(pack.number, (0, 0))
-                    live[pack.number] = count[0] + size, count[1] + 1
-        with txn.cursor(db=index.table("members")) as cursor:
-            for key, _ in cursor:
-                raw = txn.get(key[12:], db=contents)
-                cached = unpack_cached(key[12:], raw) if raw else None
-                if raw is None or (cached is not None and member_key(cached.dataset, cached.pack, key[12:]) != key):
-                    wrong.append(f"{key[12:].hex()} is listed in dataset {key[:8].hex()} without being there")
-        with txn.cursor(db=index.table("holdings")) as cursor:
-            found = {key: unpack_held(value) for key, value in cursor}
-    for place in found.keys() | held.keys():
-        if found.get(place, (0, 0)) != held.get(place, (0, 0)):
-            wrong.append(f"dataset {DatasetId(place[:8].hex())}: its holdings do not add up")
-    for pack in packs.values():
-        if (pack.live_bytes, pack.live_files) != live.get(pack.number, (0, 0)):
-            wrong.append(f"pack {pack.number}: its live files do not add up")
-    return wrong
 
 
 def orphans(index: Index, tier: Tier) -> Iterator[tuple[Item, Path]]:

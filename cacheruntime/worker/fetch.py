@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import xxhash
 
+from forebay.cacheruntime.blocks import Span, sums_of
 from forebay.cacheruntime.errors import SourceStale
-from forebay.cacheruntime.index import BLOCK_BYTES, block_bytes, block_count
 from forebay.cacheruntime.keys import ContentId, DatasetId, content_id
 from forebay.cacheruntime.understore.base import UnderStore
 
@@ -89,10 +89,11 @@ class SourceFile:
 
 
 class Fetched(NamedTuple):
-    """A whole block: in the tier file, or in `data` when it goes past the tiers."""
+    """Bytes of one block: in the tier file, or in `data` when they go past the tiers."""
 
-    number: int
-    checksum: int
+    span: Span
+    sums: bytes
+    """XXH3-64 of a whole block, or of each piece of one."""
     data: bytes | None
 
 
@@ -115,53 +116,54 @@ def fetch_pieces(file: SourceFile) -> list[memoryview]:
     return pieces
 
 
-def fetch_blocks(file: SourceFile, run: list[int], write: Write | None) -> Iterator[Fetched]:
-    """Stream a run of blocks to a tier file, or to memory.
+def fetch_spans(file: SourceFile, run: list[Span], write: Write | None) -> Iterator[Fetched]:
+    """Stream a run of blocks, or of pieces of them, to a tier file or to memory.
 
     Args:
         file: which.
-        run: consecutive block numbers.
+        run: spans that follow one another.
         write: to the tier file; None for memory.
 
     Yields:
-        Each block when it is whole. From a store that cannot pin a version, nothing before the read has ended well.
+        Each span when it is whole. From a store that cannot pin a version, nothing before the read has ended well.
 
     Raises:
         ForebayError: from the store. OSError: from writing.
     """
-    start = run[0] * BLOCK_BYTES
-    length = min((run[-1] + 1) * BLOCK_BYTES, file.size) - start
-    assert run[-1] < block_count(file.size)
+    assert run[-1].end <= file.size
     held: list[Fetched] = []
-    number, filled = run[0], 0
+    position, filled = 0, 0
     # Whole aligned blocks make large folios in the page cache, where the pieces of a store would make small ones: these
     # cost a reader of 4 KiB a quarter of its rate. The pieces are gathered by the kernel (pwritev), not copied before.
     pieces: list[memoryview] = []
     hasher = xxhash.xxh3_64()
-    for piece in file.read(start, length):
+    for piece in file.read(run[0].start, run[-1].end - run[0].start):
         view = memoryview(piece)
-        while view and number <= run[-1]:
-            size = block_bytes(file.size, number)
-            part = view[: size - filled]
+        while view and position < len(run):
+            span = run[position]
+            part = view[: span.size - filled]
             view = view[len(part) :]
             pieces.append(part)
             hasher.update(part)
             filled += len(part)
-            if filled == size:
-                done = _store(number, hasher.intdigest(), pieces, write)
+            if filled == span.size:
+                done = _store(file, span, hasher.digest(), pieces, write)
                 if file.store.pins_version:
                     yield done
                 else:
                     held.append(done)
-                number, filled, pieces = number + 1, 0, []
+                position, filled, pieces = position + 1, 0, []
                 hasher.reset()
-    if number <= run[-1]:
+    if position < len(run):
         raise SourceStale(f"{file.store.url}: {file.path!r} is shorter than listed ({file.size} bytes)")
     yield from held
 
 
-def _store(number: int, checksum: int, pieces: list[memoryview], write: Write | None) -> Fetched:
+def _store(file: SourceFile, span: Span, whole: bytes, pieces: list[memoryview], write: Write | None) -> Fetched:
+    sums = whole
+    if not span.is_block(file.size):
+        sums = sums_of(pieces[0] if len(pieces) == 1 else b"".join(pieces))
     if write is None:
-        return Fetched(number, checksum, b"".join(pieces))
-    write(pieces, number * BLOCK_BYTES)
-    return Fetched(number, checksum, None)
+        return Fetched(span, sums, b"".join(pieces))
+    write(pieces, span.start)
+    return Fetched(span, sums, None)

@@ -3,27 +3,28 @@
 import time
 from dataclasses import dataclass, field
 
+from forebay.cacheruntime.blocks import BLOCK_BYTES, Span
 from forebay.cacheruntime.config import Medium
-from forebay.cacheruntime.index import BLOCK_BYTES, Cached
+from forebay.cacheruntime.index import Cached
 from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.worker.fetch import SourceFile
 
 
 @dataclass(eq=False)
 class Part:
-    """One GET: a run of blocks of one file. `demand` may turn true at any time, never false again."""
+    """One GET: a run of blocks or pieces of one file. `demand` may turn true at any time, never false again."""
 
     file: SourceFile
     content: ContentId
-    run: list[int]
+    run: list[Span]
     target: Cached | None
     """The tier file's record; None: into memory, as no tier has room."""
     demand: bool
     """A reader waits for it."""
     medium: Medium | None = None
     """Of the tier that a small file is to come into."""
-    left: set[int] = field(init=False)
-    """Blocks that have not come yet."""
+    left: set[Span] = field(init=False)
+    """What has not come yet."""
     memory_ahead_bytes: int = field(init=False)
     """Memory that nobody had asked for when it was started."""
     queued_ns: int = field(default_factory=time.monotonic_ns)
@@ -32,7 +33,7 @@ class Part:
     def __post_init__(self) -> None:
         self.left = set(self.run)
         ahead = self.target is None and not self.demand and self.file.size > BLOCK_BYTES
-        self.memory_ahead_bytes = len(self.run) * BLOCK_BYTES if ahead else 0
+        self.memory_ahead_bytes = sum(span.size for span in self.run) if ahead else 0
 
 
 class FetchQueue:

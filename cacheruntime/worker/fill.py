@@ -1,9 +1,9 @@
-"""Filling the cache from under-stores: single flight per block, parallel ranged GETs, blocks usable as they arrive.
+"""Filling the cache from under-stores: no byte is fetched twice, parallel ranged GETs, blocks usable as they arrive.
 
 All state lives in the worker's event loop; threads fetch and write (`fetch.py`), and report each finished block to the
 loop. What is fetched next is `fetch_queue.py`'s to say, how much memory it may take is `memory.py`'s. What is left here
-is one state machine over blocks on their way; it is longer than most modules because each way out of a fetch (in the
-tier, past it, failed, evicted under it) changes the same few maps.
+is one state machine over blocks, and pieces of blocks, on their way; it is longer than most modules because each way
+out of a fetch (in the tier, past it, failed, evicted under it) changes the same few maps.
 """
 
 import logging
@@ -17,12 +17,23 @@ from typing import NamedTuple, TypeVar
 
 import trio
 
+from forebay.cacheruntime.blocks import (
+    BLOCK_BYTES,
+    LEAST_BYTES,
+    Span,
+    around,
+    block_bytes,
+    block_span,
+    blocks_of,
+    mask_of,
+    spans_of,
+)
 from forebay.cacheruntime.config import FillConfig, Medium
 from forebay.cacheruntime.errors import ForebayError, SourceTimeout, SourceUnavailable
 from forebay.cacheruntime.histogram import Histogram
-from forebay.cacheruntime.index import BLOCK_BYTES, Cached, block_bytes
+from forebay.cacheruntime.index import Cached
 from forebay.cacheruntime.keys import ContentId, DatasetId
-from forebay.cacheruntime.worker.fetch import Fetched, SourceFile, fetch_blocks, fetch_whole
+from forebay.cacheruntime.worker.fetch import Fetched, SourceFile, fetch_spans, fetch_whole
 from forebay.cacheruntime.worker.fetch_queue import FetchQueue, Part
 from forebay.cacheruntime.worker.memory import REPLY_COPIES, Lease, MemoryBudget, machine_budget, shares
 from forebay.cacheruntime.worker.storage import Storage, Target, checksum_of
@@ -45,15 +56,22 @@ _THROUGH_BLOCKS = 8
 
 
 @dataclass
-class _Block:
-    """A block on its way. One of `data` (no tier had room), `error` or neither (in the cache) is set with `done`."""
+class _Flight:
+    """A block, or pieces of one, on the way. One of `data` (no tier had room), `error` or neither (in the cache) is set
+    with `done`."""
 
+    span: Span
     part: Part
     """What brings it."""
     done: trio.Event = field(default_factory=trio.Event)
     waiters: int = 0
     data: bytes | None = None
     error: ForebayError | None = None
+    mask: int = field(init=False)
+    """Of its pieces."""
+
+    def __post_init__(self) -> None:
+        self.mask = self.span.mask
 
 
 @dataclass(frozen=True)
@@ -64,10 +82,11 @@ class _Want:
     content: ContentId
     offset: int
     end: int
-    blocks: range
-    """Of [offset, end); for a small file its only one."""
-    last: int
-    """Block up to which it is worth fetching."""
+    start: int
+    stop: int
+    """What is fetched for that: [start, stop), of whole blocks or pieces."""
+    reach: int
+    """Up to where it is worth fetching."""
     medium: Medium | None
     """Only into a tier of this."""
 
@@ -82,19 +101,26 @@ class _Want:
         )
 
     @property
-    def base(self) -> int:
-        """Offset of the first block."""
-        return self.blocks[0] * BLOCK_BYTES
+    def size(self) -> int:
+        """Of what is fetched for the request."""
+        return self.stop - self.start
+
+    def blocks(self) -> range:
+        """That are touched by what is fetched for the request."""
+        return blocks_of(self.start, self.stop)
+
+    def mask(self, number: int) -> int:
+        """What of a block is fetched for the request."""
+        return mask_of(number, self.start, self.stop)
 
     def cut(self, most: int) -> "_Want":
         """Only the first blocks, and nothing beyond them."""
-        blocks = self.blocks[:most]
-        end = min(self.end, (blocks[-1] + 1) * BLOCK_BYTES)
-        return replace(self, end=end, blocks=blocks, last=blocks[-1])
+        stop = min(self.stop, (self.start // BLOCK_BYTES + most) * BLOCK_BYTES)
+        return replace(self, end=min(self.end, stop), stop=stop, reach=stop)
 
 
 class _Landed(NamedTuple):
-    """What a fetch thread reports: a block, or its end with the descriptor to close."""
+    """What a fetch thread reports: some bytes, or its end with the descriptor to close."""
 
     part: Part
     inode: int
@@ -134,7 +160,7 @@ class Traffic:
 class Filler:
     """Brings ranges of source files into the cache.
 
-    Concurrency: used from one trio event loop; a block is fetched once however many ask for it.
+    Concurrency: used from one trio event loop; a byte is fetched once however many ask for it.
     """
 
     def __init__(self, storage: Storage, config: FillConfig, nursery: trio.Nursery) -> None:
@@ -148,7 +174,8 @@ class Filler:
         self._config = config
         self._nursery = nursery
         self.verifier = Verifier(storage, nursery)
-        self._flights: dict[ContentId, dict[int, _Block]] = {}
+        self._flights: dict[ContentId, dict[int, list[_Flight]]] = {}
+        """By block; those of one block do not overlap."""
         share = shares(config.memory_bytes or machine_budget(), config)
         self.bulk_bytes = share.bulk_bytes
         """Of small files that `SmallFiles` may have under way."""
@@ -189,7 +216,8 @@ class Filler:
         Args:
             file: which; small ones are always fetched whole.
             offset, length: in bytes, cut off at the file's end.
-            window: bytes from `offset` that are worth fetching along with it.
+            window: bytes from `offset` that are worth fetching along with it, in whole blocks. Where that is no more
+                than `length` and a reader waits, he is one who reads here and there: only pieces are fetched.
             background: do not wait.
             through: fetch also what no tier has room for, as a reader waits for the bytes.
             lease: holds memory for the reply as long as the caller says; without it, until this returns.
@@ -205,7 +233,8 @@ class Filler:
         end = min(offset + length, file.size)
         if offset >= end:
             return None
-        want = self._want(file, offset, end, window, medium)
+        here_and_there = window <= length and through and not background
+        want = self._want(file, offset, end, 0 if here_and_there else max(window, length), medium)
         doubtful = self.verifier.doubtful(want.content)
         if background:
             if doubtful is not None:
@@ -223,8 +252,8 @@ class Filler:
                         return verified
                 if through:
                     return await self._bring(want, held)
-                flights = self._start(want, into_memory=False, demand=False)
-                await self._wait_landed([flights.get(number) for number in want.blocks])
+                self._start(want, into_memory=False, demand=False)
+                await self._wait_landed(self._under_way(want))
                 return None
         finally:
             if lease is None:
@@ -233,134 +262,199 @@ class Filler:
         raise SourceTimeout(f"{file.store.url}: {file.path!r} did not arrive within {self._config.deadline_s:g} s")
 
     def _want(self, file: SourceFile, offset: int, end: int, window: int, medium: Medium | None) -> _Want:
+        """`window` 0: only for the request."""
+        size = file.size
         if self._is_small(file):
-            return _Want(file, file.content, offset, end, range(1), 0, medium)
-        blocks = range(offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1)
-        last = min(max(end, offset + window) - 1, file.size - 1) // BLOCK_BYTES
-        return _Want(file, file.content, offset, end, blocks, last, medium)
+            return _Want(file, file.content, offset, end, 0, size, size, medium)
+        start, stop = around(offset, end, size)
+        if not window and (end - offset >= LEAST_BYTES or not self._is_touched(file.content, start, stop)):
+            return _Want(file, file.content, offset, end, start, stop, stop, medium)
+        touched, reached = blocks_of(offset, end), blocks_of(offset, min(max(end, offset + window), size))
+        start, stop = block_span(size, touched[0]).start, block_span(size, touched[-1]).end
+        return _Want(file, file.content, offset, end, start, stop, block_span(size, reached[-1]).end, medium)
+
+    def _is_touched(self, content: ContentId, start: int, end: int) -> bool:
+        """Whether others than these pieces of their blocks were taken before. The second small read in a block brings
+        all of it: it is GETs that cost then."""
+        reader, flights = self._storage.index.reader, self._flights.get(content, {})
+        cached = reader.find(content)
+        for number in blocks_of(start, end):
+            taken = 0
+            for flight in flights.get(number, ()):
+                taken |= flight.mask
+            if cached is not None and cached.partial_bytes and (pieces := reader.pieces(content, number)) is not None:
+                taken |= pieces.mask
+            if taken and mask_of(number, start, end) & ~taken:
+                return True
+        return False
 
     async def _believe(self, want: _Want, doubtful: Cached, lease: Lease) -> bytes | None:
         """A file whose bytes are in doubt: verified, or gone, when this returns None."""
         few = want.cut(_THROUGH_BLOCKS)
-        await lease.hold(REPLY_COPIES * sum(block_bytes(want.file.size, number) for number in few.blocks))
+        await lease.hold(REPLY_COPIES * sum(block_bytes(want.file.size, number) for number in few.blocks()))
         return await self.verifier.believe(want.content, doubtful, few.offset, few.end)
 
     async def _bring(self, want: _Want, lease: Lease) -> bytes | None:
         """The rest of `fill` for a reader who waits."""
-        flights = self._start(want, into_memory=False, demand=True)
-        if not all(self._is_coming(want, number, flights) for number in want.blocks):
+        self._start(want, into_memory=False, demand=True)
+        if not all(self._is_coming(want, number) for number in want.blocks()):
             # Bytes that go through the reply take memory: first that, then the GETs.
             want = want.cut(_THROUGH_BLOCKS)
-            await lease.hold(REPLY_COPIES * sum(block_bytes(want.file.size, number) for number in want.blocks))
-            flights = self._start(want, into_memory=True, demand=True)
-        blocks = [flights.get(number) for number in want.blocks]
-        kept = [self._kept.get(want.content, number) for number in want.blocks]  # now: others may push them out
-        await self._wait_landed(blocks)
-        pieces = [(block.data if block else known) or b"" for block, known in zip(blocks, kept, strict=True)]
-        if not any(pieces):
+            await lease.hold(REPLY_COPIES * want.size)
+            self._start(want, into_memory=True, demand=True)
+        flights = self._under_way(want)
+        kept = [self._kept.get(want.content, number) for number in want.blocks()]  # now: others may push them out
+        await self._wait_landed(flights)
+        through = [(flight.span, flight.data) for flight in flights if flight.data is not None]
+        through += [known for known in kept if known is not None]
+        through = sorted(known for known in through if known[0].start < want.end and known[0].end > want.offset)
+        if not through:
             return None
-        want, pieces = want.cut(_THROUGH_BLOCKS), pieces[:_THROUGH_BLOCKS]  # a tier may have failed meanwhile
-        await lease.hold(REPLY_COPIES * sum(block_bytes(want.file.size, number) for number in want.blocks))
-        if not all(pieces):
-            return await self._mixed(want, pieces, lease)
-        whole = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        return whole[want.offset - want.base : want.end - want.base]
+        want = want.cut(_THROUGH_BLOCKS)  # a tier may have failed meanwhile
+        await lease.hold(REPLY_COPIES * want.size)
+        return await self._together(want, through, lease)
 
-    async def _wait_landed(self, blocks: list[_Block | None]) -> None:
-        """Raises: ForebayError, of the first block that has one."""
-        waited = [block for block in blocks if block is not None]
-        for block in waited:
-            block.waiters += 1
+    def _under_way(self, want: _Want) -> list[_Flight]:
+        """What brings the bytes of a request."""
+        flights = self._flights.get(want.content, {})
+        return [
+            flight for number in want.blocks() for flight in flights.get(number, ()) if flight.mask & want.mask(number)
+        ]
+
+    async def _wait_landed(self, flights: list[_Flight]) -> None:
+        """Raises: ForebayError, of the first flight that has one."""
+        for flight in flights:
+            flight.waiters += 1
         try:
-            for block in waited:
-                await block.done.wait()
-                if block.error is not None:
-                    raise block.error
+            for flight in flights:
+                await flight.done.wait()
+                if flight.error is not None:
+                    raise flight.error
         finally:
-            for block in waited:
-                block.waiters -= 1
+            for flight in flights:
+                flight.waiters -= 1
 
-    def _is_coming(self, want: _Want, number: int, flights: dict[int, _Block]) -> bool:
-        """Whether a block is in the index or on its way to it, after `_start`."""
-        block = flights.get(number)
-        if block is not None:
-            return block.part.target is not None or self._is_small(want.file)
-        return _has_block(self._storage.index.reader.find(want.content), want.file.size, number)
+    def _is_coming(self, want: _Want, number: int) -> bool:
+        """Whether what is wanted of a block is in the index or on its way to it, after `_start`."""
+        mask, small = want.mask(number), self._is_small(want.file)
+        for flight in self._flights.get(want.content, {}).get(number, ()):
+            if flight.part.target is not None or small:
+                mask &= ~flight.mask
+        if not mask:
+            return True
+        cached = self._storage.find(want.content)
+        return cached is not None and not self._storage.index.reader.missing(want.content, cached, number, mask)
 
     def _is_small(self, file: SourceFile) -> bool:
         return self.is_small(file.size)
 
-    async def _mixed(self, want: _Want, pieces: list[bytes], lease: Lease) -> bytes | None:
-        """Some blocks of the range are cached and some had no room: put them together."""
-        for position, number in enumerate(want.blocks):
-            if pieces[position]:
-                continue
-            start, size = number * BLOCK_BYTES, block_bytes(want.file.size, number)
-            # Record and descriptor in one step: later the record may speak of another file of the same name.
-            descriptor = self._storage.open_block(want.content, start, size)
-            if descriptor is None:
-                return await self.fill(want.file, want.offset, want.end - want.offset, 0, lease=lease)  # evicted
-            try:
-                pieces[position] = await trio.to_thread.run_sync(os.pread, descriptor, size, start)
-            finally:
-                os.close(descriptor)
-        return b"".join(pieces)[want.offset - want.base : want.end - want.base]
+    async def _together(self, want: _Want, through: list[tuple[Span, bytes]], lease: Lease) -> bytes | None:
+        """The bytes of a request, of which some came through memory and the others are cached."""
+        found, at = [], want.offset
+        for span, data in [*through, (Span(want.end, want.end), b"")]:
+            start, end = min(span.start, want.end), min(span.end, want.end)
+            if start > at:
+                cached = await self._cached_bytes(want.content, at, start)
+                if cached is None:
+                    return await self.fill(want.file, want.offset, want.end - want.offset, 0, lease=lease)  # evicted
+                found.append(cached)
+                at = start
+            if end > at:
+                found.append(data[at - span.start : end - span.start])
+                at = end
+        return found[0] if len(found) == 1 else b"".join(found)
 
-    def _start(self, want: _Want, *, into_memory: bool, demand: bool) -> dict[int, _Block]:
-        """Start fetching what is neither cached nor on its way; returns the flights of this file. No checkpoint.
+    async def _cached_bytes(self, content: ContentId, start: int, end: int) -> bytes | None:
+        # Record and descriptor in one step: later the record may speak of another file of the same name.
+        descriptor = self._storage.open_block(content, start, end - start)
+        if descriptor is None:
+            return None
+        try:
+            return await trio.to_thread.run_sync(os.pread, descriptor, end - start, start)
+        finally:
+            os.close(descriptor)
+
+    def _start(self, want: _Want, *, into_memory: bool, demand: bool) -> None:
+        """Start fetching what is neither cached nor on its way. No checkpoint.
 
         Args:
             want: what is wanted.
-            into_memory: also wanted blocks that no tier has room for.
+            into_memory: also what is wanted for the request and no tier has room for.
             demand: a reader waits.
         """
-        content, size = want.content, want.file.size
+        content = want.content
         cached = self._storage.find(content)
-        flights = self._flights.get(content, {})
-        missing = []
-        for number in range(want.blocks[0], want.last + 1):
-            block = flights.get(number)
-            if block is not None:
-                if demand and number in want.blocks and not block.part.demand:
-                    self._queue.promote(block.part)
-            elif not _has_block(cached, size, number) and (content, number) not in self._kept:
-                missing.append(number)
+        missing = self._missing(want, cached, demand)
+        if cached is not None and cached.partial_bytes and self._is_damaged(content, missing):
+            self._storage.found_wrong(content)
+            cached = self._storage.find(content)
+            missing = self._missing(want, cached, demand)
         if missing and self._is_small(want.file):
             if into_memory or self._storage.has_room(want.target):
-                self._launch(want, [0], None, demand)
+                self._launch(want, [Span(0, want.file.size)], None, demand)
         elif missing:
-            self._start_blocks(want, cached, missing, into_memory, demand)
-        elif cached is None and not demand and not into_memory and not flights:
+            self._start_spans(want, cached, missing, into_memory, demand)
+        elif cached is None and not demand and not into_memory and content not in self._flights:
             self._place_kept(want)
         self._pump()
-        return dict(self._flights.get(content, {}))
 
-    def _start_blocks(
-        self, want: _Want, cached: Cached | None, missing: list[int], into_memory: bool, demand: bool
+    def _missing(self, want: _Want, cached: Cached | None, demand: bool) -> list[Span]:
+        """What is to be fetched; with `demand`, what a reader waits for goes before read-ahead from now on."""
+        content, size = want.content, want.file.size
+        reader, flights = self._storage.index.reader, self._flights.get(content, {})
+        missing: list[Span] = []
+        numbers, whole = blocks_of(want.start, want.reach), mask_of(0, 0, BLOCK_BYTES)
+        for number in numbers:  # windows are wide, and each request looks at all of one
+            under_way = flights.get(number, ())
+            if not under_way and cached is not None and cached.has_block(number):
+                continue
+            mask = whole
+            if number == numbers[0] or number == numbers[-1]:
+                mask = mask_of(number, want.start, want.reach)
+            for flight in under_way:
+                if demand and not flight.part.demand and flight.mask & want.mask(number):
+                    self._queue.promote(flight.part)
+                mask &= ~flight.mask
+            if not mask:
+                continue
+            if cached is not None:
+                mask = reader.missing(content, cached, number, mask)
+            kept = self._kept.get(content, number)
+            if kept is not None:
+                mask &= ~kept[0].mask
+            missing += spans_of(size, number, mask)
+        return missing
+
+    def _is_damaged(self, content: ContentId, missing: list[Span]) -> bool:
+        """Whether it is only for a damaged record that something is missing."""
+        reader = self._storage.index.reader
+        return any(reader.are_pieces_damaged(content, number) for number in {span.block for span in missing})
+
+    def _start_spans(
+        self, want: _Want, cached: Cached | None, missing: list[Span], into_memory: bool, demand: bool
     ) -> None:
-        file = want.file
         if cached is None:
             cached = self._storage.place_file(want.target)
         elif not self._storage.begin_writing(want.content, cached):
             cached = None
         longest = self._part_blocks(len(missing))
         for run in _runs(missing, longest):
-            sizes = [block_bytes(file.size, number) for number in run]
+            sizes = [span.size for span in run]
             fitting = self._storage.reserve(want.content, cached, sizes) if cached is not None else 0
             # More than was asked for would only push out of memory what is about to be read.
-            rest = [number for number in run[fitting:] if into_memory and number in want.blocks]
+            rest = [span for span in run[fitting:] if into_memory and span.start < want.stop]
             if not demand:
                 rest = rest[: self._kept.room_ahead_blocks()]
             for part, target in ((run[:fitting], cached), (rest, None)):
-                for piece in _runs(part, len(part)):
-                    self._launch(want, piece, target, demand and any(number in want.blocks for number in piece))
+                if part:
+                    self._launch(want, part, target, demand and part[0].start < want.stop)
         if want.content not in self._flights:
             self._storage.settle(want.content)  # there was no room for any of it
 
     def _place_kept(self, want: _Want) -> None:
         """A small file that found no room when it was read may find it now that it is fetched ahead."""
-        data = self._kept.get(want.content, 0) if self._is_small(want.file) else None
-        if data is not None and self._storage.keep_small(want.target, data, checksum_of(data)):
+        kept = self._kept.get(want.content, 0) if self._is_small(want.file) else None
+        if kept is not None and self._storage.keep_small(want.target, kept[1], checksum_of(kept[1])):
             self._kept.drop(want.content, 0)
 
     def _part_blocks(self, blocks: int) -> int:
@@ -369,12 +463,12 @@ class Filler:
         spread = -(-blocks // max(1, self._queue.free))
         return min(max(_PART_MIN_BLOCKS, spread), self._config.part_bytes // BLOCK_BYTES)
 
-    def _launch(self, want: _Want, run: list[int], target: Cached | None, demand: bool) -> None:
+    def _launch(self, want: _Want, run: list[Span], target: Cached | None, demand: bool) -> None:
         part = Part(want.file, want.content, run, target, demand, want.medium)
         self._kept.begins(part)
         flights = self._flights.setdefault(want.content, {})
-        for number in run:
-            flights[number] = _Block(part)
+        for span in run:
+            flights.setdefault(span.block, []).append(_Flight(span, part))
         self._queue.push(part)
 
     def _pump(self) -> None:
@@ -383,7 +477,7 @@ class Filler:
             self._nursery.start_soon(self._fetch_small if self._is_small(part.file) else self._fetch_part, part)
 
     async def _fetch_part(self, part: Part) -> None:
-        """Fetch one run of blocks into its tier file, or into memory."""
+        """Fetch one run of blocks or pieces into its tier file, or into memory."""
         error: ForebayError | None = None
         disk: OSError | None = None
         began = time.monotonic_ns()
@@ -397,11 +491,11 @@ class Filler:
             self._queue.ended(part)
             self._kept.ended(part)
         self._collect()  # what the thread reported last
-        size = part.file.size
-        got = sum(block_bytes(size, number) for number in part.run if number not in part.left)
+        left = sum(span.size for span in part.left)
+        got = sum(span.size for span in part.run) - left
         self._count(part.file, got, time.monotonic_ns() - began, failed=error is not None)
         if part.target is not None:
-            self._storage.give_back(part.target, sum(block_bytes(size, number) for number in part.left))
+            self._storage.give_back(part.target, left)
         if part.left and error is None and part.target is not None:
             if isinstance(disk, FileNotFoundError | ChangedOutside) or disk is None:
                 self._storage.drop_file(part.content)  # its tier file was removed, or changed, under us
@@ -420,7 +514,7 @@ class Filler:
         inode = os.fstat(descriptor).st_ino if descriptor is not None else 0
         write = partial(self._storage.writes.write, part.content, descriptor) if descriptor is not None else None
         try:
-            for block in fetch_blocks(part.file, part.run, write):
+            for block in fetch_spans(part.file, part.run, write):
                 self._landed.append(_Landed(part, inode, block, None))
                 token.run_sync_soon(self._collect, idempotent=True)
         finally:
@@ -430,7 +524,7 @@ class Filler:
                 token.run_sync_soon(self._collect, idempotent=True)
 
     def _collect(self) -> None:
-        """Record the blocks that threads have reported, one transaction for each file."""
+        """Record what threads have reported, one transaction for each file."""
         groups: dict[tuple[ContentId, int], list[_Landed]] = {}
         finished: list[int] = []
         while self._landed:
@@ -441,52 +535,61 @@ class Filler:
                 groups.setdefault((landed.part.content, landed.inode), []).append(landed)
         for (content, inode), group in groups.items():
             target = group[0].part.target
-            checksums = {landed.block.number: landed.block.checksum for landed in group if landed.block is not None}
-            if target is None or self._storage.commit_blocks(content, target, inode, checksums):
+            sums = {landed.block.span: landed.block.sums for landed in group if landed.block is not None}
+            if target is None or self._storage.commit_spans(content, target, inode, sums):
                 for landed in group:
                     if landed.block is not None:
-                        landed.part.left.discard(landed.block.number)
-                        self._finish_block(content, landed.block.number, landed.block.data)
+                        landed.part.left.discard(landed.block.span)
+                        self._finish(content, landed.block.span, landed.block.data)
         for descriptor in finished:
             os.close(descriptor)
 
     def _fetch_past_tier(self, part: Part) -> None:
         """The tier did not take a part: who waits for a block of it gets it through memory, the rest is left."""
-        flights = self._flights.get(part.content, {})
-        waited = [number for number in sorted(part.left) if number in flights and flights[number].waiters]
-        for number in part.left.difference(waited):
-            block = self._land(part.content, number)
-            if block is not None:
-                block.done.set()
-        for run in _runs(waited, len(waited)):
+        waited = []
+        for span in sorted(part.left):
+            flight = self._flight(part.content, span)
+            if flight is not None and flight.waiters:
+                waited.append(flight)
+            elif flight is not None:
+                self._land(part.content, span)
+                flight.done.set()
+        for run in _runs([flight.span for flight in waited], len(waited)):
             again = Part(part.file, part.content, run, None, True)
-            for number in run:
-                flights[number].part = again
+            for flight in waited:
+                if flight.span in again.left:
+                    flight.part = again
             self._queue.push(again)
 
-    def _finish_block(self, content: ContentId, number: int, data: bytes | None) -> None:
-        block = self._land(content, number)
+    def _finish(self, content: ContentId, span: Span, data: bytes | None) -> None:
+        flight = self._land(content, span)
         if data is not None:
-            self._kept.keep(content, number, data)
-        if block is not None:
-            block.data = data
-            block.done.set()
+            self._kept.keep(content, span, data)
+        if flight is not None:
+            flight.data = data
+            flight.done.set()
 
-    def _give_up(self, content: ContentId, left: set[int], error: ForebayError | None) -> None:
-        for number in left:
-            block = self._land(content, number)
-            if block is not None:
-                block.error = error or SourceUnavailable("the fetch ended before the block was whole")
-                block.done.set()
+    def _give_up(self, content: ContentId, left: set[Span], error: ForebayError | None) -> None:
+        for span in left:
+            flight = self._land(content, span)
+            if flight is not None:
+                flight.error = error or SourceUnavailable("the fetch ended before the block was whole")
+                flight.done.set()
 
-    def _land(self, content: ContentId, number: int) -> _Block | None:
-        flights = self._flights.get(content)
-        if flights is None:
-            return None
-        block = flights.pop(number, None)
-        if not flights:
-            del self._flights[content]
-        return block
+    def _flight(self, content: ContentId, span: Span) -> _Flight | None:
+        flights = self._flights.get(content, {}).get(span.block, ())
+        return next((flight for flight in flights if flight.span == span), None)
+
+    def _land(self, content: ContentId, span: Span) -> _Flight | None:
+        flight = self._flight(content, span)
+        if flight is not None:
+            flights = self._flights[content]
+            flights[span.block].remove(flight)
+            if not flights[span.block]:
+                del flights[span.block]
+            if not flights:
+                del self._flights[content]
+        return flight
 
     async def _fetch_small(self, part: Part) -> None:
         """Fetch a small file whole and append it to its dataset's pack."""
@@ -502,10 +605,10 @@ class Filler:
             self._queue.ended(part)
         self._count(file, len(data), time.monotonic_ns() - began, failed=error is not None)
         if error is not None:
-            self._give_up(content, {0}, error)
+            self._give_up(content, set(part.run), error)
         else:
             kept = self._storage.keep_small(self._small_target(part), data, checksum_of(data))
-            self._finish_block(content, 0, None if kept else data)
+            self._finish(content, part.run[0], None if kept else data)
         self._pump()
 
     @staticmethod
@@ -523,12 +626,12 @@ class Filler:
 
         False: it is cached or on its way already, or there is no room for it.
         """
-        part = Part(file, file.content, [0], None, False, medium)
+        part = Part(file, file.content, [Span(0, file.size)], None, False, medium)
         if part.content in self._flights or self._storage.find(part.content) is not None:
             return False
         if not self._storage.has_room(self._small_target(part)):
             return False
-        self._flights[part.content] = {0: _Block(part)}
+        self._flights[part.content] = {0: [_Flight(part.run[0], part)]}
         return True
 
     def end_wholes(self, wholes: list[Whole]) -> list[bool]:
@@ -543,15 +646,15 @@ class Filler:
             size = 0 if failed else whole.file.size
             self._count(whole.file, size, whole.took_ns, failed=failed, straight=whole.straight)
             if whole.error is not None:
-                self._give_up(whole.file.content, {0}, whole.error)
+                self._give_up(whole.file.content, {Span(0, whole.file.size)}, whole.error)
             else:
                 good.append(whole)
-        parts = [self._flights[whole.file.content][0].part for whole in good]
+        parts = [self._flights[whole.file.content][0][0].part for whole in good]
         kept = self._storage.keep_small_files(
             [(self._small_target(part), whole.pieces, whole.checksum) for part, whole in zip(parts, good, strict=True)]
         )
         for whole, is_kept in zip(good, kept, strict=True):
-            self._finish_block(whole.file.content, 0, None if is_kept else b"".join(whole.pieces))
+            self._finish(whole.file.content, Span(0, whole.file.size), None if is_kept else b"".join(whole.pieces))
         cached = {id(whole) for whole, is_kept in zip(good, kept, strict=True) if is_kept}
         return [id(whole) in cached for whole in wholes]
 
@@ -562,7 +665,8 @@ class Filler:
             content: of the file.
             hops: of the request that wants to wait (`cluster/routing.py`).
         """
-        parts = {id(block.part): block.part for block in self._flights.get(content, {}).values()}
+        flights = (flight for some in self._flights.get(content, {}).values() for flight in some)
+        parts = {id(flight.part): flight.part for flight in flights}
         return any(part.file.hops < hops and part.file.is_relayed for part in parts.values())
 
     def _count(self, file: SourceFile, size: int, took_ns: int, *, failed: bool, straight: bool = False) -> None:
@@ -587,18 +691,13 @@ class Filler:
         return self.traffic.setdefault(file.dataset, Traffic())
 
 
-def _has_block(cached: Cached | None, size: int, number: int) -> bool:
-    start = number * BLOCK_BYTES
-    return cached is not None and cached.has(start, min(start + BLOCK_BYTES, size))
-
-
-def _runs(numbers: list[int], longest: int) -> Iterator[list[int]]:
-    """Consecutive runs of at most `longest` numbers."""
-    run: list[int] = []
-    for number in numbers:
-        if run and (number != run[-1] + 1 or len(run) >= longest):
+def _runs(spans: list[Span], longest: int) -> Iterator[list[Span]]:
+    """Runs of at most `longest` spans that follow one another."""
+    run: list[Span] = []
+    for span in spans:
+        if run and (span.start != run[-1].end or len(run) >= longest):
             yield run
             run = []
-        run.append(number)
+        run.append(span)
     if run:
         yield run

@@ -5,10 +5,11 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import lmdb
 
+from forebay.cacheruntime.blocks import SUM_BYTES, Span, block_bytes, block_count, mask_bytes
 from forebay.cacheruntime.errors import CacheFormatError
 from forebay.cacheruntime.index import (
     FORMAT,
@@ -19,24 +20,29 @@ from forebay.cacheruntime.index import (
     Index,
     Pack,
     PackNumber,
+    Pieces,
     Seal,
     TierNumber,
-    block_bytes,
-    block_count,
     doomed_key,
     holding_key,
+    join_pieces,
     member_key,
     pack_cached,
     pack_held,
     pack_key,
     pack_pack,
+    pack_pieces,
     path_key,
     sum_key,
     unpack_cached,
     unpack_held,
     unpack_pack,
+    unpack_pieces,
 )
 from forebay.cacheruntime.keys import ContentId, DatasetId
+
+if TYPE_CHECKING:
+    from forebay.cacheruntime.worker.recount import Differences
 
 Changed = dict[str, set[bytes]]
 """Table -> keys."""
@@ -46,6 +52,10 @@ _LOG_PREFIX = "changed."
 SYNCED = b"synced"
 """Value of ``clean`` in ``meta`` when the tiers' data was on the disks too."""
 
+
+_MENDED_AT_ONCE = 256
+
+_T = TypeVar("_T")
 
 _NUMBERS = {name: bytes((number,)) for number, name in enumerate(TABLES)}
 
@@ -238,12 +248,12 @@ class IndexWriter:
             self._delete(txn, "doomed", doomed_key(tier, content))
         return cached
 
-    def add_blocks(self, content: ContentId, checksums: Mapping[int, int], seal: Seal | None = None) -> Cached | None:
-        """Record that blocks' bytes are in the tier file.
+    def add_spans(self, content: ContentId, sums: Mapping[Span, bytes], seal: Seal | None = None) -> Cached | None:
+        """Record that bytes are in the tier file.
 
         Args:
             content: whose.
-            checksums: block -> XXH3-64 of its bytes; blocks that are there already are passed over.
+            sums: span -> XXH3-64 of a whole block, or of each piece; what is there already is passed over.
             seal: of the file, taken when it is complete.
 
         Returns:
@@ -254,24 +264,43 @@ class IndexWriter:
             if cached is None or cached.complete:
                 return cached
             bitmap = bytearray(cached.bitmap)
-            count = block_count(cached.size)
-            added = 0
-            for block, checksum in checksums.items():
-                byte, bit = block >> 3, 1 << (block & 7)
+            partial = cached.partial_bytes
+            for span, values in sums.items():
+                number = span.block
+                byte, bit = number >> 3, 1 << (number & 7)
                 if bitmap[byte] & bit:
                     continue
-                bitmap[byte] |= bit
-                added += block_bytes(cached.size, block)
-                self._put(txn, "sums", sum_key(content, block), checksum.to_bytes(8, "big"))
-            complete = int.from_bytes(bitmap, "little").bit_count() == count
+                before, after = self._add_span(txn, content, cached.size, span, values, look=bool(partial))
+                partial += after - before
+                if after == block_bytes(cached.size, number):
+                    bitmap[byte] |= bit
+                    partial -= after
+            complete = int.from_bytes(bitmap, "little").bit_count() == block_count(cached.size)
             new = cached._replace(
                 complete=complete,
                 bitmap=b"" if complete else bytes(bitmap),
+                partial_bytes=0 if complete else max(0, partial),
                 seal=seal if complete and seal else cached.seal,
             )
             self._put(txn, "contents", content, pack_cached(content, new))
+            added = new.cached_bytes() - cached.cached_bytes()
             self._hold(txn, cached.dataset, cached.share, cached.tier, added, 0)
             return new
+
+    def _add_span(
+        self, txn: Any, content: ContentId, size: int, span: Span, values: bytes, *, look: bool
+    ) -> tuple[int, int]:
+        """Bytes of the span's block that were there, and that are now; `look`: some may be."""
+        key, number = sum_key(content, span.block), span.block
+        raw = txn.get(key, db=self._tables["sums"]) if look else None
+        known = (unpack_pieces(key, raw) if raw else None) or Pieces(0, b"")
+        before = mask_bytes(size, number, known.mask)
+        if len(values) == SUM_BYTES and span.is_block(size):
+            self._put(txn, "sums", key, values)
+            return before, span.size
+        pieces = join_pieces(known, Pieces(span.mask, values))
+        self._put(txn, "sums", key, pack_pieces(key, pieces))
+        return before, mask_bytes(size, number, pieces.mask)
 
     def seal_file(self, content: ContentId, seal: Seal) -> None:
         """Nobody writes to a file any more (`WRITING`: the worker begins to), or its checksums were compared."""
@@ -358,7 +387,7 @@ class IndexWriter:
                     self._put(txn, "contents", content, pack_cached(content, cached._replace(session=self.session)))
 
     def forget_packed(self, content: ContentId) -> Cached | None:
-        """Forget one file of a pack; its bytes stay there, dead, until the pack goes."""
+        """Forget one file of a pack; its bytes stay there, dead, until the pack goes (`compaction.py`)."""
         with self._txn() as txn:
             return self._drop(txn, content)
 
@@ -436,13 +465,13 @@ class IndexWriter:
             self._put(txn, "shares", key, number.to_bytes(2, "big") + path)
             return number
 
-    def pin(self, dataset: DatasetId, path: bytes, pinned: bool) -> None:
-        """Remember, or forget, that a path is pinned."""
+    def pin(self, dataset: DatasetId, path: bytes, pinned: bool, table: str = "pins") -> None:
+        """Remember, or forget, that a path is pinned; `table`: by whom."""
         with self._txn() as txn:
             if pinned:
-                self._put(txn, "pins", path_key(dataset, path), path)
+                self._put(txn, table, path_key(dataset, path), path)
             else:
-                self._delete(txn, "pins", path_key(dataset, path))
+                self._delete(txn, table, path_key(dataset, path))
 
     def mark_pinned(self, contents: Iterable[ContentId], pinned: bool) -> None:
         """Mark records. A pack with a pinned file is pinned; `pinned` False frees the packs too."""
@@ -471,8 +500,7 @@ class IndexWriter:
             if raw is None or unpack_cached(content, raw) is not None:
                 return False
             self._delete(txn, "contents", content)
-            for key in [key for key, _ in self._from(txn, "sums", content) if len(key) == len(content) + 4]:
-                self._delete(txn, "sums", key)
+            self._delete_sums(txn, content)
             return True
 
     def forget_damaged_pack(self, number: PackNumber) -> list[ContentId]:
@@ -489,52 +517,40 @@ class IndexWriter:
             self._delete(txn, "packs", key)
         return [ContentId(member[12:]) for member in gone]
 
-    def recount(self) -> bool:
-        """Build members, holdings and packs' live counts anew from the records; whether something was wrong.
-
-        Reads the whole index: for repair only.
-        """
-        held: dict[bytes, list[int]] = {}
-        live: dict[PackNumber, list[int]] = {}
-        members: set[bytes] = set()
+    def mend(self, found: "Differences") -> Iterator[None]:
+        """Put right what was found not to add up, piece by piece; what has changed since then is looked at again."""
+        for batch in _batches([*found.homeless, *found.missing, *found.superfluous]):
+            with self._txn() as txn:
+                for key in batch:
+                    content = ContentId(key[-16:])
+                    cached = self._record(txn, content)
+                    if cached is not None and cached.pack and not self._has_pack(txn, cached.pack):
+                        self._delete(txn, "contents", content)
+                        self._delete(txn, "members", member_key(cached.dataset, cached.pack, content))
+                        cached = None
+                    if len(key) == len(content):
+                        continue
+                    if cached is not None and member_key(cached.dataset, cached.pack, content) == key:
+                        self._put(txn, "members", key, b"")
+                    elif txn.get(content, db=self._tables["contents"]) is None or cached is not None:
+                        self._delete(txn, "members", key)
+            yield
         with self._txn() as txn:
-            for key, raw in self._from(txn, "contents", b""):
-                content, cached = ContentId(key), unpack_cached(key, raw)
-                if cached is None:
-                    continue
-                pack = self._pack(txn, cached.pack) if cached.pack else None
-                if cached.pack and pack is None:
-                    self._delete(txn, "contents", key)
-                    continue
-                members.add(member_key(cached.dataset, cached.pack, content))
-                tier = pack.tier if pack is not None else cached.tier
-                sums = held.setdefault(holding_key(cached.dataset, cached.share, tier), [0, 0])
-                sums[0] += cached.cached_bytes()
-                sums[1] += 1
-                if cached.pack:
-                    counts = live.setdefault(cached.pack, [0, 0])
-                    counts[0] += cached.size
-                    counts[1] += 1
-            wrong = self._replace(txn, "members", dict.fromkeys(members, b""))
-            wrong |= self._replace(txn, "holdings", {key: pack_held(*counts) for key, counts in held.items()})
-            for key, raw in list(self._from(txn, "packs", b"")):
-                pack = unpack_pack(key, raw)
-                if pack is None:
-                    continue
-                live_bytes, live_files = live.get(pack.number, [0, 0])
-                if (pack.live_bytes, pack.live_files) != (live_bytes, live_files):
-                    wrong = True
-                    self._put(txn, "packs", key, pack_pack(pack._replace(live_bytes=live_bytes, live_files=live_files)))
-        return wrong
-
-    def _replace(self, txn: Any, table: str, wanted: dict[bytes, bytes]) -> bool:
-        found = dict(self._from(txn, table, b""))
-        for key in found.keys() - wanted.keys():
-            self._delete(txn, table, key)
-        for key, value in wanted.items():
-            if found.get(key) != value:
-                self._put(txn, table, key, value)
-        return found != wanted
+            for key, (by_bytes, by_files) in found.holdings.items():
+                tier = TierNumber(int.from_bytes(key[10:], "big"))
+                self._hold(txn, DatasetId(key[:8].hex()), int.from_bytes(key[8:10], "big"), tier, by_bytes, by_files)
+        for numbers in _batches(list(found.live)):
+            yield
+            with self._txn() as txn:
+                for number in numbers:
+                    pack = self._pack(txn, number)
+                    if pack is not None:
+                        live_bytes, live_files = found.live[number]
+                        new = pack._replace(
+                            live_bytes=max(0, pack.live_bytes + live_bytes),
+                            live_files=max(0, pack.live_files + live_files),
+                        )
+                        self._put(txn, "packs", pack_key(number), pack_pack(new))
 
     # Inside a transaction
 
@@ -582,6 +598,9 @@ class IndexWriter:
         raw = txn.get(pack_key(number), db=self._tables["packs"])
         return unpack_pack(pack_key(number), raw) if raw else None
 
+    def _has_pack(self, txn: Any, number: PackNumber) -> bool:
+        return txn.get(pack_key(number), db=self._tables["packs"]) is not None
+
     def _insert(self, txn: Any, content: ContentId, cached: Cached) -> None:
         """Record a file of its own."""
         self._drop(txn, content)  # a record in its place, if any: what it held is not held any more
@@ -598,8 +617,7 @@ class IndexWriter:
         self._delete(txn, "contents", content)
         self._delete(txn, "members", member_key(cached.dataset, cached.pack, content))
         if not cached.pack:
-            for block in cached.blocks():
-                self._delete(txn, "sums", sum_key(content, block))
+            self._delete_sums(txn, content)
             tier = cached.tier
         elif tier is None:
             pack = self._pack(txn, cached.pack)
@@ -612,6 +630,10 @@ class IndexWriter:
             self._hold(txn, cached.dataset, cached.share, tier, -cached.cached_bytes(), -1)
         return cached
 
+    def _delete_sums(self, txn: Any, content: ContentId) -> None:
+        for key in [key for key, _ in self._from(txn, "sums", content) if len(key) == len(content) + 4]:
+            self._delete(txn, "sums", key)
+
     def _hold(self, txn: Any, dataset: DatasetId, share: int, tier: TierNumber, by_bytes: int, by_files: int) -> None:
         key = holding_key(dataset, share, tier)
         held = unpack_held(txn.get(key, db=self._tables["holdings"]))
@@ -621,6 +643,12 @@ class IndexWriter:
             self._delete(txn, "holdings", key)
         else:
             self._put(txn, "holdings", key, pack_held(*new))
+
+
+def _batches(items: list[_T]) -> Iterator[list[_T]]:
+    """Of as many changes as others can wait for."""
+    for start in range(0, len(items), _MENDED_AT_ONCE):
+        yield items[start : start + _MENDED_AT_ONCE]
 
 
 def _read_logs(paths: Iterable[Path]) -> Changed:

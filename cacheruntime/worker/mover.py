@@ -7,15 +7,14 @@ checksums on the way; a damaged file is dropped instead.
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
 import trio
-import xxhash
 
-from forebay.cacheruntime.index import BLOCK_BYTES, Cached, Index, Seal, block_bytes
-from forebay.cacheruntime.keys import ContentId
+from forebay.cacheruntime.blocks import SUM_BYTES, Span, is_what_was_written
+from forebay.cacheruntime.index import Extent, Seal
 from forebay.cacheruntime.tiers import file_path, pack_path
 from forebay.cacheruntime.worker.space import Item, Space
 from forebay.cacheruntime.worker.storage import DROPPED_AT_ONCE, Storage
@@ -46,8 +45,8 @@ class Mover:
     def __init__(self, storage: Storage, clock: Callable[[], float] = time.monotonic) -> None:
         self._storage = storage
         self._clock = clock
-        self._pace = Pace(storage.config.move_bytes_s, time.monotonic, time.sleep)
-        self._thread = trio.CapacityLimiter(1)
+        self.pace = Pace(storage.config.move_bytes_s, time.monotonic, time.sleep)
+        self.thread = trio.CapacityLimiter(1)
         self._draining: set[int] = set()
         """Tiers that went over their high watermark, until they are at the low one."""
         self.moved_files = self.moved_bytes = 0
@@ -145,8 +144,7 @@ class Mover:
         size, source = cached.cached_bytes(), self._storage.tier(cached.tier)
         old, new = file_path(source.config.path, content), file_path(target.config.path, content)
 
-        blocks = _blocks(index.reader, content, cached)
-        copy = partial(_copy, old, new, cached.size, blocks, self._pace)
+        copy = partial(_copy, old, new, cached.size, index.reader.extents(content, cached), self.pace)
         target.take(size)
         seal = await self._copied(content, copy, source, target, size)
         if seal is None:
@@ -176,7 +174,8 @@ class Mover:
         source = self._storage.tier(pack.tier)
         old, new = pack_path(source.config.path, number), pack_path(target.config.path, number)
         _, entries = packed_entries(index.reader, pack)  # what no file has any more is left out
-        copy = partial(_copy, old, new, pack.length, entries, self._pace)
+        files = (Extent(Span(at, at + size), checksum.to_bytes(SUM_BYTES, "big")) for at, size, checksum in entries)
+        copy = partial(_copy, old, new, pack.length, files, self.pace)
         target.take(pack.length)
         seal = await self._copied(number, copy, source, target, pack.length)
         if seal is None:
@@ -202,7 +201,7 @@ class Mover:
             target.give_back(size)
             raise
         try:
-            return await trio.to_thread.run_sync(copy, limiter=self._thread)
+            return await trio.to_thread.run_sync(copy, limiter=self.thread)
         except Damaged:
             self._storage.suspect(item)
         except OSError as error:
@@ -224,13 +223,13 @@ def _create(path: Path, size: int) -> int:
     return descriptor
 
 
-def _copy(old: Path, new: Path, length: int, entries: Iterable[tuple[int, int, int | None]], pace: Pace) -> Seal:
+def _copy(old: Path, new: Path, length: int, extents: Iterable[Extent], pace: Pace) -> Seal:
     """Copy pieces of a file to their places in another one; what is between them is a hole there. In a thread.
 
     Args:
         old, new: from, to.
         length: of the new file.
-        entries: offset, size and XXH3-64 of each piece.
+        extents: what is copied.
         pace: bounds the rate.
 
     Raises:
@@ -239,21 +238,15 @@ def _copy(old: Path, new: Path, length: int, entries: Iterable[tuple[int, int, i
     source = os.open(old, os.O_RDONLY | os.O_CLOEXEC)
     try:
         with _Target(new, length) as target:
-            for offset, size, checksum in entries:
-                pace.passes(size)
-                data = os.pread(source, size, offset)
-                if len(data) != size or xxhash.xxh3_64_intdigest(data) != checksum:
+            for span, sums in extents:
+                pace.passes(span.size)
+                data = os.pread(source, span.size, span.start)
+                if len(data) != span.size or not is_what_was_written(data, sums):
                     raise Damaged
-                target.write(data, offset)
+                target.write(data, span.start)
             return target.seal()
     finally:
         os.close(source)
-
-
-def _blocks(index: Index, content: ContentId, cached: Cached) -> Iterator[tuple[int, int, int | None]]:
-    """Offset, size and checksum of the blocks that are there, of a file of its own."""
-    for block in cached.blocks():
-        yield block * BLOCK_BYTES, block_bytes(cached.size, block), index.checksum(content, block)
 
 
 class _Target:

@@ -17,13 +17,15 @@ import trio
 import xxhash
 
 from forebay.cacheruntime import rpc
+from forebay.cacheruntime.blocks import BLOCK_BYTES, PIECE_BYTES, SUM_BYTES, blocks_of
 from forebay.cacheruntime.cluster.peer_wire import KEEP_ALIVE_S
 from forebay.cacheruntime.content import ContentReader
 from forebay.cacheruntime.errors import ForebayError, UsageError, WorkerUnavailable
-from forebay.cacheruntime.index import BLOCK_BYTES, Cached, Index
+from forebay.cacheruntime.index import Cached, Index
 from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.touch import TouchMap
 from forebay.cacheruntime.worker.memory import Lease
+from forebay.cacheruntime.worker.verify import read_verified
 from forebay.proto import peer_pb2 as pb
 
 if TYPE_CHECKING:
@@ -105,8 +107,8 @@ class PeerReads:
             raise UsageError(f"{len(request.wants)} wants in one request; {MOST_WANTS} are the most")
         asked: list[_Asked] = []
         for number, want in enumerate(request.wants):
-            if want.offset % BLOCK_BYTES or want.offset + want.length > want.size or not (want.length or not want.size):
-                yield _failed(number, UsageError("a read begins at a multiple of 1 MiB, inside the file"))
+            if want.offset % PIECE_BYTES or want.offset + want.length > want.size or not (want.length or not want.size):
+                yield _failed(number, UsageError("a read begins at a multiple of 16 KiB, inside the file"))
                 continue
             offset = want.offset
             if want.suspect:
@@ -129,8 +131,8 @@ class PeerReads:
         end = want.offset + want.length
         while offset < end:
             found = self._hit(dataset, number, want, offset, end)
-            if found is None and end - offset > BLOCK_BYTES:
-                found = self._hit(dataset, number, want, offset, offset + BLOCK_BYTES)
+            if found is None and end > (upto := _block_end(offset)):
+                found = self._hit(dataset, number, want, offset, upto)
             if found is None:
                 return
             yield found
@@ -149,20 +151,34 @@ class PeerReads:
             descriptor = os.dup(place.descriptor)
         unit, sums = self._sums(content, cached, offset, end)
         if not sums:
+            data = self._verified(content, cached, descriptor, offset, end)
             os.close(descriptor)
-            return None
+            if data is None:
+                return None
+            return _with_data(number, offset, data), Payload(-1, 0, len(data), data, lambda: None)
         header = pb.ReadHeader(want=number, offset=offset, length=end - offset, unit=unit, sums=sums)
         header.spread = self._node.spread_of(content, offset, end - offset)
         return header, Payload(descriptor, place.base + offset, end - offset, None, lambda: os.close(descriptor))
 
     def _sums(self, content: ContentId, cached: Cached, offset: int, end: int) -> tuple[int, list[int]]:
-        """The stored sums of [offset, end) and how many bytes each is of; no sums when one is missing."""
+        """The stored sums of [offset, end) and how many bytes each is of; none unless its blocks came as a whole."""
         if cached.pack:
             return max(cached.size, 1), [cached.checksum]
-        sums = [
-            self._index.checksum(content, block) for block in range(offset // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1)
-        ]
-        return BLOCK_BYTES, [known for known in sums if known is not None] if None not in sums else []
+        if offset % BLOCK_BYTES or (end % BLOCK_BYTES and end != cached.size):
+            return BLOCK_BYTES, []
+        extents = list(self._index.extents(content, cached, blocks_of(offset, end)))
+        whole = all(len(sums) == SUM_BYTES and span.is_block(cached.size) for span, sums in extents)
+        return BLOCK_BYTES, [int.from_bytes(sums, "big") for _, sums in extents] if whole else []
+
+    def _verified(self, content: ContentId, cached: Cached, descriptor: int, offset: int, end: int) -> bytes | None:
+        """Parts of one block, or a block that came in pieces; None when they are more, or not what was written."""
+        if cached.pack or end > _block_end(offset):
+            return None
+        try:
+            extents = self._index.extents(content, cached, blocks_of(offset, end))
+            return read_verified(descriptor, extents, offset, end)
+        except OSError:
+            return None
 
     def _fetched(self, request: pb.ReadRequest, asked: list[_Asked]) -> Iterator[Answer]:
         fills = _Fills(request)
@@ -221,11 +237,9 @@ class PeerReads:
         """Bytes that no tier had room for."""
         data = come.data or b""
         offset = come.end - len(data)
-        header = pb.ReadHeader(
-            want=come.asked.number, offset=offset, length=len(data), unit=max(len(data), 1),
-            sums=[xxhash.xxh3_64_intdigest(data)],
-        )  # fmt: skip
-        return header, Payload(-1, 0, len(data), data, lambda: self._give_back(come))
+        return _with_data(come.asked.number, offset, data), Payload(
+            -1, 0, len(data), data, lambda: self._give_back(come)
+        )
 
     # In the event loop
 
@@ -237,10 +251,11 @@ class PeerReads:
         want, end, offset = one.want, one.want.offset + one.want.length, one.offset
         try:
             while not fills.stopped:
-                upto = min(offset + BLOCK_BYTES, end)
+                upto = min(_block_end(offset), end)
                 lease = self._node.lease()
                 try:
-                    data = await self._node.fill(fills.request, want, offset, upto, end, lease)
+                    ahead = end if want.length >= BLOCK_BYTES else upto  # who wants less reads here and there
+                    data = await self._node.fill(fills.request, want, offset, upto, ahead, lease)
                 except NotOurs:
                     fills.come.put(_Come(one, offset, missing=True))
                     return
@@ -255,6 +270,17 @@ class PeerReads:
         except Exception as error:
             log.exception("a read for another node failed")
             fills.come.put(_Come(one, offset, error=_text(ForebayError(f"the cache worker failed: {error!r}"))))
+
+
+def _block_end(offset: int) -> int:
+    """Of the block in which a byte lies; beyond the file for its last one."""
+    return (offset // BLOCK_BYTES + 1) * BLOCK_BYTES
+
+
+def _with_data(number: int, offset: int, data: bytes) -> pb.ReadHeader:
+    return pb.ReadHeader(
+        want=number, offset=offset, length=len(data), unit=max(len(data), 1), sums=[xxhash.xxh3_64_intdigest(data)]
+    )
 
 
 def _text(error: ForebayError) -> str:

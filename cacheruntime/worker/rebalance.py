@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from forebay.cacheruntime.blocks import BLOCK_BYTES, block_count
 from forebay.cacheruntime.catalogue import Catalogue, Node
 from forebay.cacheruntime.cluster.placement import SLICE_BYTES, Placement, slice_of
 from forebay.cacheruntime.config import MIB
 from forebay.cacheruntime.errors import ForebayError
-from forebay.cacheruntime.index import BLOCK_BYTES, Cached, Index
+from forebay.cacheruntime.index import Cached, Index
 from forebay.cacheruntime.selection import Selection
 from forebay.cacheruntime.worker.dataset import Dataset
 from forebay.cacheruntime.worker.fetch import SourceFile
@@ -45,9 +46,10 @@ REBALANCE_BYTES_S = 64 * MIB
 
 
 def cached_parts(cached: Cached) -> Iterator[tuple[int, int]]:
-    """Offset and length of each run of blocks that is there, none longer than a slice or over its end."""
+    """Offset and length of each run of blocks that is there, none longer than a slice or over its end. Blocks that are
+    there in part are left out."""
     start = end = -1
-    for block in cached.blocks():
+    for block in filter(cached.has_block, range(block_count(cached.size))):
         offset = block * BLOCK_BYTES
         if offset != end or offset % SLICE_BYTES == 0:
             if start >= 0:

@@ -1,34 +1,35 @@
-"""Blocks that no tier had room for: kept in memory for a while, as the reader's next request is next to this one."""
+"""Bytes that no tier had room for: kept in memory for a while, as the reader's next request is next to this one."""
 
 from collections import OrderedDict
 
-from forebay.cacheruntime.index import BLOCK_BYTES
+from forebay.cacheruntime.blocks import BLOCK_BYTES, Span
 from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.worker.fetch_queue import Part
 
 
 class KeptBlocks:
-    """The newest blocks past the tiers, within a share of the memory budget. One event loop.
+    """The newest blocks past the tiers, within a share of the memory budget; of a block, the last that came of it. One
+    event loop.
 
     Read-ahead into memory that is under way counts too; it has half of the share at most.
     """
 
     def __init__(self, most_bytes: int) -> None:
         self._most = most_bytes
-        self._blocks: OrderedDict[tuple[ContentId, int], bytes] = OrderedDict()
+        self._blocks: OrderedDict[tuple[ContentId, int], tuple[Span, bytes]] = OrderedDict()
         self.kept_bytes = 0
         self.coming_bytes = 0
         """Of read-ahead that is under way."""
 
-    def __contains__(self, key: tuple[ContentId, int]) -> bool:
-        return key in self._blocks
-
-    def get(self, content: ContentId, number: int) -> bytes | None:
+    def get(self, content: ContentId, number: int) -> tuple[Span, bytes] | None:
+        """What is kept of a block, and where that is in the file."""
         return self._blocks.get((content, number))
 
     def drop(self, content: ContentId, number: int) -> None:
-        """It is in a tier now."""
-        self.kept_bytes -= len(self._blocks.pop((content, number), b""))
+        """It is in a tier now, or more of it comes."""
+        dropped = self._blocks.pop((content, number), None)
+        if dropped is not None:
+            self.kept_bytes -= len(dropped[1])
 
     def room_ahead_blocks(self) -> int:
         """How many more blocks may be read ahead into memory."""
@@ -42,10 +43,11 @@ class KeptBlocks:
         """It has come, or will not."""
         self.coming_bytes -= part.memory_ahead_bytes
 
-    def keep(self, content: ContentId, number: int, data: bytes) -> None:
-        """Take a block in; the oldest go."""
-        self._blocks[content, number] = data
+    def keep(self, content: ContentId, span: Span, data: bytes) -> None:
+        """Take bytes of a block in; the oldest go."""
+        self.drop(content, span.block)
+        self._blocks[content, span.block] = span, data
         self.kept_bytes += len(data)
         while self._blocks and self.kept_bytes + self.coming_bytes > self._most:
-            _, dropped = self._blocks.popitem(last=False)
+            _, (_, dropped) = self._blocks.popitem(last=False)
             self.kept_bytes -= len(dropped)

@@ -15,9 +15,10 @@ from typing import NamedTuple, TypeVar
 import trio
 import xxhash
 
-from forebay.cacheruntime.index import BLOCK_BYTES, Cached, Index, Pack, PackNumber, Seal, block_bytes
+from forebay.cacheruntime.blocks import BLOCK_BYTES, blocks_of, is_what_was_written
+from forebay.cacheruntime.index import Cached, Extent, Index, Pack, PackNumber, Seal
 from forebay.cacheruntime.keys import ContentId
-from forebay.cacheruntime.tiers import pack_path
+from forebay.cacheruntime.tiers import is_dropped, pack_path
 from forebay.cacheruntime.worker.index_writer import IndexUnwritable
 from forebay.cacheruntime.worker.storage import Storage
 from forebay.cacheruntime.worker.writes import seal_of
@@ -44,7 +45,8 @@ class Verdict(NamedTuple):
     seal: Seal
     """Of the file as it was looked at."""
     bad: list[int]
-    """Blocks (of a file of its own) or positions in `entries` (of a pack) that are not what was written."""
+    """Blocks (of a file of its own, once for each run of pieces) or positions in `entries` (of a pack) that are not
+    what was written."""
     error: OSError | None = None
     """The disk could not read all of it."""
 
@@ -70,14 +72,14 @@ class Pace:
 
 
 def verify_file(
-    path: Path, cached: Cached, checksum: Callable[[int], int | None], pace: Pace | None = None, direct: bool = False
+    path: Path, size: int, extents: Iterable[Extent], pace: Pace | None = None, direct: bool = False
 ) -> Verdict:
-    """Compare a file of its own with the checksums of the blocks that its record calls present.
+    """Compare a file of its own with the checksums of what is cached of it.
 
     Args:
         path: the tier file.
-        cached: its record.
-        checksum: of a block by number.
+        size: of the source file, in bytes.
+        extents: what is to be compared, of `Index.extents`.
         pace: bounds the rate.
         direct: read from the disk, not from memory, where the file system allows it.
     """
@@ -87,26 +89,48 @@ def verify_file(
         return Verdict(Seal(0, 0), [0], None if isinstance(error, FileNotFoundError) else error)
     try:
         before = os.fstat(descriptor)
-        if not _is_ours(before) or before.st_size != cached.size:
+        if not _is_ours(before) or before.st_size != size:
             return Verdict(seal_of(before), [0])
         bad = []
         buffer = mmap.mmap(-1, BLOCK_BYTES)
-        for block in cached.blocks():
-            size = block_bytes(cached.size, block)
+        for span, sums in extents:
             if pace is not None:
-                pace.passes(size)
+                pace.passes(span.size)
             try:
-                data = _read(descriptor, buffer, block * BLOCK_BYTES, size)
+                data = _read(descriptor, buffer, span.start, span.size)
             except OSError as error:
-                return Verdict(seal_of(before), [block], error)
-            if len(data) != size or xxhash.xxh3_64_intdigest(data) != checksum(block):
-                bad.append(block)
+                return Verdict(seal_of(before), [span.block], error)
+            if len(data) != span.size or not is_what_was_written(data, sums):
+                bad.append(span.block)
         after = os.fstat(descriptor)
-        if after.st_nlink and seal_of(after) != seal_of(before):
+        if not is_dropped(after) and seal_of(after) != seal_of(before):
             return Verdict(seal_of(before), bad or [0])
         return Verdict(seal_of(before), bad)
     finally:
         os.close(descriptor)
+
+
+def read_verified(descriptor: int, extents: Iterable[Extent], start: int, end: int) -> bytes | None:
+    """[start, end) of a file of its own, compared with its checksums; None when it is not right, or not all there.
+
+    Args:
+        descriptor: of the tier file.
+        extents: of all blocks that the range touches.
+        start, end: in bytes.
+
+    Raises:
+        OSError: from reading.
+    """
+    pieces, at = [], start
+    for span, sums in extents:
+        if span.end <= at or span.start >= end:
+            continue
+        data = os.pread(descriptor, span.size, span.start)
+        if span.start > at or not is_what_was_written(data, sums):
+            return None
+        pieces.append(data[at - span.start : end - span.start])
+        at = span.end
+    return b"".join(pieces) if at >= end else None
 
 
 def verify_packed(
@@ -205,7 +229,7 @@ class Verifier:
             await self.verify(content)
             return None
         self.verify_soon(content)
-        if cached.has(start, end):
+        if self._storage.index.reader.has(content, cached, start, end):
             return await self._range(content, cached, start, end)
         # What is missing can be added when the rest is known to be right; a reader does not wait for that for long.
         with trio.move_on_after(_PATIENCE_S):
@@ -251,7 +275,7 @@ class Verifier:
         if path is None:
             return
         index = self._storage.index.reader
-        verdict = await self._in_thread(lambda: verify_file(path, cached, lambda block: index.checksum(content, block)))
+        verdict = await self._in_thread(lambda: verify_file(path, cached.size, index.extents(content, cached)))
         if index.find(content) != cached:
             return  # dropped, moved or verified meanwhile
         self._note(cached, verdict)
@@ -310,9 +334,8 @@ class Verifier:
     async def _range(self, content: ContentId, cached: Cached, start: int, end: int) -> bytes | None:
         """[start, end) of a file of its own, verified block by block; None when it is not cached or not right."""
         path = self._storage.path_of(content, cached)
-        if path is None or not cached.has(start, end):
+        if path is None:
             return None
-        blocks = range(start // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1)
         index = self._storage.index.reader
 
         def read() -> bytes | None:
@@ -321,25 +344,16 @@ class Verifier:
             except OSError:
                 return None
             try:
-                pieces = []
-                for block in blocks:
-                    data = os.pread(descriptor, block_bytes(cached.size, block), block * BLOCK_BYTES)
-                    if xxhash.xxh3_64_intdigest(data) != index.checksum(content, block):
-                        return None
-                    pieces.append(data)
+                return read_verified(descriptor, index.extents(content, cached, blocks_of(start, end)), start, end)
             except OSError:
                 return None
             finally:
                 os.close(descriptor)
-            return b"".join(pieces)
 
         data = await self._in_thread(read)
-        if data is None:
-            if index.find(content) == cached:
-                self._storage.found_wrong(content)
-            return None
-        base = blocks[0] * BLOCK_BYTES
-        return data[start - base : end - base]
+        if data is None and index.find(content) == cached:
+            self._storage.found_wrong(content)
+        return data
 
     def _note(self, cached: Cached, verdict: Verdict) -> None:
         if verdict.error is not None:

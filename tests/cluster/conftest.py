@@ -22,18 +22,33 @@ def namespaces() -> None:
 
 
 @pytest.fixture
-def network(namespaces: None, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Network]:
-    """A switch without hosts; logs of a test that fails are kept where pytest keeps its files."""
+def network(
+    namespaces: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Network]:
+    """A switch without hosts."""
+    yield from _network(request, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def shared_network(
+    namespaces: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Network]:
+    """The same for all tests of a module."""
+    yield from _network(request, tmp_path_factory)
+
+
+def _network(request: pytest.FixtureRequest, folders: pytest.TempPathFactory) -> Iterator[Network]:
+    """Logs are kept where pytest keeps its files when a test fails, for the network's own are removed."""
     found = Network(Path(tempfile.mkdtemp(prefix="fbn-", dir="/tmp")))
     try:
         failed = request.session.testsfailed
         yield found
         said = [f"{host.name}: {line}" for host in found.hosts.values() for line in host.forebay.log_surprises()]
         if said or request.session.testsfailed > failed:
+            kept = folders.mktemp("logs")
             for log in found.folder.rglob("*.log"):
-                kept = tmp_path / "logs" / log.relative_to(found.folder)
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(log, kept)
+                shutil.copy(log, kept / "-".join(log.relative_to(found.folder).parts))
+            print(f"logs of the hosts are kept in {kept}")
     finally:
         found.close()
     wrong = found.leftovers()

@@ -102,7 +102,7 @@ def test_latency(client: http.client.HTTPConnection, chaos: Chaos) -> None:
     chaos.add(Rule(latency_s=0.1))
     begun = time.monotonic()
     assert _get(client) == BODY
-    assert 0.2 <= time.monotonic() - begun < 3
+    assert 0.2 <= time.monotonic() - begun < 10
 
 
 def test_a_status_instead(client: http.client.HTTPConnection, chaos: Chaos) -> None:
@@ -138,7 +138,7 @@ def test_half_a_body(client: http.client.HTTPConnection, chaos: Chaos) -> None:
 
 def test_a_stall(client: http.client.HTTPConnection, chaos: Chaos) -> None:
     chaos.add(Rule(body="stall"))
-    client.timeout = 0.3
+    client.timeout = 1
     client.request("GET", "/b/k")
     answer = client.getresponse()
     assert answer.read(len(BODY) // 2) == BODY[: len(BODY) // 2]
@@ -170,7 +170,7 @@ def test_a_rate(client: http.client.HTTPConnection, chaos: Chaos) -> None:
     chaos.add(Rule(rate=400_000))
     begun = time.monotonic()
     assert _get(client) == BODY
-    assert 0.45 < time.monotonic() - begun < 3
+    assert 0.45 < time.monotonic() - begun < 10
 
 
 def test_a_trickle_goes_byte_by_byte(client: http.client.HTTPConnection, chaos: Chaos) -> None:
@@ -179,7 +179,7 @@ def test_a_trickle_goes_byte_by_byte(client: http.client.HTTPConnection, chaos: 
     answer = client.getresponse()
     begun = time.monotonic()
     assert answer.read(10) == BODY[:10]
-    assert 0.1 < time.monotonic() - begun < 2
+    assert 0.1 < time.monotonic() - begun < 10
 
 
 def test_bodies_that_are_not_there_have_no_fault(client: http.client.HTTPConnection, chaos: Chaos) -> None:

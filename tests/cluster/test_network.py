@@ -230,7 +230,7 @@ def test_a_clock_jumps_on_one_host(network: Network, clock_library: Path) -> Non
         clock.stdin.flush()
         wall, waited = map(float, clock.stdout.readline().split())
         assert asked < wall - ahead_s < time.time(), ahead_s
-        assert 0.3 <= waited < 2, ahead_s
+        assert 0.3 <= waited < 20, ahead_s
     assert clock.communicate()[1] == ""
 
 

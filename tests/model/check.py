@@ -4,14 +4,17 @@ Called at the end of every test that touches storage. Raises AssertionError with
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from forebay.cacheruntime import blocks as blocks_module
 from forebay.cacheruntime import index as index_module
-from forebay.cacheruntime.index import WRITING, Cached, Index, Seal, block_count, unpack_cached
+from forebay.cacheruntime.blocks import block_count
+from forebay.cacheruntime.index import WRITING, Cached, Index, Seal, unpack_cached
 from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.tiers import file_path, pack_path
 from forebay.cacheruntime.worker.index_writer import IndexWriter
@@ -30,6 +33,8 @@ def check_storage(storage: Storage) -> None:
         storage.departed.look()
         open_still = storage.departed.pending_bytes(tier)
         assert tier.used_bytes == held[tier.number] + open_still, f"tier {tier.number}: counted and held bytes differ"
+        named = {gone.path for gone in storage.departed._gone.get(tier.number, (tier, []))[1] if gone.path is not None}
+        assert set((tier.config.path / "departed").iterdir()) == named, "only what is still open somewhere"
         assert tier.used_bytes <= tier.config.quota_bytes, f"tier {tier.number} is over its quota"
 
 
@@ -53,8 +58,8 @@ def check_index(index: Index | IndexWriter, *, on_disk: bool = True) -> None:
 
 
 def _dump(reader: Index) -> dict[str, dict[bytes, bytes]]:
-    with reader._env.begin() as txn:
-        return {name: dict(txn.cursor(db=table)) for name, table in reader._tables.items()}
+    with reader.raw() as txn:
+        return {name: dict(txn.cursor(db=reader.table(name))) for name in index_module.TABLES}
 
 
 def _record(key: bytes, raw: bytes) -> Cached:
@@ -67,13 +72,13 @@ def _record(key: bytes, raw: bytes) -> Cached:
 
 
 def _check_paths(tables: dict[str, dict[bytes, bytes]]) -> None:
-    for table, at in (("shares", 2), ("pins", 0)):
+    for table, at in (("shares", 2), ("pins", 0), ("manifest_pins", 0)):
         for key, value in tables[table].items():
             assert key[8:] == xxhash.xxh3_64_digest(value[at:]), f"{table}: the key is the path's hash"
 
 
-def present_blocks(record: Cached) -> list[int]:
-    """The blocks that a record calls present."""
+def whole_blocks(record: Cached) -> list[int]:
+    """The blocks that a record calls whole."""
     if record.pack:
         return [0]
     blocks = range(block_count(record.size))
@@ -84,7 +89,21 @@ def block_size(record: Cached, block: int) -> int:
     """In bytes; only the last block of a file is short. All of a packed file is its block 0."""
     if record.pack:
         return record.size
-    return min(index_module.BLOCK_BYTES, record.size - block * index_module.BLOCK_BYTES)
+    return min(blocks_module.BLOCK_BYTES, record.size - block * blocks_module.BLOCK_BYTES)
+
+
+def _pieces(key: bytes, value: bytes) -> dict[int, bytes]:
+    """Piece number -> checksum, of a block that came in pieces."""
+    assert value[-4:] == xxhash.xxh3_64_digest(key + value[:-4])[:4], "the value ends with its check"
+    mask = int.from_bytes(value[:8], "big")
+    numbers = [number for number in range(64) if mask >> number & 1]
+    assert len(value) == 8 + 8 * len(numbers) + 4, "one checksum for each piece that is there"
+    return {number: value[8 + 8 * at : 16 + 8 * at] for at, number in enumerate(numbers)}
+
+
+def _piece_span(record: Cached, block: int, piece: int) -> tuple[int, int]:
+    start = block * blocks_module.BLOCK_BYTES + piece * blocks_module.PIECE_BYTES
+    return start, min(start + blocks_module.PIECE_BYTES, record.size)
 
 
 def _check_records(contents: dict[ContentId, Cached]) -> None:
@@ -102,15 +121,32 @@ def _check_records(contents: dict[ContentId, Cached]) -> None:
             assert len(record.bitmap) == -(-blocks // 8)
             bits = int.from_bytes(record.bitmap, "little")
             assert bits < (1 << blocks) - 1, "a partial file lacks a block, and has none behind its end"
-        sizes = sum(block_size(record, block) for block in present_blocks(record))
-        assert record.cached_bytes() == sizes
+        assert not (record.complete and record.partial_bytes)
+        sizes = sum(block_size(record, block) for block in whole_blocks(record))
+        assert record.cached_bytes() == sizes + record.partial_bytes
 
 
 def _check_sums(contents: dict[ContentId, Cached], sums: dict[bytes, bytes]) -> None:
     own = {c: record for c, record in contents.items() if not record.pack}
-    expected = {c + b.to_bytes(4, "big") for c, record in own.items() for b in present_blocks(record)}
-    assert set(sums) == expected, "a checksum for each present block and no other"
-    assert all(len(value) == 8 for value in sums.values())
+    expected = {c + b.to_bytes(4, "big") for c, record in own.items() for b in whole_blocks(record)}
+    partial: Counter[ContentId] = Counter()
+    assert expected <= set(sums), "a checksum for each block that is there"
+    for key, value in sums.items():
+        content, block = ContentId(key[:-4]), int.from_bytes(key[-4:], "big")
+        assert content in own, "and none of what is not"
+        assert block < block_count(own[content].size)
+        if len(value) == 8:
+            assert key in expected, "a block with one checksum is whole"
+            continue
+        record = own[content]
+        spans = [_piece_span(record, block, piece) for piece in _pieces(key, value)]
+        assert all(start < end for start, end in spans), "no piece behind the end"
+        held = sum(end - start for start, end in spans)
+        assert held
+        assert (held == block_size(record, block)) == (key in expected), "a block with all its pieces is whole"
+        partial[content] += 0 if key in expected else held
+    for content, record in own.items():
+        assert record.partial_bytes == partial[content], "_PARTIAL counts the bytes in blocks that are not whole"
 
 
 def _check_packs(reader: Index, contents: dict[ContentId, Cached], meta: dict[bytes, bytes]) -> None:
@@ -189,8 +225,27 @@ def _check_bytes(reader: Index, content: ContentId, record: Cached, folder: Path
         if not record.pack:
             assert path.stat().st_size == record.size, "the source's full size from the start"
             assert record.seal in (WRITING, _seal(path)), "a seal is that of the file"
-        for block in present_blocks(record):
-            opened.seek(record.offset + block * index_module.BLOCK_BYTES)
-            data = opened.read(block_size(record, block))
-            expected = record.checksum if record.pack else reader.checksum(content, block)
-            assert xxhash.xxh3_64_intdigest(data) == expected, f"{content.hex()} block {block}: a hole or wrong bytes"
+        for start, end, expected in _checksums(reader, content, record):
+            opened.seek(record.offset + start)
+            found = xxhash.xxh3_64_digest(opened.read(end - start))
+            assert found == expected, f"{content.hex()} [{start}, {end}): a hole or wrong bytes"
+
+
+def _checksums(reader: Index, content: ContentId, record: Cached) -> Iterator[tuple[int, int, bytes]]:
+    """Start, end and checksum of all that is there."""
+    if record.pack:
+        yield 0, record.size, record.checksum.to_bytes(8, "big")
+        return
+    with reader.raw() as txn:
+        sums = {key: value for key, value in txn.cursor(db=reader.table("sums")) if key.startswith(content)}
+    for key, value in sums.items():
+        block = int.from_bytes(key[-4:], "big")
+        if len(value) == 8:
+            yield (
+                block * blocks_module.BLOCK_BYTES,
+                block * blocks_module.BLOCK_BYTES + block_size(record, block),
+                value,
+            )
+        else:
+            for piece, checksum in _pieces(key, value).items():
+                yield *_piece_span(record, block, piece), checksum

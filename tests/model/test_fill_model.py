@@ -23,6 +23,7 @@ from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
 
 _BLOCK = 4096
+_PIECE = 256
 _FILL = FillConfig(
     small_file_bytes=_BLOCK, part_bytes=2 * _BLOCK, window_max_bytes=8 * _BLOCK, parallel_gets=6, deadline_s=20.0
 )
@@ -58,9 +59,11 @@ def test_every_cached_byte_is_the_source_s(
 ) -> None:
     with (
         tempfile.TemporaryDirectory() as folder,
-        patch("forebay.cacheruntime.index.BLOCK_BYTES", _BLOCK),
+        patch("forebay.cacheruntime.blocks.BLOCK_BYTES", _BLOCK),
+        patch("forebay.cacheruntime.blocks.PIECE_BYTES", _PIECE),
+        patch("forebay.cacheruntime.blocks.LEAST_BYTES", 4 * _PIECE),
         patch("forebay.cacheruntime.worker.fill.BLOCK_BYTES", _BLOCK),
-        patch("forebay.cacheruntime.worker.fetch.BLOCK_BYTES", _BLOCK),
+        patch("forebay.cacheruntime.worker.fill.LEAST_BYTES", 4 * _PIECE),
         patch("forebay.cacheruntime.worker.packs.PACK_BYTES", 5000),
         patch("forebay.cacheruntime.worker.storage.PACK_BYTES", 5000),
         patch("forebay.cacheruntime.worker.verify.BLOCK_BYTES", _BLOCK),
@@ -154,6 +157,6 @@ class _Trial:
         for tier in self.box.storage.tiers:
             assert 0 <= tier.used_bytes <= tier.config.quota_bytes
         data = file.store.files[file.path][0]  # type: ignore[attr-defined]
-        for start in range(0, file.size, _BLOCK):
-            end = min(start + _BLOCK, file.size)
+        for start in range(0, file.size, _PIECE):
+            end = min(start + _PIECE, file.size)
             assert self.box.read(file, start, end) in (None, data[start:end])

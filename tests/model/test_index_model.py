@@ -10,8 +10,9 @@ from check import check_index
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from forebay.cacheruntime.blocks import PIECE_BYTES, Span, block_bytes, block_count, block_span, mask_bytes
 from forebay.cacheruntime.config import MIB
-from forebay.cacheruntime.index import TierNumber, block_count
+from forebay.cacheruntime.index import TierNumber
 from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.worker.index_writer import Appended, IndexWriter
 
@@ -27,8 +28,15 @@ class Model:
     size: int
     tier: int
     dataset: str
-    blocks: dict[int, int] = field(default_factory=dict)
+    blocks: dict[int, bytes] = field(default_factory=dict)
+    """Those that came as a whole."""
+    pieces: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    """Block and piece -> checksum, of the others."""
     pack: int = 0
+
+    def has_block(self, block: int) -> bool:
+        count = -(-block_bytes(self.size, block) // PIECE_BYTES)
+        return block in self.blocks or all((block, piece) in self.pieces for piece in range(count))
 
 
 class IndexMachine(RuleBasedStateMachine):
@@ -39,6 +47,7 @@ class IndexMachine(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory(dir=MEMORY)
         self.boot = 0
         self.minted = 0
+        self.minted_sums = 0
         self.last_pack = 0
         self.files: dict[ContentId, Model] = {}
         self.packs: dict[int, tuple[int, str, int]] = {}
@@ -70,17 +79,48 @@ class IndexMachine(RuleBasedStateMachine):
 
     @rule(
         content=st.sampled_from(_CONTENTS),
-        picked=st.dictionaries(st.integers(0, 99), st.integers(0, 2**64 - 1), max_size=5),
+        picked=st.dictionaries(st.integers(0, 99), st.binary(min_size=8, max_size=8), max_size=5),
     )
-    def add_blocks(self, content: ContentId, picked: dict[int, int]) -> None:
+    def add_blocks(self, content: ContentId, picked: dict[int, bytes]) -> None:
         known = self.files.get(content)
         if known is None:
-            assert self.index.add_blocks(content, picked) is None
+            assert self.index.add_spans(content, {}) is None
         elif known.size and not known.pack:
-            checksums = {pick % block_count(known.size): checksum for pick, checksum in picked.items()}
-            cached = self.index.add_blocks(content, checksums)
+            sums = {block_span(known.size, pick % block_count(known.size)): value for pick, value in picked.items()}
+            cached = self.index.add_spans(content, sums)
             assert cached == self.index.reader.find(content)
-            known.blocks = checksums | known.blocks
+            for span, value in sums.items():
+                if not known.has_block(span.block):
+                    known.blocks[span.block] = value
+                    known.pieces = {key: known for key, known in known.pieces.items() if key[0] != span.block}
+
+    @rule(
+        content=st.sampled_from(_CONTENTS),
+        picked=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 63), st.integers(1, 64)), max_size=5),
+    )
+    def add_pieces(self, content: ContentId, picked: list[tuple[int, int, int]]) -> None:
+        known = self.files.get(content)
+        if known is None or not known.size or known.pack:
+            return
+        for block, first, count in picked:
+            block %= block_count(known.size)
+            pieces = range(-(-block_bytes(known.size, block) // PIECE_BYTES))[first:][:count]
+            if not pieces:
+                continue
+            start = block * MIB + pieces[0] * PIECE_BYTES
+            span = Span(start, min(start + len(pieces) * PIECE_BYTES, known.size))
+            self.minted_sums += 1
+            values = [(self.minted_sums * 64 + piece).to_bytes(8, "big") for piece in pieces]
+            if span.is_block(known.size) and len(values) > 1:
+                continue  # comes with one checksum
+            cached = self.index.add_spans(content, {span: b"".join(values)})
+            assert cached == self.index.reader.find(content)
+            if known.has_block(block):
+                continue
+            if span.is_block(known.size):
+                known.blocks[block] = values[0]
+            for piece, value in zip(pieces, values, strict=True):
+                known.pieces.setdefault((block, piece), value)
 
     @rule(pick=st.integers(0, 9), dataset=st.sampled_from(_DATASETS))
     @precondition(lambda self: self.tiers)
@@ -100,7 +140,7 @@ class IndexMachine(RuleBasedStateMachine):
         pack = next(p for p in self.index.reader.packs() if p.number == number)
         self.index.add_packed(pack.number, [Appended(content, size, length + gap, size * 3)])
         self.packs[number] = (tier, dataset, length + gap + size)
-        self.files[content] = Model(size, tier, dataset, {0: size * 3}, number)
+        self.files[content] = Model(size, tier, dataset, {0: (size * 3).to_bytes(8, "big")}, {}, number)
 
     @rule(content=st.sampled_from(_CONTENTS))
     def drop_file(self, content: ContentId) -> None:
@@ -150,14 +190,25 @@ class IndexMachine(RuleBasedStateMachine):
                 known.size, known.tier, known.dataset, known.pack,
             )  # fmt: skip
             count = 1 if known.pack else block_count(known.size)
-            assert cached.complete == (len(known.blocks) == count)
-            spans = {b: (b * MIB, min((b + 1) * MIB, known.size)) for b in range(count)}
-            for block, (start, end) in spans.items():
-                assert cached.has(start, end) == (block in known.blocks)
-                found = cached.checksum if known.pack else reader.checksum(content, block)
-                assert found == known.blocks.get(block)
-            assert cached.has(0, known.size) == cached.complete
-            assert cached.cached_bytes() == sum(end - start for b, (start, end) in spans.items() if b in known.blocks)
+            assert cached.complete == all(known.has_block(block) for block in range(count))
+            present = 0
+            for block in range(count):
+                start, end = block * MIB, min((block + 1) * MIB, known.size)
+                assert cached.has(start, end) == reader.has(content, cached, start, end) == known.has_block(block)
+                here = [piece for piece in range(64) if (block, piece) in known.pieces]
+                there = here and not known.has_block(block) and reader.pieces(content, block)
+                if there:
+                    assert there.mask == sum(1 << piece for piece in here)
+                    assert there.sums == b"".join(known.pieces[block, piece] for piece in here)
+                present += (
+                    end - start if known.has_block(block) else mask_bytes(known.size, block, there.mask if there else 0)
+                )
+                for piece in range(-(-(end - start) // PIECE_BYTES)):
+                    at = start + piece * PIECE_BYTES
+                    is_here = known.has_block(block) or piece in here
+                    assert reader.has(content, cached, at, min(at + PIECE_BYTES, end)) == is_here
+            assert cached.cached_bytes() == present
+            assert reader.has(content, cached, 0, known.size) == cached.complete
 
     @invariant()
     def tables_agree(self) -> None:

@@ -1,6 +1,7 @@
 """Bytes are right: whatever the file, the source, the engine, the open mode and the way of reading."""
 
 import hashlib
+import mmap
 import os
 import random
 import stat
@@ -208,3 +209,30 @@ def test_auto_picks_a_mode_by_size(forebay: Forebay, large: tuple[Path, bytes], 
     modes = {row["dir"]: row["open_mode"] for row in forebay.run("mounts", "--json").json()}
     assert modes == {str(first): "passthrough", str(second): "no-open"}
     assert all((second / f"{number}").read_bytes() == b"x" * 1000 for number in range(20))
+
+
+@pytest.mark.sides("modes")
+def test_pieces_here_and_there(forebay: Forebay, folder: Any, side: Any) -> None:
+    """Each of many files is read in a few places, by pread, mmap and O_DIRECT; then whole."""
+    chance = random.Random(28)
+    contents = {f"f{number:02}": payload(number, MIB + chance.choice([0, 1, 5000, MIB])) for number in range(40)}
+    for name, data in contents.items():
+        folder.put(name, data)
+    mount = forebay.mount(folder.source, *side.args)
+    for _ in range(3):
+        for name in chance.sample(sorted(contents), len(contents)):
+            data = contents[name]
+            descriptor = os.open(mount / name, os.O_RDONLY | chance.choice([0, 0, os.O_DIRECT]))
+            try:
+                at = chance.randrange(len(data) // 4096) * 4096
+                buffer = mmap.mmap(-1, chance.choice([4096, 128 << 10, 300 << 10]))
+                got = os.preadv(descriptor, [buffer], at)
+                assert buffer[:got] == data[at : at + len(buffer)]
+            finally:
+                os.close(descriptor)
+    partial = [int(os.getxattr(mount / name, "user.forebay.cached").partition(b"/")[0]) for name in contents]
+    assert sum(partial) < 0.9 * sum(map(len, contents.values()))
+    forebay.run("check", "--deep", code=None)
+    for name, data in contents.items():
+        assert (mount / name).read_bytes() == data
+    forebay.umount(mount)

@@ -25,10 +25,13 @@ class Record:
             return None
         return Cached(TierNumber(1), 8 * MIB, False, PackNumber(0), 0, DatasetId("d"), bytes([bits]))
 
+    def has(self, content: ContentId, cached: Cached, start: int, end: int) -> bool:
+        return cached.has(start, end)
+
 
 def test_comes_and_does_not_come() -> None:
     record = Record()
-    arrivals = Arrivals(record.find)
+    arrivals = Arrivals(record.find, record.has)
     seen: list[tuple[str, bool, float]] = []
 
     async def wait(name: str, content: ContentId, block: int, patience_s: float) -> None:
@@ -53,7 +56,7 @@ def test_comes_and_does_not_come() -> None:
 
 def test_one_looks_for_all() -> None:
     record = Record()
-    arrivals = Arrivals(record.find)
+    arrivals = Arrivals(record.find, record.has)
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -68,7 +71,7 @@ def test_one_looks_for_all() -> None:
 
 def test_when_the_one_who_looks_leaves_another_goes_on() -> None:
     record = Record()
-    arrivals = Arrivals(record.find)
+    arrivals = Arrivals(record.find, record.has)
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
@@ -98,7 +101,7 @@ def test_what_is_there_already_is_seen_at_the_first_look() -> None:
     record.blocks[A] = 1
 
     async def main() -> None:
-        assert await Arrivals(record.find).wait(A, 0, MIB, 1.0)
+        assert await Arrivals(record.find, record.has).wait(A, 0, MIB, 1.0)
         assert trio.current_time() <= 0.001
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 import trio
-from cache_box import Box, bytes_of
+from cache_box import Box, bytes_of, compactor_of
 from check import check_storage
 
 from forebay.cacheruntime import mounts
+from forebay.cacheruntime.blocks import PIECE_BYTES
 from forebay.cacheruntime.catalogue import Catalogue
 from forebay.cacheruntime.catalogue_changes import changes_path, read_changes
 from forebay.cacheruntime.config import MIB
@@ -31,7 +32,9 @@ from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.mover import Mover
 from forebay.proto import worker_pb2 as pb
 
-_TRACED = ("storage", "index_writer", "writes", "departed", "room", "mover", "ledger", "fetch", "tier")
+_TRACED = (
+    "storage", "index_writer", "writes", "departed", "room", "mover", "ledger", "fetch", "tier", "packs", "compaction",
+)  # fmt: skip
 _QUICK_STEP = 61
 """Of the lines, in `make test`: prime, so that loops are not always hit at the same place."""
 
@@ -62,6 +65,15 @@ def go_on_with_a_partial_file(box: Box, files: list[SourceFile]) -> None:
     _fill(box, files[1])
 
 
+def pieces_of_a_file(box: Box, files: list[SourceFile]) -> None:
+    async def test(filler: Filler) -> None:
+        for offset in (MIB + 600_000, 100, 700_000, MIB + 200_000):
+            await filler.fill(files[2], offset, 150_000, 0)
+        await filler.fill(files[2], 0, files[2].size, 0)
+
+    box.run(test, checked=False)
+
+
 def append_to_a_pack(box: Box, files: list[SourceFile]) -> None:
     _fill(box, files[5])
 
@@ -84,6 +96,14 @@ def evict(box: Box, files: list[SourceFile]) -> None:
     box.storage.tidy(float("inf"))
 
 
+def evict_what_is_open(box: Box, files: list[SourceFile]) -> None:
+    opened = os.open(box.tier_file(files[0].content), os.O_RDONLY)
+    box.storage.drop_file(files[0].content)
+    box.storage.tidy(float("inf"))
+    os.close(opened)
+    box.storage.tidy(float("inf"))
+
+
 def evict_a_pack(box: Box, files: list[SourceFile]) -> None:
     box.storage.drop(PackNumber(1))
     box.storage.tidy(float("inf"))
@@ -91,6 +111,15 @@ def evict_a_pack(box: Box, files: list[SourceFile]) -> None:
 
 def evict_by_command(box: Box, files: list[SourceFile]) -> None:
     box.storage.evict(file.content for file in files)
+
+
+def compact_a_pack(box: Box, files: list[SourceFile]) -> None:
+    box.storage.evict([files[4].content])
+    compactor = compactor_of(box.storage)
+    trio.run(compactor.step)
+    box.storage.ledger.take(box.storage.ledger.begin(), [tier.config.path for tier in box.storage.tiers])
+    trio.run(compactor.step)
+    box.storage.tidy(float("inf"))
 
 
 def pin(box: Box, files: list[SourceFile]) -> None:
@@ -108,8 +137,8 @@ def stop_in_order(box: Box, files: list[SourceFile]) -> None:
 
 
 OPERATIONS = [
-    fill, go_on_with_a_partial_file, append_to_a_pack, small_file_alone, move_a_file, move_a_pack, evict, evict_a_pack,
-    evict_by_command, pin, checkpoint, stop_in_order,
+    fill, go_on_with_a_partial_file, pieces_of_a_file, append_to_a_pack, small_file_alone, move_a_file, move_a_pack,
+    evict, evict_what_is_open, evict_a_pack, evict_by_command, compact_a_pack, pin, checkpoint, stop_in_order,
 ]  # fmt: skip
 
 
@@ -213,8 +242,8 @@ def _look(root: Path, boot: str) -> None:
 
 
 def _right_or_absent(box: Box, reader: ContentReader, file: SourceFile) -> None:
-    for start in range(0, file.size, MIB):
-        end = min(start + MIB, file.size)
+    for start in range(0, file.size, PIECE_BYTES):
+        end = min(start + PIECE_BYTES, file.size)
         place = reader.find(file.content, start, end)
         if place is not None:
             read = os.pread(place.descriptor, end - start, place.base + start)

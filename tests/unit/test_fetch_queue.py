@@ -7,6 +7,7 @@ from fake_store import FakeStore
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forebay.cacheruntime.blocks import block_span
 from forebay.cacheruntime.keys import dataset_id
 from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fetch_queue import FetchQueue, Part
@@ -16,13 +17,13 @@ _FILE = SourceFile(dataset_id(_STORE.url), _STORE, "a", 1 << 30, "v1")
 
 
 def _part(number: int, demand: bool = False) -> Part:
-    return Part(_FILE, _FILE.content, [number], None, demand)
+    return Part(_FILE, _FILE.content, [block_span(_FILE.size, number)], None, demand)
 
 
 def _drain(queue: FetchQueue) -> list[int]:
     started = []
     while (part := queue.start_next()) is not None:
-        started.append(part.run[0])
+        started.append(part.run[0].block)
     return started
 
 

@@ -1,16 +1,23 @@
 """The index: records, what survives which end, and numbers that are never used again."""
 
+import shutil
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import lmdb
 import pytest
+from cache_box import whole_blocks
 from check import check_index
 
+from forebay.cacheruntime.blocks import Span, block_count, block_span
 from forebay.cacheruntime.config import MIB
 from forebay.cacheruntime.errors import CacheFormatError
-from forebay.cacheruntime.index import Cached, Index, PackNumber, Seal, TierNumber, block_count
+from forebay.cacheruntime.index import TABLES, Cached, Index, PackNumber, Seal, TierNumber
 from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.worker.index_writer import Appended, IndexWriter
+from forebay.cacheruntime.worker.recount import find_differences
 
 A, B = ContentId(b"a" * 16), ContentId(b"b" * 16)
 ONE, TWO = DatasetId("01" * 8), DatasetId("02" * 8)
@@ -38,6 +45,12 @@ def _tier(index: IndexWriter, number: int = 1) -> TierNumber:
     return index.adopt_tier(bytes([number]) * 16, Path(f"/tier{number}"))
 
 
+def sums_in(index: IndexWriter) -> dict[Span, int]:
+    cached = index.reader.find(A)
+    assert cached is not None
+    return {span: int.from_bytes(sums, "big") for span, sums in index.reader.extents(A, cached)}
+
+
 def test_block_count() -> None:
     assert [block_count(size) for size in (0, 1, MIB, MIB + 1)] == [0, 1, 1, 2]
 
@@ -51,7 +64,7 @@ def test_blocks_one_by_one(index: IndexWriter, size: int) -> None:
         assert cached is not None
         assert not cached.complete
         assert not cached.has(0, size)
-        cached = index.add_blocks(A, {block: block + 100})
+        cached = index.add_spans(A, whole_blocks(size, {block: block + 100}))
         check_index(index, on_disk=False)
         start, end = block * MIB, min(block * MIB + MIB, size)
         assert cached is not None
@@ -63,16 +76,16 @@ def test_blocks_one_by_one(index: IndexWriter, size: int) -> None:
     assert cached is not None
     assert cached.complete
     assert cached.cached_bytes() == size
-    assert [index.reader.checksum(A, block) for block in (*blocks, len(blocks))] == [b + 100 for b in blocks] + [None]
+    assert sums_in(index) == {block_span(size, block): block + 100 for block in blocks}
 
 
 def test_a_block_that_is_there_is_not_counted_again(index: IndexWriter) -> None:
     index.start_file(A, 3 * MIB, _tier(index), ONE)
     for _ in range(2):
-        index.add_blocks(A, {1: 7})
-    assert index.reader.checksum(A, 1) == 7
+        index.add_spans(A, whole_blocks(3 * MIB, {1: 7}))
+    assert sums_in(index) == {block_span(3 * MIB, 1): 7}
     assert index.reader.holdings()[0].bytes == MIB
-    assert index.add_blocks(B, {0: 7}) is None
+    assert index.add_spans(B, whole_blocks(MIB, {0: 7})) is None
 
 
 def test_empty_file(index: IndexWriter) -> None:
@@ -86,14 +99,15 @@ def test_empty_file(index: IndexWriter) -> None:
 def test_drop_forgets_all(index: IndexWriter) -> None:
     tier = _tier(index)
     index.start_file(A, 2 * MIB, tier, ONE)
-    index.add_blocks(A, {1: 5})
+    index.add_spans(A, whole_blocks(2 * MIB, {1: 5}))
     dropped = index.drop_file(A)
     assert dropped is not None
     assert dropped.cached_bytes() == MIB
     assert index.drop_file(A) is None
     assert index.reader.holdings() == []
     assert list(index.reader.members(ONE)) == []
-    assert index.reader.checksum(A, 1) is None
+    with index.reader.raw() as txn:
+        assert txn.stat(index.reader.table("sums"))["entries"] == 0
 
 
 def test_packs(index: IndexWriter) -> None:
@@ -117,7 +131,7 @@ def test_packs(index: IndexWriter) -> None:
 def test_drop_tier(index: IndexWriter) -> None:
     one, two = _tier(index, 1), _tier(index, 2)
     index.start_file(A, 5, one, ONE)
-    index.add_blocks(A, {0: 5})
+    index.add_spans(A, whole_blocks(5, {0: 5}))
     index.new_pack(one, TWO)
     index.add_packed(index.reader.packs()[0].number, [Appended(B, 5, 0, 5)])
     other = ContentId(b"c" * 16)
@@ -150,7 +164,7 @@ def test_regression_tier_numbers_are_never_used_again(
 def _some(index: IndexWriter) -> Cached | None:
     index.start_file(A, 2 * MIB, _tier(index), ONE)
     index.new_pack(TierNumber(1), ONE)
-    return index.add_blocks(A, {0: 9})
+    return index.add_spans(A, whole_blocks(2 * MIB, {0: 9}))
 
 
 def test_sessions(open_index: Callable[..., IndexWriter]) -> None:
@@ -178,7 +192,7 @@ def test_distrust(tmp_path: Path) -> None:
 def test_move(index: IndexWriter) -> None:
     one, two = _tier(index, 1), _tier(index, 2)
     index.start_file(A, 2 * MIB, one, ONE)
-    index.add_blocks(A, {0: 9})
+    index.add_spans(A, whole_blocks(2 * MIB, {0: 9}))
     number = index.new_pack(one, ONE)
     index.add_packed(number, [Appended(B, 7, 0, 1)])
     index.doom(two, A)
@@ -227,6 +241,13 @@ def test_marks(index: IndexWriter) -> None:
         assert [record is not None and record.pinned for record in records] == [pinned] * 3
 
 
+def _mended(index: IndexWriter) -> list[str]:
+    found = find_differences(index.reader)
+    for _ in index.mend(found):
+        pass
+    return list(found.described())
+
+
 @pytest.mark.parametrize("at", [0, 5, 20, -1])
 def test_a_damaged_record_is_no_record(index: IndexWriter, at: int) -> None:
     cached = _some(index)
@@ -241,8 +262,8 @@ def test_a_damaged_record_is_no_record(index: IndexWriter, at: int) -> None:
     assert [found for _, found in index.reader.contents()] == [None]
     assert index.forget_damaged(A)
     assert not index.forget_damaged(A)
-    assert index.recount()
-    assert not index.recount()
+    assert _mended(index)
+    assert not _mended(index)
 
 
 def test_a_damaged_pack_is_no_pack(index: IndexWriter) -> None:
@@ -258,7 +279,7 @@ def test_a_damaged_pack_is_no_pack(index: IndexWriter) -> None:
     assert index.reader.has_pack(number)
     assert index.forget_damaged_pack(number) == [A]
     assert index.reader.find(A) is None
-    index.recount()
+    assert _mended(index)
 
 
 def test_changes_are_remembered_over_a_kill(tmp_path: Path) -> None:
@@ -285,6 +306,64 @@ def test_reader_in_this_process_sees_each_commit(index: IndexWriter) -> None:
     assert _some(index) == index.reader.find(A)
 
 
+def test_another_index_in_its_place_is_taken_under_its_readers(tmp_path: Path) -> None:
+    """As a worker does that goes on from its last checkpoint."""
+    made = [tmp_path / f"made{number}" for number in range(12)]
+    for number, folder in enumerate(made):
+        writer = IndexWriter(folder, "boot")
+        writer.start_file(A, 1000 + number, _tier(writer), ONE)
+        writer.close()
+    folder = tmp_path / "index"
+    made[0].rename(folder)
+    reader, ended, wrong = Index(folder), threading.Event(), set[int]()
+
+    def read() -> None:
+        while not ended.is_set():
+            found = reader.find(A)
+            wrong.add(found.size if found is not None else -1)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert not reader.renew()
+        for number, another in enumerate(made[1:], 1):
+            shutil.rmtree(folder)
+            assert not reader.renew(), "there is none yet"
+            another.rename(folder)
+            assert sum(_in_threads(reader.renew)) == 1, "one of them opens it"
+            assert reader.generation == number
+            found = reader.find(A)
+            assert found is not None
+            assert found.size == 1000 + number
+            assert reader.trusted_since == 1
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert wrong <= set(range(1000, 1012))
+    assert f"{folder}/data.mdb (deleted)" not in Path("/proc/self/maps").read_text()
+    reader.close()
+
+
+def _in_threads(work: Callable[[], bool]) -> list[bool]:
+    with ThreadPoolExecutor(3) as pool:
+        return [future.result() for future in [pool.submit(work) for _ in range(3)]]
+
+
+def test_an_index_of_another_format_is_not_taken(tmp_path: Path) -> None:
+    for name in ("index", "newer"):
+        IndexWriter(tmp_path / name, "boot").close()
+    with lmdb.open(str(tmp_path / "newer"), max_dbs=len(TABLES)) as env, env.begin(write=True) as txn:
+        txn.put(b"format", b"9", db=env.open_db(b"meta", txn))
+    reader = Index(tmp_path / "index")
+    shutil.rmtree(tmp_path / "index")
+    (tmp_path / "newer").rename(tmp_path / "index")
+    assert not reader.renew()
+    assert reader.find(A) is None, "the old one is still there"
+    reader.close()
+
+
 def test_not_an_index(tmp_path: Path) -> None:
     with pytest.raises(CacheFormatError, match="holds no readable cache index"):
         Index(tmp_path / "none")
@@ -298,7 +377,7 @@ def test_other_format(index: IndexWriter, open_index: Callable[..., IndexWriter]
     with index._env.begin(write=True) as txn:
         txn.put(b"format", b"0", db=index._tables["meta"])
     index.close()
-    with pytest.raises(CacheFormatError, match=r"is of format 0, this version writes 2"):
+    with pytest.raises(CacheFormatError, match=r"is of format 0, this version writes 3"):
         open_index()
     (tmp_path / "index" / "data.mdb").unlink()
     open_index()
@@ -308,7 +387,7 @@ def test_regression_a_record_over_a_record(index: IndexWriter) -> None:
     """Reachable when `small_file_bytes` is raised between two runs: a partial file of its own then comes as packed."""
     tier = _tier(index)
     index.start_file(A, 2 * MIB, tier, ONE)
-    index.add_blocks(A, {0: 1})
+    index.add_spans(A, whole_blocks(2 * MIB, {0: 1}))
     number = index.new_pack(tier, ONE)
     try:
         index.add_packed(number, [Appended(A, 2 * MIB, 0, 2)])

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forebay.cacheruntime.blocks import LEAST_BYTES
 from forebay.cacheruntime.config import KIB, MIB
 from forebay.cacheruntime.readahead import Readahead
 
@@ -239,12 +240,12 @@ def test_amplification_is_one_for_a_scan() -> None:
     assert run.readahead.fetched_bytes == 512 * MIB
 
 
-def test_amplification_of_scattered_small_reads_is_their_blocks() -> None:
+def test_amplification_of_scattered_small_reads_is_their_pieces() -> None:
     readahead = Readahead(MIB, MOST)
     for number in range(50):
         readahead.observe((1 + 10 * number) * MIB, 4 * KIB, 1 << 30)
     assert readahead.asked_bytes == 50 * 4 * KIB
-    assert readahead.fetched_bytes == 50 * MIB
+    assert readahead.fetched_bytes == 50 * LEAST_BYTES
 
 
 def _scan(run: Run, start: int, length: int) -> None:

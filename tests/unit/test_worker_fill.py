@@ -14,6 +14,7 @@ import trio.testing
 from cache_box import RUN_S, Box, bytes_of
 from fake_store import HELD_S, FakeStore, Gate, Read
 
+from forebay.cacheruntime.blocks import LEAST_BYTES
 from forebay.cacheruntime.config import KIB, MIB, FillConfig
 from forebay.cacheruntime.errors import ForebayError, SourceStale, SourceTimeout, SourceUnavailable
 from forebay.cacheruntime.tiers import file_path
@@ -52,9 +53,10 @@ def test_many_waiters_cost_one_read(box: Box) -> None:
     file = box.source("a", data)
     results = box.run(lambda filler: _all(50, lambda: filler.fill(file, MIB, 10, 0)))
     assert results == [None] * 50
-    assert box.store.reads == [Read("a", MIB, MIB)]
-    assert box.read(file, MIB, 2 * MIB) == data[MIB : 2 * MIB]
+    assert box.store.reads == [Read("a", MIB, LEAST_BYTES)]
+    assert box.read(file, MIB, MIB + LEAST_BYTES) == data[MIB : MIB + LEAST_BYTES]
     assert box.read(file, 0, 1) is None
+    assert box.read(file, MIB, MIB + LEAST_BYTES + 1) is None
 
 
 def test_many_waiters_of_a_small_file_cost_one_read(box: Box) -> None:
@@ -135,17 +137,19 @@ def test_first_block_is_answered_before_the_last_has_come(make_box: MakeBox) -> 
 @pytest.mark.parametrize(
     ("offset", "length", "window", "expected"),
     [
-        (0, 1, 0, (0, 1)),
+        (0, 1, 0, (0, 1 / 8)),
         (0, 1, MIB, (0, 1)),
         (4096, 4096, MIB, (0, 2)),
-        (MIB - 1, 2, 0, (0, 2)),
+        (MIB - 1, 2, 0, (7 / 8, 9 / 8)),
+        (MIB + 10, 128 * KIB, 0, (1, 73 / 64)),
+        (MIB + 16 * KIB, 128 * KIB, 128 * KIB, (65 / 64, 73 / 64)),
         (3 * MIB, MIB, 4 * MIB, (3, 7)),
         (19 * MIB, MIB, 64 * MIB, (19, 21)),
         (20 * MIB, 100 * MIB, 0, (20, 21)),
         (0, 1, 64 * MIB, (0, 21)),
     ],
 )
-def test_windows(box: Box, offset: int, length: int, window: int, expected: tuple[int, int]) -> None:
+def test_windows(box: Box, offset: int, length: int, window: int, expected: tuple[float, float]) -> None:
     size = 20 * MIB + 77
     file = box.source("a", bytes_of(size))
     box.run(lambda filler: filler.fill(file, offset, length, window))
@@ -233,7 +237,7 @@ def test_range_of_cached_and_uncached_blocks(make_box: MakeBox) -> None:
 
     box.run(test)
     assert box.read(file, 0, 2 * MIB) == data[: 2 * MIB]
-    assert len(box.store.reads) == 4
+    assert sum(read.length for read in box.store.reads) == 4 * MIB
 
 
 @pytest.mark.parametrize("anew", [True, False])
@@ -518,7 +522,7 @@ def test_deadline(make_box: MakeBox) -> None:
             clock.jump(3.0)
 
     box.run(test, clock=clock)
-    assert box.read(file, 0, MIB) == data[:MIB], "the fetch goes on for whoever asks next"
+    assert box.read(file, 0, LEAST_BYTES) == data[:LEAST_BYTES], "the fetch goes on for whoever asks next"
 
 
 # Eviction
@@ -604,7 +608,7 @@ def test_regression_inode_number_is_good_while_its_file_is_open(box: Box, monkey
     file = box.source("a", bytes_of(2 * MIB))
     gate = Gate(lambda path, position: position >= MIB)
     box.store.before_piece = gate
-    open_file, commit_blocks = box.storage.open_file, box.storage.commit_blocks
+    open_file, commit_spans = box.storage.open_file, box.storage.commit_spans
     opened: list[int] = []
     closed_early: list[int] = []
 
@@ -615,10 +619,10 @@ def test_regression_inode_number_is_good_while_its_file_is_open(box: Box, monkey
     def committing(content: Any, cached: Any, inode: int, checksums: dict[int, int]) -> bool:
         if not _is_open(opened[0], inode):
             closed_early.extend(checksums)
-        return commit_blocks(content, cached, inode, checksums)
+        return commit_spans(content, cached, inode, checksums)
 
     monkeypatch.setattr(box.storage, "open_file", opening)
-    monkeypatch.setattr(box.storage, "commit_blocks", committing)
+    monkeypatch.setattr(box.storage, "commit_spans", committing)
 
     async def test(filler: Filler) -> None:
         await filler.fill(file, 0, 1, 2 * MIB)
@@ -738,7 +742,7 @@ def test_a_lease_outlives_the_fill(make_box: MakeBox) -> None:
     async def test(filler: Filler) -> None:
         lease = filler.lease()
         assert await filler.fill(file, 0, 10, 0, lease=lease) is not None
-        assert filler._replies.used_bytes == 4 * MIB
+        assert filler._replies.used_bytes == 4 * LEAST_BYTES
         lease.release()
         assert filler._replies.used_bytes == 0
 

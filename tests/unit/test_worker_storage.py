@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from cache_box import Box, bytes_of
+from cache_box import Box, bytes_of, whole_blocks
 from check import check_storage
 
 from forebay.cacheruntime import index as index_module
@@ -228,17 +228,18 @@ def test_place_file_empties_what_a_crash_left(box: Box) -> None:
     assert path.read_bytes() == bytes(2 * MIB)
 
 
-def test_commit_blocks_of_a_file_that_is_another_one(box: Box) -> None:
+def test_commit_spans_of_a_file_that_is_another_one(box: Box) -> None:
     content = ContentId(b"x" * 16)
     cached = box.storage.place_file(_target(content, 2 * MIB))
     assert cached is not None
     path = file_path(box.config.tiers[0].path, content)
-    assert not box.storage.commit_blocks(content, cached, path.stat().st_ino + 1, {0: 7})
+    sums = whole_blocks(2 * MIB, {0: 7})
+    assert not box.storage.commit_spans(content, cached, path.stat().st_ino + 1, sums)
     path.rename(path.with_name("away"))
-    assert not box.storage.commit_blocks(content, cached, 1, {0: 7})
+    assert not box.storage.commit_spans(content, cached, 1, sums)
     path.with_name("away").rename(path)
     box.storage.index.drop_file(content)
-    assert not box.storage.commit_blocks(content, cached, path.stat().st_ino, {0: 7})
+    assert not box.storage.commit_spans(content, cached, path.stat().st_ino, sums)
     path.unlink()
 
 

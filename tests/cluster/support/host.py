@@ -81,19 +81,18 @@ class Host:
             return
         self.pull_plug()
         assert self._init.stdout is not None
-        try:
+        with suppress(subprocess.TimeoutExpired):  # who is there then is left
             self._init.wait(_END_S)
-        finally:
-            spaces = {os.readlink(f"/proc/self/fd/{pin}") for pin in self._pins}
-            self._left |= dict(in_namespaces(spaces))
-            mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-            self._kept += [line for line in mounts if line.split()[3] in spaces]  # of nsfs, by `ip netns attach`
-            for pin in self._pins:
-                os.close(pin)
-            self._init.kill()
-            self._init.wait()
-            self._init.stdout.close()
-            self._init, self.pid, self._pins = None, 0, []
+        spaces = {os.readlink(f"/proc/self/fd/{pin}") for pin in self._pins}
+        self._left |= dict(in_namespaces(spaces))
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        self._kept += [line for line in mounts if line.split()[3] in spaces]  # of nsfs, by `ip netns attach`
+        for pin in self._pins:
+            os.close(pin)
+        self._init.kill()
+        self._init.wait()
+        self._init.stdout.close()
+        self._init, self.pid, self._pins = None, 0, []
 
     def leftovers(self) -> list[str]:
         """Processes that outlived a `power_off` and are still there, and mounts that keep a namespace."""

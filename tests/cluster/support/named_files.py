@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 _SEGMENT_BYTES = 1 << 20
-_FOLDER_FILES = 500
+_FOLDER_FILES = 100
 _MEDIAN_BYTES = 4096
 
 
@@ -29,8 +29,8 @@ class FileSet:
         found = []
         for n in range(self.small):
             size = min(int(rng.lognormvariate(0, 1) * _MEDIAN_BYTES), 64 << 10)
-            found.append(f"small/{n // _FOLDER_FILES:03d}/{self.seed}.{n:06d}-{size}")
-        found += [f"large/{self.seed}.{n:03d}-{size}" for n, size in enumerate(self.large)]
+            found.append(f"small/{self.seed}.{n // _FOLDER_FILES:03d}/{n:06d}-{size}")
+        found += [f"large/{self.seed}/{n:03d}-{size}" for n, size in enumerate(self.large)]
         return sorted(found)
 
 

@@ -27,6 +27,8 @@ def unavailable() -> str:
     """Why there can be no hosts here, in a few words; '' if there can."""
     if os.geteuid() != 0:
         return "needs root, for network namespaces"
+    if not os.path.exists("/dev/fuse"):
+        return "needs /dev/fuse, for the mounts of hosts"
     made = "ip link add br0 type bridge && ip link add p0 type veth peer name p1"
     try:
         tried = subprocess.run(
