@@ -20,8 +20,8 @@ from forebay.bench.groups import MIB, SEED, Failures, Outcome, Place, per_gib
 from forebay.bench.reader import Job
 from forebay.bench.sendfile_endpoint import LATENCY_S, LIMIT_BYTES_S, FolderEndpoint, Sent
 from forebay.bench.sheet import GRPC, ONE_WORKER, OURS, SENDFILE, STORE, Aim, LineSpec, Reading
+from forebay.cacheruntime.blocks import BLOCK_BYTES
 from forebay.cacheruntime.errors import ForebayError
-from forebay.cacheruntime.index import BLOCK_BYTES
 
 _NODES = 4
 _READERS = 4
