@@ -65,15 +65,28 @@ class Channel:
         pending = isinstance(self.socket, ssl.SSLSocket) and self.socket.pending()
         return bool(pending) or bool(_poll(self.socket, timeout_s))
 
-    def send(self, message: bytes, timeout_s: float) -> None:
-        """Send a frame. Raises: PeerBroken."""
-        self.send_bytes(FRAME.pack(len(message)) + message, timeout_s)
+    def send(self, message: bytes, timeout_s: float, *, more: bool = False) -> None:
+        """Send a frame.
+
+        Args:
+            message: of the frame.
+            timeout_s: for the other side to take nothing.
+            more: bytes follow at once, so it need not be woken for this alone.
+
+        Raises:
+            PeerBroken.
+        """
+        flags = socket.MSG_MORE if more and self.is_plain else 0
+        self._send(FRAME.pack(len(message)) + message, timeout_s, flags)
 
     def send_bytes(self, data: bytes | memoryview, timeout_s: float) -> None:
         """Raises: PeerBroken, also when the other side takes nothing for that long."""
+        self._send(data, timeout_s)
+
+    def _send(self, data: bytes | memoryview, timeout_s: float, flags: int = 0) -> None:
         try:
             self._limit(socket.SO_SNDTIMEO, timeout_s)
-            self.socket.sendall(data)
+            self.socket.sendall(data, flags)
         except (OSError, ValueError) as error:
             raise PeerBroken(f"the connection broke off while sending ({_why(error)})") from error
 

@@ -38,6 +38,13 @@ class Peers(Protocol):
     def read(self, file: "SourceFile", start: int, length: int) -> "Iterator[Buffer]":
         """Bytes of a file, of its owners, else of its store; each piece verified. Errors as `UnderStore.read_range`."""
 
+    def read_many(self, files: "Sequence[SourceFile]") -> "Iterator[tuple[int, list[memoryview]]]":
+        """Small files that one worker is to be asked for, by one request: positions in `files` with all their bytes,
+        verified, in any order. What does not come is to be had by `read`."""
+
+    def first(self, file: "SourceFile") -> str | None:
+        """Id of the worker that is asked first for a small file; None: nobody is, its store gives it."""
+
     def drain_taken(self) -> "Iterator[Taken]":
         """What reads took since the last call. In the event loop."""
 

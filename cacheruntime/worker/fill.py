@@ -133,6 +133,8 @@ class Whole(NamedTuple):
     checksum: int
     error: ForebayError | None
     took_ns: int
+    straight: bool
+    """From its store, past the other workers of the cluster."""
 
 
 @dataclass
@@ -654,7 +656,8 @@ class Filler:
         good = []
         for whole in wholes:
             failed = whole.error is not None
-            self._count(whole.file, 0 if failed else whole.file.size, whole.took_ns, failed=failed)
+            size = 0 if failed else whole.file.size
+            self._count(whole.file, size, whole.took_ns, failed=failed, straight=whole.straight)
             if whole.error is not None:
                 self._give_up(whole.file.content, {Span(0, whole.file.size)}, whole.error)
             else:
@@ -682,8 +685,8 @@ class Filler:
         parts = {id(flight.part): flight.part for flight in flights}
         return any(part.file.hops < hops and part.file.is_relayed for part in parts.values())
 
-    def _count(self, file: SourceFile, size: int, took_ns: int, *, failed: bool) -> None:
-        if file.peers is not None:
+    def _count(self, file: SourceFile, size: int, took_ns: int, *, failed: bool, straight: bool = False) -> None:
+        if file.peers is not None and not straight:
             for taken in file.peers.drain_taken():
                 self._count_one(taken.dataset, taken.bytes, taken.took_ns, taken.failed, taken.peer is not None)
         else:

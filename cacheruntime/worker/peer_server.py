@@ -163,7 +163,7 @@ class DataPort:
 
     def _send(self, channel: Channel, header: pb.ReadHeader, payload: Payload | None) -> None:
         try:
-            channel.send(header.SerializeToString(), _SEND_S)
+            channel.send(header.SerializeToString(), _SEND_S, more=payload is not None and payload.length > 0)
             if payload is None:
                 return
             if payload.data is not None:

@@ -10,7 +10,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ from forebay.cacheruntime.errors import (
     by_name,
 )
 from forebay.cacheruntime.histogram import Histogram
-from forebay.cacheruntime.keys import ContentId
+from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.worker.fetch import SourceFile, Taken
 from forebay.cacheruntime.worker.overtaken import Overtaken, UnderWay
 from forebay.proto import peer_pb2 as pb
@@ -79,6 +80,19 @@ class _Missing(Exception):
 
 class _Elsewhere(Exception):
     """Others are to be asked for it from now on."""
+
+
+@dataclass
+class _Ask:
+    """What is asked of one worker or another: a part of one file, or several small files."""
+
+    dataset: DatasetId
+    """The one that is named."""
+    hops: int
+    """Of the request."""
+    wants: list[pb.Want]
+    what: str
+    """For people."""
 
 
 class PeerSource:
@@ -190,6 +204,12 @@ class PeerSource:
             spread = self._overload.record(content, lambda: self._router.position(content, slice_), size, self._clock())
         return spread if spread > 1 else 0
 
+    def first(self, file: SourceFile) -> str | None:
+        """See `fetch.Peers`."""
+        with self._lock:
+            route = self._router.route(file.content, 0, self.copies(file), file.hops, self._clock())
+        return route.attempts[0].peer if route.attempts else None
+
     def relays(self, file: SourceFile) -> bool:
         """See `fetch.Peers`."""
         with self._lock:
@@ -216,6 +236,24 @@ class PeerSource:
             for piece in self._slice(file, start, upto):
                 start += len(memoryview(piece))
                 yield piece
+
+    def read_many(self, files: Sequence[SourceFile]) -> Iterator[tuple[int, list[memoryview]]]:
+        """See `fetch.Peers`. If the worker is late, the one that is next for the first file is asked for all."""
+        ask = _ask([(file, 0, file.size) for file in files])
+        with self._lock:
+            route = self._router.route(files[0].content, 0, self.copies(files[0]), files[0].hops, self._clock())
+        try:
+            under_way, header = self._first_header(ask, deque(route.attempts))
+            began, got = time.monotonic_ns(), 0
+            with self._counted(under_way, ask, lambda: got):
+                for number, pieces in self._stream_many(under_way, header, files):
+                    got += files[number].size
+                    took_ns = time.monotonic_ns() - began
+                    taken = Taken(files[number].dataset, under_way.client.known.id, files[number].size, took_ns, False)
+                    self._taken.append(taken)
+                    yield number, pieces
+        except (PeerBroken, NotAttached) as error:
+            log.info("%s: %s; going on one by one", ask.what, error)
 
     def _slice(self, file: SourceFile, start: int, end: int) -> "Iterator[Buffer]":
         """One slice, or a part of it."""
@@ -285,17 +323,35 @@ class PeerSource:
             _Missing: it has them not. _Elsewhere: it says that others should be asked. PeerBroken: it broke off.
             AccessDenied: it is not for us. ForebayError: what it says of the source.
         """
-        under_way, header = self._first_header(file, start, end, attempts)
+        ask = _ask([(file, start, end)])
+        under_way, header = self._first_header(ask, attempts)
+        got, began, clean = 0, time.monotonic_ns(), False
+        try:
+            with self._counted(under_way, ask, lambda: got):
+                if self._is_better_elsewhere(file, under_way.client, header, start, end):
+                    raise _Elsewhere
+                for piece in self._stream(file, under_way, header, start, end):
+                    got += len(piece)
+                    yield piece
+                clean = True
+        finally:
+            if got or clean:
+                worker = under_way.client.known.id
+                self._taken.append(Taken(file.dataset, worker, got, time.monotonic_ns() - began, not clean))
+
+    @contextmanager
+    def _counted(self, under_way: UnderWay, ask: _Ask, got: Callable[[], int]) -> Iterator[None]:
+        """While an answer is received: what becomes of it is counted, and told to whom it concerns.
+
+        Raises:
+            PeerBroken: also for what speaks of the worker and not of the source.
+        """
         client = under_way.client
         traffic = self._traffic(client)
-        got, began, clean, outcome = 0, time.monotonic_ns(), False, "broken"
+        outcome = "broken"
         try:
-            if self._is_better_elsewhere(file, client, header, start, end):
-                raise _Elsewhere
-            for piece in self._stream(file, under_way, header, start, end):
-                got += len(piece)
-                yield piece
-            clean, outcome = True, "bytes"
+            yield
+            outcome = "bytes"
             under_way.exchange.finished()
         except _Missing:
             outcome = "missing"
@@ -307,9 +363,9 @@ class PeerSource:
             outcome = "wrong bytes"
             traffic.wrong += 1
             traffic.errors += 1
-            log.warning("worker %s sent wrong bytes of %r: %s", client.known.id, file.path, error)
+            log.warning("worker %s sent wrong bytes of %s: %s", client.known.id, ask.what, error)
             self._outcome(client, False, under_way.began)
-            self._tell(client, file, start, end)
+            self._tell(client, ask)
             raise
         except PeerBroken:
             traffic.errors += 1
@@ -325,11 +381,9 @@ class PeerSource:
                 raise
             raise PeerBroken(f"worker {client.known.id}: {error}") from error
         finally:
-            under_way.span.set(bytes=got)
+            under_way.span.set(bytes=got())
             under_way.end(outcome)
-            traffic.bytes += got
-            if got or clean:
-                self._taken.append(Taken(file.dataset, client.known.id, got, time.monotonic_ns() - began, not clean))
+            traffic.bytes += got()
 
     def _is_better_elsewhere(
         self, file: SourceFile, client: PeerClient, header: pb.ReadHeader, start: int, end: int
@@ -378,9 +432,37 @@ class PeerSource:
                 raise PeerBroken(f"worker {under_way.client.known.id} said for {FETCH_S:g} s that it comes")
             header = exchange.header(STALL_S)
 
-    def _first_header(
-        self, file: SourceFile, start: int, end: int, attempts: deque[Attempt]
-    ) -> tuple[UnderWay, pb.ReadHeader]:
+    def _stream_many(
+        self, under_way: UnderWay, header: pb.ReadHeader, files: Sequence[SourceFile]
+    ) -> Iterator[tuple[int, list[memoryview]]]:
+        """Each file that comes whole, beginning with the header that came first."""
+        exchange, left = under_way.exchange, set(range(len(files)))
+        come: dict[int, list[memoryview]] = {number: [] for number in left}
+        give_up = self._clock() + FETCH_S
+        while True:
+            number = header.want
+            if header.state == pb.COMING:
+                if self._clock() > give_up:
+                    raise PeerBroken(f"worker {under_way.client.known.id} said for {FETCH_S:g} s that they come")
+            elif number not in left:
+                raise PeerBroken(f"an answer to want {number}, which waits for none")
+            elif header.state == pb.HIT:
+                file, start = files[number], sum(map(len, come[number]))
+                self._note_spread(file, header)
+                if header.offset != start or not 0 < header.length <= file.size - start:
+                    raise PeerBroken(f"bytes at {header.offset} came where those at {start} should")
+                come[number] += body_of(exchange, header)
+                give_up = self._clock() + FETCH_S
+                if start + header.length == file.size:
+                    left.discard(number)
+                    yield number, come.pop(number)
+            else:
+                left.discard(number)
+            if not left:
+                return
+            header = exchange.header(STALL_S)
+
+    def _first_header(self, ask: _Ask, attempts: deque[Attempt]) -> tuple[UnderWay, pb.ReadHeader]:
         """Ask one peer, and the next as well when the first is late; the first header wins.
 
         Raises:
@@ -398,7 +480,7 @@ class PeerSource:
                     if not attempts:
                         raise trouble
                     try:
-                        waiting.append(self._begin(file, start, end, attempts.popleft()))
+                        waiting.append(self._begin(ask, attempts.popleft()))
                     except PeerBroken as error:
                         trouble = error
                         continue
@@ -428,37 +510,23 @@ class PeerSource:
                         allowed = self._hedger.may_hedge()
                     if allowed:
                         try:
-                            waiting.append(self._begin(file, start, end, attempts.popleft(), wait_s=0, hedge=True))
+                            waiting.append(self._begin(ask, attempts.popleft(), wait_s=0, hedge=True))
                         except PeerBroken as error:
                             trouble = error
         finally:
             for under_way in waiting:
                 self._overtaken.add(under_way, limit_s)
 
-    def _begin(
-        self,
-        file: SourceFile,
-        start: int,
-        end: int,
-        attempt: Attempt,
-        *,
-        suspect: bool = False,
-        wait_s: float = FETCH_S,
-        hedge: bool = False,
-    ) -> UnderWay:
+    def _begin(self, ask: _Ask, attempt: Attempt, *, wait_s: float = FETCH_S, hedge: bool = False) -> UnderWay:
         """Raises: PeerBroken, the peer is not known any more or cannot be reached, or has no turn for us in `wait_s`:
         0 for who has one with another."""
         client = self._client(attempt.peer)
         client.take_turn(wait_s)
-        want = pb.Want(
-            content=file.content, path=os.fsencode(file.asked_path or file.path), size=file.size, version=file.version,
-            offset=start, length=end - start, suspect=suspect,
-        )  # fmt: skip
         mode = pb.FETCH if attempt.mode is Mode.FETCH else pb.ONLY_CACHED
-        request = pb.ReadRequest(dataset_id=file.asked_of or file.dataset, wants=[want], mode=mode, hops=file.hops + 1)
+        request = pb.ReadRequest(dataset_id=ask.dataset, wants=ask.wants, mode=mode, hops=ask.hops)
         span = tracing.begin(
             "forebay.peer.read", "CLIENT", peer=attempt.peer, mode=attempt.mode.value, hedge=hedge, hops=request.hops,
-            path=file.path, offset=start, length=end - start,
+            path=ask.what, offset=ask.wants[0].offset, length=sum(want.length for want in ask.wants),
         )  # fmt: skip
         request.traceparent = span.traceparent
         began = self._clock()
@@ -471,12 +539,12 @@ class PeerSource:
             self._outcome(client, False, began)
             raise
 
-    def _tell(self, client: PeerClient, file: SourceFile, start: int, end: int) -> None:
-        """Have a worker look at what it has of a file; nobody waits for that."""
+    def _tell(self, client: PeerClient, ask: _Ask) -> None:
+        """Have a worker look at what it has of what was asked; nobody waits for that."""
+        for want in ask.wants:
+            want.suspect = True
         try:
-            self._begin(file, start, end, Attempt(client.known.id, Mode.ONLY_CACHED), suspect=True, wait_s=0).end(
-                "told"
-            )
+            self._begin(ask, Attempt(client.known.id, Mode.ONLY_CACHED), wait_s=0).end("told")
         except PeerBroken as error:
             log.info("worker %s could not be told of wrong bytes: %s", client.known.id, error)
 
@@ -508,3 +576,17 @@ class PeerSource:
 
     def _traffic(self, client: PeerClient) -> PeerTraffic:
         return self.traffic.setdefault(client.known.id, PeerTraffic())
+
+
+def _ask(parts: Sequence[tuple[SourceFile, int, int]]) -> _Ask:
+    """Files of one dataset and of the same hops, each with the start and the end of what is wanted."""
+    first = parts[0][0]
+    wants = [
+        pb.Want(
+            content=file.content, path=os.fsencode(file.asked_path or file.path), size=file.size, version=file.version,
+            offset=start, length=end - start,
+        )
+        for file, start, end in parts
+    ]  # fmt: skip
+    what = repr(first.path) if len(parts) == 1 else f"{len(parts)} files, {first.path!r} among them"
+    return _Ask(first.asked_of or first.dataset, first.hops + 1, wants, what)
