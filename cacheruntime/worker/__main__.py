@@ -55,6 +55,7 @@ async def _serve(config: CacheConfig, storage: Storage) -> None:
         server = start_server(core, socket)
         if core.cluster is not None:
             await core.cluster.start()
+            config.remember_cluster()  # not before: with settings that do not work no mount could start a worker
         await core.metrics.serve_remembered()
         _say("ready")
         _detach_output()
@@ -114,7 +115,6 @@ def main() -> int:
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         storage = Storage(config, boot_id)
         config.remember_tiers()
-        config.remember_cluster()
     except ForebayError as error:
         _say(f"error {type(error).__name__}: {error}")
         return 1

@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from forebay.cacheruntime.cluster import peer_wire
 from forebay.cacheruntime.cluster.certs import Identity
+from forebay.cacheruntime.cluster.directory import join_address
 from forebay.cacheruntime.cluster.peer_wire import Channel, PeerBroken
 from forebay.cacheruntime.config import MIB
 from forebay.cacheruntime.errors import ForebayError, UsageError
@@ -63,9 +64,8 @@ class DataPort:
             every = host == "::" and socket.has_dualstack_ipv6()  # as gRPC takes it
             self._listening = socket.create_server((host, port), family=family, backlog=256, dualstack_ipv6=every)
         except OSError as error:
-            raise UsageError(f"cannot listen on {host}:{port}: {error.strerror or error}; name another address") from (
-                error
-            )
+            where = join_address(host, port) if port else host
+            raise UsageError(f"cannot listen on {where}: {error.strerror or error}; name another address") from error
         self.port: int = self._listening.getsockname()[1]
         threading.Thread(target=self._accept, name="peers", daemon=True).start()
 

@@ -354,8 +354,6 @@ def test_a_client_node_hears_what_the_owners_say_of_the_source_without_waiting(
     server = make_server(2, MIB)
     cluster = make_cluster(2, server)
     client = cluster.client()
-    client.client.attach(cluster.spec(server.source))
-    client._options = cluster.spec(server.source).options
     assert digest(client, 0) == server.digest(0)
     monkeypatch.setattr(server, "refuses_gets", True)
     began = time.monotonic()

@@ -38,7 +38,6 @@ def test_a_token_is_good_with_workers_that_have_not_heard_of_the_dataset(server:
     try:
         cluster.attach(server.source)
         client = cluster.client(tls=str(bundle))
-        client._options = options
         for number in range(8):
             assert sha256(client.read(server.source, str(number))).hexdigest() == server.digest(number)
         peers = client.client.call("Traffic", pb.TrafficRequest()).peers

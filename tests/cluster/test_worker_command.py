@@ -102,7 +102,9 @@ def test_a_port_in_use_is_one_line(start: Start, config: CacheConfig) -> None:
     assert other.returncode != 0
     assert str(port) in errors
     assert len(errors.strip().splitlines()) == 1, errors
-    assert worker_pid(replace(config, cache_dir=config.cache_dir.parent / "other")) is None
+    failed = replace(config, cache_dir=config.cache_dir.parent / "other")
+    assert worker_pid(failed) is None
+    assert failed.remembered_cluster() is None  # mounts of that folder would find no worker that can start
 
 
 def test_a_worker_that_a_mount_has_started_serves_the_cluster_as_the_folder_was_told_last(
