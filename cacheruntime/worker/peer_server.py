@@ -115,6 +115,8 @@ class DataPort:
         while channel.wait(_IDLE_S):
             message = channel.receive(peer_wire.REQUEST_BYTES, _SEND_S)
             request = pb.ReadRequest.FromString(message)
+            if channel.has_left() and not any(want.suspect for want in request.wants):
+                return  # this worker stood still for so long that another was asked: a fetch would be one too many
             try:
                 self._gate.check_read(identity, request)
             except ForebayError as error:

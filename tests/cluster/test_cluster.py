@@ -36,7 +36,7 @@ def test_each_block_leaves_the_store_once(short: Trial) -> None:
     assert short.read("no fault", short.sets.pop(0), 0, 90) == 1
 
 
-@pytest.mark.parametrize("fault", ["kill -9", "requests lost", "power off"])
+@pytest.mark.parametrize("fault", ["kill -9", "SIGSTOP", "requests lost", "power off"])
 def test_an_epoch_goes_on(short: Trial, fault: str) -> None:
     """No failed read, no wrong byte, and hardly a block that is fetched again. Then all is as before."""
     short.epoch(1, short.stages()[fault], 90)
