@@ -69,7 +69,8 @@ class PeerGate:
             f"{service}/Identify": OPEN,
             f"{service}/Define": WORKERS,
             f"{service}/Find": on_dataset(
-                Verb.LIST, lambda request: request.source or self._name_of(request.dataset_id)
+                Verb.LIST,
+                lambda request: request.source.removeprefix(DATASET_SCHEME) or self._name_of(request.dataset_id),
             ),
             f"{service}/List": by_id,
             f"{service}/Look": by_id,
