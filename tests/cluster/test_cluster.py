@@ -179,7 +179,12 @@ def test_certificates_are_replaced_while_an_epoch_runs(network: Network) -> None
             cluster.issue(host)
         cluster.members[0].kill(cluster.worker(cluster.members[0]))
 
-    trial.epoch(1, Stage("other certificates", replace, lambda: None, 0.25), 120)
+    def serves() -> None:
+        """The one that was killed takes part again."""
+        cluster.worker(cluster.members[0])
+        wait_until(lambda: cluster.members[0].forebay.status()["cluster"], "its report", 60)
+
+    trial.epoch(1, Stage("other certificates", replace, serves, 0.25), 120)
     trial.converge()
     client = cluster.clients[0]
     (client.folder / "tls/token").unlink()
