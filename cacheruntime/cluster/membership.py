@@ -9,6 +9,7 @@ it is draining.
 import json
 import logging
 import secrets
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -116,8 +117,8 @@ class Membership:
         self.changed = trio.Event()
         self.looked = trio.Event()
         """Set when all that are known were asked once."""
-        self.on_seen: Callable[[WorkerId, bool], None] = lambda _worker, _alive: None
-        """Told of each answer, or that none came."""
+        self.on_seen: Callable[[WorkerId, bool, float], None] = lambda _worker, _alive, _began: None
+        """Told of each answer, or that none came, and when it was asked, by `time.monotonic`."""
         self.view = View(mine.id if mine else None, {}, (mine.member,) if mine else ())
         if isinstance(directory, Static):
             self._addresses = {Address(text) for text in directory.addresses()}
@@ -178,6 +179,7 @@ class Membership:
 
     async def _ask(self, address: Address) -> None:
         request = pb.IdentifyRequest(caller=self._mine.id if self._mine else "")
+        began = time.monotonic()
         try:
             reply = await rpc.call(self._channels(address).Identify, request, _CALL_S)
         except ForebayError as error:
@@ -186,7 +188,7 @@ class Membership:
             self._answered.discard(address)
             known = self._by_address.get(address)
             if known is not None:
-                self.on_seen(known.id, False)
+                self.on_seen(known.id, False, began)
             return
         self._answered.add(address)
         known = Known(WorkerId(reply.id), address, reply.data_port, reply.capacity_bytes, reply.state, reply.version)
@@ -199,7 +201,7 @@ class Membership:
         if known != self._by_address.get(address):
             self._by_address[address] = known
             self._remember()
-        self.on_seen(known.id, True)
+        self.on_seen(known.id, True, began)
         self._see()
 
     def _note_double(self, address: Address) -> None:

@@ -65,6 +65,12 @@ class Channel:
         pending = isinstance(self.socket, ssl.SSLSocket) and self.socket.pending()
         return bool(pending) or bool(_poll(self.socket, timeout_s))
 
+    def has_left(self) -> bool:
+        """Whether the other side has closed the connection, though what it sent before may still be there."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
     def send(self, message: bytes, timeout_s: float, *, more: bool = False) -> None:
         """Send a frame.
 

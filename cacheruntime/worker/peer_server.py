@@ -139,6 +139,8 @@ class DataPort:
                 self._busy.add(connection)
             message = channel.receive(peer_wire.REQUEST_BYTES, _SEND_S)
             request = pb.ReadRequest.FromString(message)
+            if channel.has_left() and not any(want.suspect for want in request.wants):
+                return  # this worker stood still for so long that another was asked: a fetch would be one too many
             try:
                 self._gate.check_read(identity, request)
                 self._gate.streams.take(identity)

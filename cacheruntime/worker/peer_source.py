@@ -48,6 +48,13 @@ log = logging.getLogger(__name__)
 HEADER_S = 2.0
 """A worker on a busy machine may say its first word so late; who is given up too soon costs a second GET."""
 
+_SILENT_S, _SILENT_TAIL = 0.25, 3.0
+"""The same for one that has said nothing since it left a question unanswered: so long, or so many of what almost all
+headers take, whichever is longer."""
+
+_LOOK_S = 0.1
+"""Who is waited for may turn out to be silent meanwhile, and others may have heard of him."""
+
 FETCH_S = 45.0
 """For an owner who fetches; his store's own deadline is shorter."""
 
@@ -157,10 +164,12 @@ class PeerSource:
                 else:
                     client.moved(known)
 
-    def seen(self, worker: WorkerId, alive: bool) -> None:
-        """A worker has said who it is, or has not answered: what brings back one that was set aside."""
+    def seen(self, worker: WorkerId, alive: bool, began: float) -> None:
+        """A worker that was asked at `began` has said who it is, or has not answered: what brings back one that was set
+        aside."""
         now = self._clock()
         with self._lock:
+            self._router.health.hear(worker, alive, began, now)
             self._due.update(self._router.health.take_probes(now))
             if worker in self._due:
                 self._due.discard(worker)
@@ -484,27 +493,25 @@ class PeerSource:
                     except PeerBroken as error:
                         trouble = error
                         continue
-                late = self._clock() - waiting[0].began
                 for under_way in list(waiting):
-                    left_s = (delay_s if not hedged and attempts else limit_s) - late
-                    if not under_way.exchange.wait(max(min(left_s, 0.05 if len(waiting) > 1 else left_s), 0.0)):
+                    late_s = self._clock() - under_way.began
+                    left_s = (delay_s if not hedged and attempts else limit_s) - late_s
+                    if not under_way.exchange.wait(max(min(left_s, _LOOK_S / len(waiting)), 0.0)):
+                        if late_s > (most_s := self._most_s(under_way, delay_s, limit_s)):
+                            trouble = PeerBroken(f"worker {under_way.client.known.id} has not answered in {most_s:g} s")
+                            waiting.remove(under_way)
+                            self._broken(under_way)
                         continue
+                    waiting.remove(under_way)
                     try:
                         header = under_way.exchange.header(limit_s)
                     except PeerBroken as error:
                         trouble = error
-                        waiting.remove(under_way)
                         self._broken(under_way)
                         continue
                     self._answered(under_way)
-                    waiting.remove(under_way)
                     return under_way, header
-                if waiting and self._clock() - waiting[-1].began > limit_s:
-                    trouble = PeerBroken(f"worker {waiting[0].client.known.id} has not answered in {limit_s:g} s")
-                    for under_way in waiting:
-                        self._broken(under_way)
-                    waiting.clear()
-                elif waiting and not hedged and attempts and self._clock() - waiting[0].began >= delay_s:
+                if waiting and not hedged and attempts and self._clock() - waiting[0].began >= delay_s:
                     hedged = True  # or not allowed to be: the question is asked once
                     with self._lock:
                         allowed = self._hedger.may_hedge()
@@ -515,7 +522,13 @@ class PeerSource:
                             trouble = error
         finally:
             for under_way in waiting:
-                self._overtaken.add(under_way, limit_s)
+                self._overtaken.add(under_way, self._most_s(under_way, delay_s, limit_s))
+
+    def _most_s(self, under_way: UnderWay, delay_s: float, limit_s: float) -> float:
+        """How long a header is waited for, by what is known of the peer by now."""
+        with self._lock:
+            silent = self._router.health.is_silent(under_way.client.known.id)
+        return max(_SILENT_S, _SILENT_TAIL * delay_s) if silent else limit_s
 
     def _begin(self, ask: _Ask, attempt: Attempt, *, wait_s: float = FETCH_S, hedge: bool = False) -> UnderWay:
         """Raises: PeerBroken, the peer is not known any more or cannot be reached, or has no turn for us in `wait_s`:

@@ -105,12 +105,17 @@ def test_a_worker_that_is_gone_costs_no_read(make_server: Any, make_cluster: Any
     reader, gone = cluster.members[0], cluster.members[1]
     for one in range(6):
         assert digest(reader, one) == server.digest(one)
+    before = gone.traffic()
     if number is signal.SIGSTOP:
         os.kill(gone.pid, number)
     else:
         gone.end(number)
     for one in range(12):
         assert digest(reader, one) == server.digest(one)
+    if number is signal.SIGSTOP:
+        os.kill(gone.pid, signal.SIGCONT)
+        time.sleep(0.5)  # for what should not come
+        assert gone.traffic() == before, "it has fetched what nobody waits for any more"
 
 
 def test_what_is_damaged_at_rest_is_never_taken(make_server: Any, make_cluster: Any) -> None:
