@@ -21,9 +21,9 @@ being written.
     ``small_bytes`` -> 8-byte counters over visible files; ``source`` -> the under-store's canonical URL, or that of
     the dataset; ``listed`` -> when the listing ended, 8 bytes of nanoseconds since the epoch.
 
-Beside it, once the listing has ended well: ``summary.json``, the `Totals` as they were then. It is written last and
-synced, so who finds none has half a catalogue before him; and it tells of a snapshot without opening what may be torn
-after a power loss.
+Beside it, once the listing has ended well: ``summary.json``, the `Totals`. It is written last and synced, and taken
+away while a whole catalogue is changed, so who finds none may have half a catalogue before him; and it tells of a
+snapshot without opening what may be torn after a power loss.
 
 A name that is absent is known to be absent when the listing is complete, or when its directory's node carries
 `_LISTED`: it was listed ahead of the rest, or a listing in key order has gone past it.
@@ -128,7 +128,7 @@ def summary_path(folder: Path) -> Path:
 
 
 def read_summary(folder: Path) -> Totals | None:
-    """What a snapshot held when its listing had ended; None when it has not ended well."""
+    """What a snapshot holds; None when its listing has not ended well, or it was being changed."""
     try:
         return Totals(**json.loads(summary_path(folder).read_text()))
     except (OSError, ValueError, TypeError):

@@ -199,9 +199,10 @@ def record_changes(old: Catalogue, before: int, target: CatalogueWriter) -> Coun
             target.carry(pending)
             pending.clear()
 
-    with old.view() as was, target.reader().view() as now:
-        counts = write_changes(changes_path(target.folder, before), compare(was, now, carry))
-    target.carry(pending)
+    with target.changing():
+        with old.view() as was, target.reader().view() as now:
+            counts = write_changes(changes_path(target.folder, before), compare(was, now, carry))
+        target.carry(pending)
     return counts
 
 

@@ -1,11 +1,15 @@
-"""Writing a catalogue; `catalogue.py` describes the format."""
+"""Writing a catalogue; `catalogue.py` describes the format.
+
+Longer than 400 lines, as a page knows every way in which entries come into the tables.
+"""
 
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
@@ -26,6 +30,7 @@ from forebay.cacheruntime.catalogue import (
     summary_path,
     unpack_record,
 )
+from forebay.cacheruntime.durable import sync_folder, write_durably
 from forebay.cacheruntime.keys import ROOT_NODE, FileNames, NodeId, Roots, inode_number, node_id
 from forebay.cacheruntime.understore.base import Entry, Kind
 
@@ -46,18 +51,28 @@ class CatalogueWriter:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.folder = folder
         self._file_names = roots.names()
-        # No fsync: a snapshot that a power loss cut short is listed again, as `complete` is written last and synced.
+        # No fsync: a snapshot that a power loss cut short is listed again, as its summary is written last and synced.
         self._env = lmdb.open(str(folder), max_dbs=4, map_size=MAP_BYTES, max_readers=1024, sync=False, metasync=False)
         self._nodes = self._env.open_db(b"nodes")
         self._names = self._env.open_db(b"names")
         self._skipped = self._env.open_db(b"skipped")
         self._meta = self._env.open_db(b"meta")
+        self._lock = threading.Lock()
+        """Guards the next three."""
+        self._vouched = summary_path(folder).exists()
+        self._due = False
+        """The summary is to be written again when nobody changes anything."""
+        self._changing = 0
+        named = roots.url.encode("utf-8", "surrogateescape")
+        with self._env.begin() as txn:
+            if txn.get(b"source", db=self._meta) == named:
+                return
         root = Node(
             ROOT_NODE, Kind.DIRECTORY, b"", ROOT_NODE, inode_number(b""), 0, 0, None, NO_CONTENT, "", b"", 0, False
         )
-        with self._env.begin(write=True) as txn:
+        with self.changing(), self._env.begin(write=True) as txn:
             txn.put(node_key(ROOT_NODE), pack_record(root), db=self._nodes, overwrite=False)
-            txn.put(b"source", roots.url.encode("utf-8", "surrogateescape"), db=self._meta)
+            txn.put(b"source", named, db=self._meta)
 
     def close(self) -> None:
         self._env.close()
@@ -91,7 +106,7 @@ class CatalogueWriter:
 
     def unlist_directories(self) -> None:
         """No directory is known to be whole any more: what was said of them was wrong."""
-        with self._env.begin(write=True) as txn:
+        with self.changing(), self._env.begin(write=True) as txn:
             records = (unpack_record(NodeId(int.from_bytes(k, "big")), r) for k, r in txn.cursor(db=self._nodes))
             for found in [record for record in records if record.listed]:
                 txn.put(node_key(found.node), pack_record(found._replace(listed=False)), db=self._nodes)
@@ -103,7 +118,7 @@ class CatalogueWriter:
 
     def carry(self, nodes: list[Node]) -> None:
         """Record nodes that this snapshot does not show, for readers that hold them from an earlier one."""
-        with self._env.begin(write=True) as txn:
+        with self.changing(), self._env.begin(write=True) as txn:
             for node in nodes:
                 raw = txn.get(node_key(node.node), db=self._nodes)
                 # What a refresh has brought into sight meanwhile stays as it is.
@@ -113,10 +128,41 @@ class CatalogueWriter:
     @contextmanager
     def _page(self) -> "Iterator[_Page]":
         with (
+            self.changing(),
             self._env.begin(write=True) as txn,
             _Page(txn, self._nodes, self._names, self._skipped, self._meta, self._file_names) as changes,
         ):
             yield changes
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Around changes that belong together: a whole catalogue has no summary meanwhile, as its commits are not
+        synced one by one. Each change is in one of its own otherwise.
+
+        Raises:
+            OSError: the summary cannot be taken away, and nothing may be changed.
+        """
+        with self._lock:
+            if self._vouched:
+                summary_path(self.folder).unlink(missing_ok=True)
+                sync_folder(self.folder)
+                self._vouched, self._due = False, True
+            self._changing += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._changing -= 1
+                if self._due and not self._changing:
+                    self._vouch()
+
+    def _vouch(self) -> None:
+        """With all that was written on the disk. Without room for it, it is shown all the same, and is no history."""
+        self._due = False
+        with suppress(OSError, lmdb.Error):
+            self._env.sync(True)
+            write_durably(summary_path(self.folder), json.dumps(asdict(self.reader().totals())))
+            self._vouched = True
 
     def finish(self, error: str = "") -> None:
         """The listing has ended; with `error`, before it was whole."""
@@ -129,20 +175,10 @@ class CatalogueWriter:
                 txn.put(b"complete", b"1", db=self._meta)
                 txn.delete(b"error", db=self._meta)  # of an earlier try to list this snapshot
         self._env.sync(True)
-        if not error:
-            self._write_summary()
-
-    def _write_summary(self) -> None:
-        path = summary_path(self.folder)
-        draft = path.with_suffix(".draft")
-        try:
-            with open(draft, "w") as out:
-                json.dump(asdict(self.reader().totals()), out)
-                out.flush()
-                os.fsync(out.fileno())
-            draft.replace(path)
-        except OSError:  # no room: it is shown all the same, and is no history
-            draft.unlink(missing_ok=True)
+        with self._lock:
+            self._due = not error
+            if self._due and not self._changing:
+                self._vouch()
 
 
 class _NotFresh(Exception):

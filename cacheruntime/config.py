@@ -4,8 +4,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from hashlib import blake2b
 from pathlib import Path
@@ -121,6 +121,24 @@ class TierConfig:
         return f"{self.medium.value}:{self.path}:{self.quota_bytes}{marks}"
 
 
+NO_TIER = "none"
+"""In the place of tiers: nothing is kept but what passes through the worker's memory."""
+
+
+def parse_tiers(texts: Iterable[str]) -> tuple[TierConfig, ...]:
+    """Tiers as `--tier` takes them; `none` alone stands for none at all.
+
+    Raises:
+        UsageError: one is not of that form, or `none` stands beside others.
+    """
+    given = list(texts)
+    if given == [NO_TIER]:
+        return ()
+    if NO_TIER in given:
+        raise UsageError("--tier none stands for no tier at all; leave out the others, or it")
+    return tuple(TierConfig.parse(text) for text in given)
+
+
 @dataclass(frozen=True)
 class FillConfig:
     """How data is fetched on a miss."""
@@ -207,7 +225,7 @@ class CacheConfig:
     cache_dir: Path
     """Holds the index, the catalogues and the worker's log; also the default tier."""
     tiers: tuple[TierConfig, ...]
-    """In order, fastest first; never empty."""
+    """In order, fastest first; empty: what is read is kept in no tier."""
     runtime_dir: Path
     """Sockets and the state of mounts; gone after a reboot."""
     free_reserve_ratio: float = 0.05
@@ -228,6 +246,11 @@ class CacheConfig:
     """None: the node is alone."""
 
     @property
+    def client_of(self) -> ClusterConfig | None:
+        """The cluster whose workers this node has everything from; None: it reads sources itself."""
+        return self.cluster if self.cluster is not None and not self.cluster.is_member else None
+
+    @property
     def lock_path(self) -> Path:
         """Locked by the running worker, which writes its process id there."""
         return self.cache_dir / "worker.lock"
@@ -239,15 +262,16 @@ class CacheConfig:
 
     def remember_tiers(self) -> None:
         """Note the tiers in the cache folder, so that later commands need not be told."""
-        write_durably(self.cache_dir / "tiers", "".join(f"{tier}\n" for tier in self.tiers))
+        lines = [str(tier) for tier in self.tiers] or [NO_TIER]
+        write_durably(self.cache_dir / "tiers", "".join(f"{line}\n" for line in lines))
 
-    def remembered_tiers(self) -> tuple[TierConfig, ...]:
-        """The tiers that this cache folder was last used with; none when it was not."""
+    def with_remembered_tiers(self) -> "CacheConfig":
+        """With the tiers that this cache folder was last used with, else the default one."""
         try:
             lines = (self.cache_dir / "tiers").read_text().splitlines()
         except OSError:
-            return ()
-        return tuple(TierConfig.parse(line) for line in lines)
+            lines = []
+        return replace(self, tiers=parse_tiers(lines) if lines else (default_tier(self.cache_dir),))
 
     def remember_cluster(self) -> None:
         """Note the cluster in the cache folder: whoever starts the next worker need not be told."""

@@ -18,7 +18,7 @@ import xxhash
 
 from forebay.cacheruntime.index import WRITING, Cached, Index, PackNumber, Seal, TierNumber
 from forebay.cacheruntime.keys import ContentId
-from forebay.cacheruntime.tiers import cached_path, file_path
+from forebay.cacheruntime.tiers import cached_path, file_path, is_dropped
 from forebay.cacheruntime.touch import TouchMap, slot_of
 
 _OPEN_FILES = 1024
@@ -39,7 +39,11 @@ _Key = ContentId | PackNumber
 
 
 _SWEEP_S = 0.1
-"""Descriptors are looked at this often at most after the worker has said that something was evicted."""
+"""Descriptors are looked at this often at most after the worker has said that something was evicted, and the index,
+whether it is still the one that the worker writes, when something is missing in it."""
+
+_TRIES = 16
+"""Looks for a file that is dropped and made anew all the time, or that somebody has given the mark of a dropped one."""
 
 _WRONG = 1024
 """Files found damaged that are remembered until they are asked for again."""
@@ -77,7 +81,8 @@ class ContentReader:
         """The last file that was found, if it is wholly cached."""
         self._wrong: dict[ContentId, None] = {}
         self._departures = touch.departures
-        self._swept_at = 0.0
+        self._swept_at = self._renewed_at = 0.0
+        self._generation = index.generation
 
     def find(self, content: ContentId, start: int, end: int, *, touch: bool = True) -> Place | None:
         """Where [start, end) of a file is, or None when not all of it is cached.
@@ -89,6 +94,14 @@ class ContentReader:
         """
         if self._touch.departures != self._departures:
             self._sweep_soon()
+        if self._index.generation != self._generation:
+            self._start_anew()
+        place = self._find(content, start, end, touch)
+        if place is None and self._renew_soon():
+            place = self._find(content, start, end, touch)
+        return place
+
+    def _find(self, content: ContentId, start: int, end: int, touch: bool) -> Place | None:
         known = self._complete.get(content)
         if known is not None:
             opened, base, slot = known
@@ -173,22 +186,43 @@ class ContentReader:
         # Descriptor, then record, then status: see _find_open.
         still = self._index.find(content) == cached
         status = os.fstat(descriptor)
-        if not still or not status.st_nlink or status.st_size != size or not self._is_sealed(cached, status):
+        if not still or is_dropped(status) or status.st_size != size or not self._is_sealed(cached, status):
             os.close(descriptor)
             return None
         self._touch.set(slot_of(content, cached.pack))
         return descriptor
 
     def sweep(self) -> None:
-        """Close descriptors of files that were evicted, so that their space is free again."""
+        """Close descriptors of files that were evicted, so that their space is free again; take another index that the
+        worker has put in the place of ours."""
+        self._renew_soon()
         self._departures, self._swept_at = self._touch.departures, self._clock()
         for key, opened in list(self._opened.items()):
-            if os.fstat(opened.descriptor).st_nlink == 0:
+            if is_dropped(os.fstat(opened.descriptor)):
                 self._forget(key, opened)
 
     def _sweep_soon(self) -> None:
         if self._clock() - self._swept_at >= _SWEEP_S:
             self.sweep()
+
+    def _renew_soon(self) -> bool:
+        """Whether there is another index, which may have what is not found in this one."""
+        now = self._clock()
+        if now - self._renewed_at < _SWEEP_S:
+            return False
+        self._renewed_at = now
+        self._index.renew()
+        if self._index.generation == self._generation:
+            return False
+        self._start_anew()
+        return True
+
+    def _start_anew(self) -> None:
+        """Numbers of tiers and packs mean others in another index."""
+        self._generation = self._index.generation
+        self.close()
+        self._folders = {}
+        self._whole = None
 
     def abandon(self) -> None:
         """Close the index too; for a forked child, which must not use it."""
@@ -202,12 +236,12 @@ class ContentReader:
     def _find_open(self, content: ContentId, start: int, end: int) -> tuple[Cached, _Opened, bool] | None:
         """The record, a descriptor of the very file it speaks of, and whether that has its seal.
 
-        A file may be evicted and begun anew under the same name at any time. Eviction unlinks before anything is made
-        anew, so a record that is read after the descriptor was opened speaks of that file if it is still linked
+        A file may be evicted and begun anew under the same name at any time. It is dropped before anything is made
+        anew, so a record that is read after the descriptor was opened speaks of that file if it is not dropped
         afterwards: hence the order descriptor, record, status.
         """
         last = None
-        while True:
+        for _ in range(_TRIES):
             cached = self._index.find(content)
             if cached is None or not self._index.has(content, cached, start, end):
                 return None
@@ -218,8 +252,10 @@ class ContentReader:
                     return None
                 continue  # and look again, now that it is open
             status = os.fstat(opened.descriptor)
+            if self._index.generation != self._generation:
+                return None  # another thread took another index, which may know of other pieces than the record
             # A disk that went read-only keeps what was dropped there: linked, and without the blocks that came since.
-            if not status.st_nlink or opened.tier != cached.tier:
+            if is_dropped(status) or opened.tier != cached.tier:
                 self._forget(key, opened)
                 continue
             self._opened.move_to_end(key)
@@ -229,6 +265,7 @@ class ContentReader:
             if cached == last:
                 return None  # the worker will see what has become of it
             last = cached  # or it was written to, sealed, between our two looks
+        return None
 
     def _has_seal(self, cached: Cached, opened: _Opened, status: os.stat_result) -> bool:
         if not cached.pack:

@@ -69,6 +69,26 @@ def tree_id(name: str, stores: list[StoreMount]) -> DatasetId:
 
 
 @dataclass(frozen=True)
+class ClusterView:
+    """A part of a dataset of the cluster, as a client node shows it; fields as in proto's ClusterView."""
+
+    dataset_id: DatasetId
+    path: str = ""
+    snapshot: int = 0
+
+    def to_proto(self) -> pb.ClusterView:
+        return pb.ClusterView(dataset_id=self.dataset_id, path=self.path, snapshot=self.snapshot)
+
+    @classmethod
+    def from_proto(cls, made: pb.ClusterView) -> "ClusterView":
+        return cls(DatasetId(made.dataset_id), made.path, made.snapshot)
+
+    def below(self, path: str) -> str:
+        """Where a path of the view is in the dataset."""
+        return "/".join(filter(None, (self.path, path)))
+
+
+@dataclass(frozen=True)
 class PathRule:
     """What holds for the files below one path; fields as in proto's PathRule."""
 
@@ -95,6 +115,8 @@ class Tree:
     """Mounts have it synced this often; 0: never."""
     owner: str = ""
     """Whose the files seem to be, as `--owner` takes it; empty: who mounts."""
+    view: ClusterView | None = None
+    """On a client node: which part of a dataset it is; None: all of one."""
 
     def retention(self) -> pb.Retention:
         return pb.Retention(count=self.keep_count, age_s=self.keep_age_s, pinned=self.keep_pinned)
@@ -118,6 +140,7 @@ class Tree:
                 "stores": tuple(StoreMount.from_json(store) for store in raw["stores"]),
                 "path_rules": tuple(PathRule(**rule) for rule in raw["path_rules"]),
                 "keep_pinned": tuple(raw["keep_pinned"]),
+                "view": ClusterView(**raw["view"]) if raw.get("view") else None,
             }
         )
 
@@ -137,9 +160,11 @@ class SourceSpec:
     """As a user writes it; empty: `source`."""
 
     def attach_request(
-        self, *, list_tree: bool = False, relist: bool = False, snapshot: int = 0, stored: bool = False
-    ) -> pb.AttachRequest:
-        """See `AttachRequest` in proto/worker.proto."""
+        self, *, list_tree: bool = False, relist: bool = False, snapshot: int = 0, stored: bool = False,
+        cache_policy: str = "",
+    ) -> pb.AttachRequest:  # fmt: skip
+        """See `AttachRequest` in proto/worker.proto; `cache_policy` takes the place of the manifest's, whose quotas and
+        pins stay."""
         request = pb.AttachRequest(
             source=self.source, options=dict(self.options), list=list_tree, relist=relist,
             snapshot=self.snapshot or snapshot, stored=stored, pinned=bool(self.snapshot),
@@ -148,6 +173,10 @@ class SourceSpec:
             request.stores.extend(store.to_proto() for store in self.tree.stores)
             request.cache_policy.CopyFrom(self.tree.cache_policy())
             request.retention.CopyFrom(self.tree.retention())
+            if self.tree.view is not None:
+                request.view.CopyFrom(self.tree.view.to_proto())
+        if cache_policy:
+            request.cache_policy.policy = cache_policy
         return request
 
     @property

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec import AbstractFileSystem
 
-from forebay.cacheruntime.config import CacheConfig
+from forebay.cacheruntime.config import CacheConfig, ClusterConfig
 from forebay.cacheruntime.errors import SourceNotFound, SourceStale, UsageError
-from forebay.cacheruntime.keys import ContentId, content_id
-from forebay.cacheruntime.node_cache import HashedSpec, NodeCache, node_cache, program_config
+from forebay.cacheruntime.keys import ContentId
+from forebay.cacheruntime.node_cache import HashedSpec, NodeCache, NodeOptions, node_cache, program_config
 from forebay.cacheruntime.readahead import Readahead
-from forebay.cacheruntime.understore.address import parse_address
 from forebay.cacheruntime.understore.credentials import resolve_options
 from forebay.proto import worker_pb2 as pb
 
@@ -34,15 +33,31 @@ class ForebayFileSystem(AbstractFileSystem):  # type: ignore[misc]
     Args:
         cache_dir: of the node cache; default as for `forebay mount`.
         options: for the source, as `--option` of `forebay mount`; the usual AWS_* variables are read too.
+        worker, tls, insecure: HOST:PORT of workers of a cluster, which read the sources, and how to talk to them;
+            default: FOREBAY_WORKER, FOREBAY_TLS, FOREBAY_INSECURE=1, else as the cache folder was used last. URLs may
+            be of datasets too then: forebay://dataset://NAME/path.
+        tier: as `--tier` of `forebay mount`, for a cache folder that no worker runs on yet; ``none`` keeps nothing.
     """
 
     protocol = "forebay"
     cachable = True
 
-    def __init__(self, cache_dir: str | None = None, options: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        cache_dir: str | None = None,
+        options: Mapping[str, str] | None = None,
+        worker: str | None = None,
+        tls: str | None = None,
+        insecure: bool = False,
+        tier: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        self._config = program_config(cache_dir)
+        self._config = program_config(NodeOptions(cache_dir, worker, tls, insecure, tier))
         self._options = dict(options or {})
+        self._remote: dict[str, HashedSpec] = {}
+        if self._config.client_of is not None and self._options:
+            raise UsageError("options are for the workers: a client node knows no credentials; leave them out")
 
     @classmethod
     def _strip_protocol(cls, path: str | list[str]) -> Any:
@@ -63,8 +78,23 @@ class ForebayFileSystem(AbstractFileSystem):  # type: ignore[misc]
         url = self._strip_protocol(path)
         if "://" not in url:
             raise UsageError(f"forebay://{url} names no source; write it like forebay://s3://bucket/key")
+        if self._config.client_of is not None:
+            return self._locate_remote(url, self._config.client_of)
         root, inner = split_root(url)
         return HashedSpec(root, resolve_options(root, self._options, os.environ)), inner
+
+    def _locate_remote(self, url: str, cluster: ClusterConfig) -> tuple[HashedSpec, str]:
+        """The same on a client node: the dataset of the cluster that holds it, which is asked for once."""
+        for root, spec in self._remote.items():
+            if url == root or url.startswith(f"{root}/"):
+                return spec, url[len(root) + 1 :]
+        from forebay.cacheruntime.cluster.remote_sources import find_remote
+
+        found = find_remote(url, cluster)
+        root = url.removesuffix(found.rest).rstrip("/")
+        whole = found.root().spec(root)
+        spec = self._remote[root] = HashedSpec(whole.source, whole.options, whole.tree, shown=root)
+        return spec, found.rest
 
     def info(self, path: str, **kwargs: Any) -> dict[str, Any]:
         spec, inner = self._locate(path)
@@ -91,7 +121,8 @@ class ForebayFileSystem(AbstractFileSystem):  # type: ignore[misc]
             except SourceNotFound:
                 raise FileNotFoundError(path) from error
         else:
-            root = spec.source if spec.source.endswith("/") else f"{spec.source}/"
+            root = name.removesuffix(inner)
+            root = root if root.endswith("/") else f"{root}/"
             found = [_describe(root + os.fsdecode(child.path), child) for child in children]
         return found if detail else [entry["name"] for entry in found]
 
@@ -167,8 +198,9 @@ class CachedFile(io.RawIOBase):
         self._config, self._spec, self._path, self._entry = config, spec, path, entry
         self.size: int = entry.size
         self.name = path
-        url = parse_address(spec.source, spec.options).url
-        self._content: ContentId = content_id(url, path, entry.size, entry.version)
+        self._content: ContentId = spec.roots.names().content(
+            path.encode("utf-8", "surrogateescape"), entry.size, entry.version.encode("utf-8", "surrogateescape")
+        )
         self._position = 0
         fill = self._config.fill
         self._readahead = Readahead(fill.window_min_bytes, fill.window_max_bytes)

@@ -22,7 +22,9 @@ was damaged at rest is no record.
     ``contents``.
 ``shares``: dataset (8 bytes) + XXH3-64 of a path (8 bytes) -> share number (2 bytes) and the path. A share is the part
     of a dataset below a path that has a quota of its own; share 0 is all the rest.
-``pins``: dataset (8 bytes) + XXH3-64 of a path (8 bytes) -> the path. What is below it is marked `_PINNED`.
+``pins``: dataset (8 bytes) + XXH3-64 of a path (8 bytes) -> the path, pinned by command. What is below it is marked
+    `_PINNED`.
+``manifest_pins``: the same, of those that the dataset's manifest asks for.
 ``doomed``: tier (2 bytes) + content id, or + pack number (4 bytes) -> empty. A file that may be left behind by a crash
     is named here before it can come to be so: the next start removes it, unless a record says that it lives there.
 ``tiers``: tier number (2 bytes) -> its uuid (16 bytes) and folder. The number is what records hold; the uuid is that of
@@ -43,7 +45,9 @@ the file. An index that was not closed in order *and* comes from another boot is
 """
 
 import contextlib
+import os
 import struct
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +89,7 @@ TABLES = (
     "doomed",
     "tiers",
     "meta",
+    "manifest_pins",
 )
 
 _HEAD = struct.Struct(">BHHQ8sI")
@@ -210,6 +215,11 @@ class Pack(NamedTuple):
     seal: Seal
     pinned: bool
 
+    @property
+    def is_thin(self) -> bool:
+        """Whether less than half of it is still of use."""
+        return 2 * self.live_bytes < self.length
+
 
 def pack_key(number: PackNumber) -> bytes:
     return number.to_bytes(4, "big")
@@ -228,7 +238,7 @@ def holding_key(dataset: DatasetId, share: int, tier: TierNumber) -> bytes:
 
 
 def path_key(dataset: DatasetId, path: bytes) -> bytes:
-    """Of `shares` and `pins`."""
+    """Of `shares` and both tables of pins."""
     return bytes.fromhex(dataset) + xxhash.xxh3_64_digest(path)
 
 
@@ -337,6 +347,25 @@ def pack_held(held_bytes: int, held_files: int) -> bytes:
     return _HELD.pack(held_bytes, held_files)
 
 
+class _Opened:
+    """One environment and what belongs to it: one look at it gives things that fit together."""
+
+    __slots__ = ("contents", "env", "file", "generation", "tables", "trusted_since")
+
+    def __init__(self, folder: Path, env: Any, file: tuple[int, int], generation: int) -> None:
+        """Raises: CacheFormatError, lmdb.Error."""
+        self.file = file
+        self.generation = generation
+        with env.begin() as txn:
+            meta = env.open_db(b"meta", txn, create=False)
+            if txn.get(b"format", db=meta) != FORMAT:
+                raise CacheFormatError(f"the cache index {folder} is of another format than this version reads")
+            self.trusted_since = int.from_bytes(txn.get(b"trusted", db=meta) or b"", "big")
+        self.env = env
+        self.tables = {name: env.open_db(name.encode(), create=False) for name in TABLES}
+        self.contents = self.tables["contents"]
+
+
 class Index:
     """A reader. Safe to use from several threads; not across a fork.
 
@@ -351,44 +380,98 @@ class Index:
         Raises:
             CacheFormatError: there is none, or of another format.
         """
+        self._folder = folder
+        self._is_own = env is None
+        self._renewing = threading.Lock()
+        self._opened = self._open(0, env)
+
+    @property
+    def generation(self) -> int:
+        """Counts the indexes that were opened in the place of the one before."""
+        return self._opened.generation
+
+    def _open(self, generation: int, env: Any = None) -> _Opened:
+        made = env
         try:
-            self._env = env or lmdb.open(
-                str(folder), readonly=True, max_dbs=len(TABLES), map_size=MAP_BYTES, max_readers=1024, readahead=False
-            )
-            with self._env.begin() as txn:
-                meta = self._env.open_db(b"meta", txn, create=False)
-                found = txn.get(b"format", db=meta)
-            if found != FORMAT:
-                if env is None:
-                    self._env.close()
-                raise CacheFormatError(f"the cache index {folder} is of another format than this version reads")
-            self._tables = {name: self._env.open_db(name.encode(), create=False) for name in TABLES}
-        except lmdb.Error as error:
-            raise CacheFormatError(f"{folder} holds no readable cache index ({error})") from error
-        self._contents = self._tables["contents"]
-        self._meta = self._tables["meta"]
-        self.trusted_since = self._number(b"trusted")
+            while True:
+                file = self._file()
+                made = made or lmdb.open(
+                    str(self._folder), readonly=True, max_dbs=len(TABLES), map_size=MAP_BYTES, max_readers=1024,
+                    readahead=False,
+                )  # fmt: skip
+                if file is not None and file == self._file():
+                    return _Opened(self._folder, made, file, generation)
+                made.close()  # which of the two is it?
+                made = None
+        except (lmdb.Error, CacheFormatError) as error:
+            if made is not None and env is None:
+                made.close()
+            if isinstance(error, CacheFormatError):
+                raise
+            raise CacheFormatError(f"{self._folder} holds no readable cache index ({error})") from error
+
+    def _file(self) -> tuple[int, int] | None:
+        """Device and inode number of the file that is there now."""
+        try:
+            status = os.stat(self._folder / "data.mdb")
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino
+
+    def renew(self) -> bool:
+        """Open the index anew if the worker has put another in its place (`worker/ledger.py`); whether it has.
+
+        What other threads read at this time they read in the old one, which is unmapped with the end of the last such
+        transaction, as that holds the last reference. The two may be open together: LMDB's rule of one opening in a
+        process is for its lock file, and the worker never puts an index beside another one's (`ledger.open_index`).
+        """
+        if not self._is_own or self._file() in (None, self._opened.file):
+            return False
+        with self._renewing:
+            if self._file() in (None, self._opened.file):
+                return False
+            try:
+                self._opened = self._open(self.generation + 1)
+            except CacheFormatError:
+                return False  # it is being made, or is a newer version's
+            return True
+
+    @property
+    def trusted_since(self) -> int:
         """Records of earlier sessions are to be compared with their checksums before they are believed."""
+        return self._opened.trusted_since
 
     def close(self) -> None:
-        self._env.close()
+        self._opened.env.close()
 
     def session(self) -> int:
         """Of the worker that runs, or ran last."""
         return self._number(b"session")
 
     def _number(self, key: bytes) -> int:
-        with self._env.begin() as txn:
-            return int.from_bytes(txn.get(key, db=self._meta) or b"", "big")
+        return int.from_bytes(self._get("meta", key) or b"", "big")
+
+    @contextlib.contextmanager
+    def _cursor(self, table: str) -> Iterator[Any]:
+        opened = self._opened
+        with opened.env.begin() as txn, txn.cursor(db=opened.tables[table]) as cursor:
+            yield cursor
+
+    def _get(self, table: str, key: bytes) -> bytes | None:
+        opened = self._opened
+        with opened.env.begin() as txn:
+            found: bytes | None = txn.get(key, db=opened.tables[table])
+            return found
 
     def find(self, content: ContentId) -> Cached | None:
         return self.look(content)[0]
 
     def look(self, content: ContentId) -> tuple[Cached | None, bool]:
         """The record, and whether there is one that is not sound."""
+        opened = self._opened
         try:
-            with self._env.begin() as txn:
-                raw = txn.get(content, db=self._contents)
+            with opened.env.begin() as txn:
+                raw = txn.get(content, db=opened.contents)
         except lmdb.Error:
             return None, False
         cached = unpack_cached(content, raw) if raw else None
@@ -396,28 +479,24 @@ class Index:
 
     def is_damaged(self, content: ContentId) -> bool:
         """Whether there is a record that is not sound."""
-        with self._env.begin() as txn:
-            raw = txn.get(content, db=self._contents)
+        raw = self._get("contents", content)
         return raw is not None and not is_sound(content, raw)
 
     def pack(self, number: PackNumber) -> Pack | None:
         key = pack_key(number)
         try:
-            with self._env.begin() as txn:
-                raw = txn.get(key, db=self._tables["packs"])
+            raw = self._get("packs", key)
         except lmdb.Error:
             return None
         return unpack_pack(key, raw) if raw else None
 
     def has_pack(self, number: PackNumber) -> bool:
         """Whether there is a record of a pack, be it sound or not."""
-        with self._env.begin() as txn:
-            return txn.get(pack_key(number), db=self._tables["packs"]) is not None
+        return self._get("packs", pack_key(number)) is not None
 
     def scrubbed(self) -> bytes:
         """How far the scrub has come; empty: nowhere."""
-        with self._env.begin() as txn:
-            return bytes(txn.get(b"scrubbed", db=self._meta) or b"")
+        return self._get("meta", b"scrubbed") or b""
 
     def tier_of(self, cached: Cached) -> TierNumber | None:
         """Where a record's bytes are; None when its pack is gone."""
@@ -458,8 +537,7 @@ class Index:
         return unpack_pieces(sum_key(content, number), raw)
 
     def _sums(self, content: ContentId, number: int) -> bytes:
-        with self._env.begin() as txn:
-            return bytes(txn.get(sum_key(content, number), db=self._tables["sums"]) or b"")
+        return self._get("sums", sum_key(content, number)) or b""
 
     def are_pieces_damaged(self, content: ContentId, number: int) -> bool:
         """Whether there is a record of a block's pieces that is not sound."""
@@ -502,7 +580,7 @@ class Index:
 
     def tiers(self) -> dict[TierNumber, tuple[bytes, Path]]:
         """Tier number -> uuid and folder."""
-        with self._env.begin() as txn, txn.cursor(db=self._tables["tiers"]) as cursor:
+        with self._cursor("tiers") as cursor:
             return {
                 TierNumber(int.from_bytes(key, "big")): (
                     value[:16],
@@ -512,7 +590,7 @@ class Index:
             }
 
     def holdings(self) -> list[Holding]:
-        with self._env.begin() as txn, txn.cursor(db=self._tables["holdings"]) as cursor:
+        with self._cursor("holdings") as cursor:
             return [
                 Holding(
                     DatasetId(key[:8].hex()), int.from_bytes(key[8:10], "big"),
@@ -523,7 +601,7 @@ class Index:
 
     def packs(self) -> list[Pack]:
         """All whose records are sound."""
-        with self._env.begin() as txn, txn.cursor(db=self._tables["packs"]) as cursor:
+        with self._cursor("packs") as cursor:
             found = [unpack_pack(key, value) for key, value in cursor]
         return [pack for pack in found if pack is not None]
 
@@ -532,12 +610,16 @@ class Index:
         return {value[2:]: int.from_bytes(value[:2], "big") for value in self._below("shares", dataset)}
 
     def pins(self, dataset: DatasetId) -> list[bytes]:
-        """Paths that are pinned."""
-        return sorted(self._below("pins", dataset))
+        """Paths that are pinned, by whom ever."""
+        return sorted({*self.pins_by("pins", dataset), *self.pins_by("manifest_pins", dataset)})
+
+    def pins_by(self, table: str, dataset: DatasetId) -> list[bytes]:
+        """As `pins`, of one of the two tables."""
+        return self._below(table, dataset)
 
     def _below(self, table: str, dataset: DatasetId) -> list[bytes]:
         prefix = bytes.fromhex(dataset)
-        with self._env.begin() as txn, txn.cursor(db=self._tables[table]) as cursor:
+        with self._cursor(table) as cursor:
             found = []
             more = cursor.set_range(prefix)
             while more and cursor.key().startswith(prefix):
@@ -557,8 +639,7 @@ class Index:
         Read in pieces: between them the index may change, and nothing is held.
         """
         for key in self._keys("contents", b"", after or b""):
-            with self._env.begin() as txn:
-                raw = txn.get(key, db=self._contents)
+            raw = self._get("contents", key)
             if raw is not None:
                 yield ContentId(key), unpack_cached(key, raw)
 
@@ -567,7 +648,7 @@ class Index:
         start = max(prefix, after + b"\0" if after else b"")
         while True:
             found: list[bytes] = []
-            with self._env.begin() as txn, txn.cursor(db=self._tables[table]) as cursor:
+            with self._cursor(table) as cursor:
                 more = cursor.set_range(start)
                 while more and len(found) < 1000 and cursor.key().startswith(prefix):
                     found.append(cursor.key())
@@ -579,8 +660,8 @@ class Index:
 
     def raw(self) -> contextlib.AbstractContextManager[Any]:
         """A read transaction; with `table`, for whoever checks the format itself."""
-        transaction: contextlib.AbstractContextManager[Any] = self._env.begin()
+        transaction: contextlib.AbstractContextManager[Any] = self._opened.env.begin()
         return transaction
 
     def table(self, name: str) -> Any:
-        return self._tables[name]
+        return self._opened.tables[name]

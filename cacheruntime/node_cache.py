@@ -4,19 +4,20 @@ Used by the fsspec client and by `forebay.torch`. LMDB must be opened once in a 
 be used across a fork: what a process opens is kept here, and a forked child lets go of it and opens its own.
 """
 
+import atexit
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 from forebay.cacheruntime.catalogue import Catalogue
 from forebay.cacheruntime.client import TRIES, WorkerClient
-from forebay.cacheruntime.config import CacheConfig, default_cache_dir, default_runtime_dir, default_tier
+from forebay.cacheruntime.config import CacheConfig, default_cache_dir, default_runtime_dir, parse_tiers
 from forebay.cacheruntime.content import ContentReader
 from forebay.cacheruntime.dataset_source import SourceSpec
-from forebay.cacheruntime.errors import NotAttached
+from forebay.cacheruntime.errors import NotAttached, UsageError
 from forebay.cacheruntime.index import Index
 from forebay.cacheruntime.socket_client import SocketClient
 from forebay.cacheruntime.touch import TouchMap
@@ -25,15 +26,34 @@ from forebay.proto import worker_pb2 as pb
 _T = TypeVar("_T")
 
 
-def program_config(cache_dir: str | os.PathLike[str] | None = None) -> CacheConfig:
-    """The cache of a program that has no command line of ours: as `forebay mount` finds it.
+@dataclass(frozen=True)
+class NodeOptions:
+    """Which cache a program reads through, and whose; None: as `forebay mount` finds it."""
 
-    Args:
-        cache_dir: another folder than the environment says.
+    cache_dir: str | None = None
+    worker: str | None = None
+    """HOST:PORT of workers of a cluster, with commas: this machine is a client node of it."""
+    tls: str | None = None
+    """Folder with this party's certificate."""
+    insecure: bool = False
+    """Talk in plain text."""
+    tier: str | None = None
+    """MEDIUM:FOLDER:SIZE, several with spaces between them, or none."""
+
+
+def program_config(options: NodeOptions) -> CacheConfig:
+    """The cache of a program that has no command line of ours.
+
+    Raises:
+        UsageError: an option is not what it should be.
     """
-    folder = Path(os.path.abspath(cache_dir)) if cache_dir else default_cache_dir(os.environ)
+    from forebay.cacheruntime.cluster.settings import node_cluster
+
+    folder = Path(os.path.abspath(options.cache_dir)) if options.cache_dir else default_cache_dir(os.environ)
     config = CacheConfig(folder, (), default_runtime_dir(os.environ))
-    return replace(config, tiers=config.remembered_tiers() or (default_tier(folder),))
+    cluster = node_cluster(config, os.environ, options.worker, options.tls, options.insecure)
+    config = replace(config, cluster=cluster)
+    return replace(config, tiers=parse_tiers(options.tier.split())) if options.tier else config.with_remembered_tiers()
 
 
 class HashedSpec(SourceSpec):
@@ -134,6 +154,7 @@ class NodeCache:
         """Its id; attaches the source when this process has not done so."""
         known = self._attached.get(spec)
         if known is None:
+            self.client.check_cluster()
             known = str(self.client.attach(spec).dataset_id)
             with self.lock:
                 self._attached[spec] = known
@@ -145,11 +166,21 @@ _caches_lock = threading.Lock()
 
 
 def node_cache(config: CacheConfig) -> NodeCache:
-    """This process's view of a cache folder. A forked child gets its own: neither LMDB nor gRPC survives a fork."""
+    """This process's view of a cache folder. A forked child gets its own: neither LMDB nor gRPC survives a fork.
+
+    Raises:
+        UsageError: this process uses that folder in another cluster.
+    """
     with _caches_lock:
-        if config.cache_dir not in _caches:
-            _caches[config.cache_dir] = NodeCache(config)
-        return _caches[config.cache_dir]
+        found = _caches.get(config.cache_dir)
+        if found is None:
+            found = _caches[config.cache_dir] = NodeCache(config)
+        if found.config.cluster != config.cluster:
+            raise UsageError(
+                f"this program uses the cache {config.cache_dir} with other workers already; give one of them a"
+                " cache_dir of its own"
+            )
+        return found
 
 
 def _drop_inherited() -> None:
@@ -162,3 +193,13 @@ def _drop_inherited() -> None:
 
 
 os.register_at_fork(after_in_child=_drop_inherited)
+
+
+def _close_connections() -> None:
+    """At the end of a program: gRPC's threads must not come back to an interpreter that is gone (SIGABRT)."""
+    for cache in list(_caches.values()):
+        cache.client.close()
+        cache.socket.close()
+
+
+atexit.register(_close_connections)

@@ -44,9 +44,7 @@ class SocketClient:
         Raises:
             ForebayError: what the worker raised, or why none could be started.
         """
-        request = spec.attach_request(list_tree=list_tree, snapshot=snapshot)
-        if cache_policy:
-            request.cache_policy.policy = cache_policy
+        request = spec.attach_request(list_tree=list_tree, snapshot=snapshot, cache_policy=cache_policy)
         message = request.SerializeToString()
         return pb.AttachReply.FromString(self._with_worker(lambda: self._fills.call("Attach", message)))
 

@@ -6,14 +6,18 @@ Storage format of a tier folder
 ``files/AB/ABCD...``: one sparse file per cached source file of its own, named by content id in hex; it has the
     source's full size from the start, so that reads past what is cached are caught by the index and never by size.
 ``packs/NNNNNNNN``: one pack, named by its number in hex.
+``departed/DATASET.SHARE.SIZE.HELD.INODE``: a file or pack that was dropped while somebody had it open, with its sticky
+    bit set; the numbers are in decimal: bytes that it counts for in the tier and with its dataset. It is removed when
+    nobody has it open any more, by whichever worker there is then.
 ``trash/``: what is being removed in the background; never read.
 
-Files are only ever filled where nothing was, or appended to, and removed by unlink: a descriptor that is open stays
-good.
+Files are only ever filled where nothing was, or appended to, and dropped by unlink, or by a rename to ``departed``: a
+descriptor that is open stays good.
 """
 
 import errno
 import os
+import stat
 import tempfile
 import uuid
 from pathlib import Path
@@ -42,6 +46,21 @@ def cached_path(tier: Path, content: ContentId, pack: PackNumber) -> Path:
     return pack_path(tier, pack) if pack else file_path(tier, content)
 
 
+def mark_dropped(descriptor: int) -> None:
+    """Tell those who have a file open that it was dropped, where an unlink does not: it keeps a name, to be counted.
+
+    Raises:
+        OSError: it is as it was.
+    """
+    # Unlike the times, it stays when a fill that is under way goes on writing.
+    os.fchmod(descriptor, stat.S_ISVTX | stat.S_IRUSR | stat.S_IWUSR)
+
+
+def is_dropped(status: os.stat_result) -> bool:
+    """Whether a file that is open was dropped."""
+    return not status.st_nlink or bool(status.st_mode & stat.S_ISVTX)
+
+
 def open_folder(config: TierConfig, owner: Path) -> bytes:
     """Make or check a tier folder and try it out; returns its uuid.
 
@@ -55,7 +74,7 @@ def open_folder(config: TierConfig, owner: Path) -> bytes:
     path = config.path
     marker = path / _MARKER
     try:
-        for part in ("files", "packs"):
+        for part in ("files", "packs", "departed"):
             (path / part).mkdir(parents=True, exist_ok=True, mode=0o700)
         if not marker.exists():
             write_durably(marker, f"{uuid.uuid4().hex}\n{owner}\n")

@@ -13,14 +13,14 @@ from typing import Any
 
 from forebay.cacheruntime import mounts as register
 from forebay.cacheruntime.client import WorkerClient, worker_pid
+from forebay.cacheruntime.cluster.settings import node_cluster
 from forebay.cacheruntime.config import (
     CacheConfig,
-    TierConfig,
     default_cache_dir,
     default_log_format,
     default_runtime_dir,
-    default_tier,
     parse_address,
+    parse_tiers,
 )
 from forebay.cacheruntime.counters import Counts, read_counts
 from forebay.cacheruntime.dataset_source import SourceSpec
@@ -46,13 +46,20 @@ ENGINES = ("kernel", "pyfuse3")
 OPEN_MODES = ("auto", "passthrough", "no-open", "cached")
 
 
-def cache_config(cache_dir: Path | None, tiers: list[str]) -> CacheConfig:
-    """The configuration of a cache folder; without tiers, those that it was used with last, else the default."""
+def cache_config(
+    cache_dir: Path | None,
+    tiers: list[str],
+    worker: str | None = None,
+    tls: Path | None = None,
+    insecure: bool = False,
+) -> CacheConfig:
+    """The configuration of a cache folder; without tiers, those that it was used with last, else the default. So it is
+    with the cluster (`settings.node_cluster`)."""
     folder = Path(os.path.abspath(cache_dir)) if cache_dir else default_cache_dir(os.environ)
     runtime = default_runtime_dir(os.environ)
     config = CacheConfig(
         folder,
-        tuple(TierConfig.parse(text) for text in tiers),
+        parse_tiers(tiers),
         runtime,
         log_format=default_log_format(os.environ),
     )
@@ -60,13 +67,13 @@ def cache_config(cache_dir: Path | None, tiers: list[str]) -> CacheConfig:
         for other in config.tiers[:number]:
             if tier.path == other.path or tier.path in other.path.parents or other.path in tier.path.parents:
                 raise UsageError(f"tiers {other.path} and {tier.path} lie in each other; give each a folder of its own")
-    config = replace(config, cluster=config.remembered_cluster())
-    return config if tiers else replace(config, tiers=config.remembered_tiers() or (default_tier(folder),))
+    config = replace(config, cluster=node_cluster(config, os.environ, worker, tls, insecure))
+    return config if tiers else config.with_remembered_tiers()
 
 
-def source_spec(source: str, options: list[str]) -> SourceSpec:
+def source_spec(source: str, options: list[str], config: CacheConfig) -> SourceSpec:
     """Source and options with everything that the environment has to say about them; a dataset by its name too."""
-    named = named_source(source, options)
+    named = named_source(source, options, config)
     if named is not None:
         return named
     given = {}
@@ -156,16 +163,8 @@ def mount(
     tls: Path | None = None,
     insecure: bool = False,
 ) -> None:
-    config = cache_config(cache_dir, tiers)
-    if worker is not None:
-        from forebay.cli.cluster_sources import client_cluster, remote_source
-
-        if options:
-            raise UsageError("--option is for the workers: a client node knows no credentials; leave it out")
-        config = replace(config, cluster=client_cluster(worker, tls, insecure))
-        spec = remote_source(source, config)
-    else:
-        spec = source_spec(source, options)
+    config = cache_config(cache_dir, tiers, worker, tls, insecure)
+    spec = source_spec(source, options, config)
     uid, gid = _owner(owner or (spec.tree.owner if spec.tree is not None else None) or None)
     handlers_min, handlers_max = _handlers(handlers)
     request = lifecycle.MountRequest(
@@ -260,8 +259,8 @@ def status(target: str | None, cache_dir: Path | None, options: list[str], json:
             config = cache_config(Path(state.cache_dir), [])
             only = DatasetId(state.dataset_id)
         else:
-            named = named_source(target, options, without_secrets=True)
-            only = (named or source_spec(target, options)).dataset_id
+            named = named_source(target, options, config, without_secrets=True)
+            only = (named or source_spec(target, options, config)).dataset_id
     tiers, datasets = cache_report(config)
     if only is not None:
         datasets = [report for report in datasets if report.dataset_id == only]

@@ -10,6 +10,7 @@ from typing import Any
 from forebay.cacheruntime import mounts as register
 from forebay.cacheruntime.client import WorkerClient
 from forebay.cacheruntime.config import CacheConfig
+from forebay.cacheruntime.dataset_reference import parse_reference
 from forebay.cacheruntime.dataset_source import SourceSpec
 from forebay.cacheruntime.errors import ForebayError, UsageError
 from forebay.cacheruntime.snapshot_history import StoredSnapshot, stored_snapshots
@@ -19,7 +20,7 @@ from forebay.cacheruntime.understore.credentials import redact
 from forebay.cli import dataset_screens
 from forebay.cli.commands import cache_config
 from forebay.cli.dataset_sources import make_resolver, state_folder_path
-from forebay.dataset_controller.dataset_rules import mount_options, mount_path, parse_reference, secret_options
+from forebay.dataset_controller.dataset_rules import mount_options, mount_path, secret_options
 from forebay.dataset_controller.dataset_types import Dataset, Mount
 from forebay.dataset_controller.manifest_files import read_manifests
 from forebay.dataset_controller.resolve import Found, Resolver, full_name

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from forebay.cacheruntime import mounts as register
 from forebay.cacheruntime.config import CacheConfig, default_secrets_dir, default_state_dir
+from forebay.cacheruntime.dataset_reference import parse_name, parse_reference
 from forebay.cacheruntime.dataset_source import SourceSpec
 from forebay.cacheruntime.errors import UsageError
 from forebay.cacheruntime.keys import DatasetId
@@ -20,8 +21,10 @@ def state_folder_path() -> Path:
     return default_state_dir(os.environ)
 
 
-def named_source(text: str, options: list[str], *, without_secrets: bool = False) -> SourceSpec | None:
-    """The dataset that a word names, or None when it is something else.
+def named_source(
+    text: str, options: list[str], config: CacheConfig, *, without_secrets: bool = False
+) -> SourceSpec | None:
+    """The dataset that a word names, or None when it is something else. On a client node: what the workers have.
 
     ``dataset://NAME[@N][/sub]`` always is one. ``NAME`` and ``NAME@N`` are where such a dataset is in the state folder
     and no file or folder has that name.
@@ -29,11 +32,14 @@ def named_source(text: str, options: list[str], *, without_secrets: bool = False
     Raises:
         UsageError: it names none, or options were given: a dataset has its own.
     """
+    if config.client_of is not None:
+        from forebay.cacheruntime.cluster.remote_sources import remote_spec
+
+        if options:
+            raise UsageError("--option is for the workers: a client node knows no credentials; leave it out")
+        return remote_spec(text, config.client_of)
     if "://" in text and not text.startswith("dataset://"):
         return None
-    # Imported here: the models take 0.1 s to load, which a plain source need not pay for.
-    from forebay.dataset_controller.dataset_rules import parse_name, parse_reference
-
     reference = parse_reference(text)
     if reference is None:
         name = parse_name(text)
@@ -84,7 +90,7 @@ def find_target(text: str, cache_dir: Path | None, options: list[str], *, withou
     state = mounted_at(text, config)
     if state is not None:
         return Target(cache_config(Path(state.cache_dir), []), DatasetId(state.dataset_id), state.source, None, state)
-    spec = named_source(text, options, without_secrets=without_secrets) or source_spec(text, options)
+    spec = named_source(text, options, config, without_secrets=without_secrets) or source_spec(text, options, config)
     name = spec.dataset_id
     if cache_dir is None:
         following = sorted(register.live(config.runtime_dir), key=lambda found: found[1].pinned)

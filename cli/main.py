@@ -3,6 +3,7 @@
 Nothing heavy is imported before a command runs, so that `--help` answers at once.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -68,7 +69,8 @@ def mount(
         str | None,
         typer.Option(
             metavar="HOST:PORT[,...]",
-            help="This machine is a client of these workers: they read SOURCE, which has to be known to them.",
+            help="This machine is a client of these workers: they read SOURCE, which has to be known to them."
+            " Default: $FOREBAY_WORKER, else as the cache folder was used last.",
         ),
     ] = None,
     tls: worker_app.Bundle = None,
@@ -224,6 +226,7 @@ security_app.register(app)
 
 def run() -> Any:
     """Entry point: errors of ours become one line on standard error and exit status 1 (2 for wrong usage)."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it would write to our standard error
     from forebay.cacheruntime.errors import ForebayError, UsageError
 
     try:

@@ -21,7 +21,7 @@ Tiers = Annotated[
         metavar="MEDIUM:FOLDER:SIZE",
         help="Where cached data goes, fastest first; may be given several times. MEDIUM is MEM, SSD or HDD."
         " Example: --tier MEM:/dev/shm/forebay:4GiB --tier SSD:/var/cache/forebay/ssd:100GiB."
-        " Default: one SSD tier in the cache folder, half of the free space there.",
+        " none keeps nothing. Default: one SSD tier in the cache folder, half of the free space there.",
     ),
 ]
 Options = Annotated[

@@ -46,7 +46,7 @@ class Reached:
         spec = self.spec
         if spec is None:
             assert self.state is not None
-            spec = source_spec(self.state.source, self.options)
+            spec = source_spec(self.state.source, self.options, self.client.config)
             if spec.dataset_id != self.state.dataset_id:
                 raise UsageError(
                     f"the source of {self.state.dir} is {self.state.url}, and {self.state.source} is another now;"
@@ -75,11 +75,11 @@ def reached(target: str, cache_dir: Path | None, tiers: list[str], options: list
     spec: SourceSpec | None = None
     if state is not None:
         config = cache_config(Path(state.cache_dir), tiers)
-    elif (spec := named_source(target, options)) is not None:
+    elif (spec := named_source(target, options, config)) is not None:
         if cache_dir is None and not tiers:
             config = find_target(target, cache_dir, [], without_secrets=False).config
     else:
-        spec = source_spec(target, options)
+        spec = source_spec(target, options, config)
     client = WorkerClient(config)
     try:
         client.connect()

@@ -10,6 +10,7 @@ from typing import Any
 from forebay.cacheruntime.cluster import bundle, certs, tokens
 from forebay.cacheruntime.cluster.certs import CA_CERT, CA_KEY, Role, refuse_to_replace, write_secret
 from forebay.cacheruntime.config import parse_duration
+from forebay.cacheruntime.dataset_reference import DEFAULT_NAMESPACE
 from forebay.cacheruntime.errors import UsageError
 
 
@@ -60,7 +61,8 @@ def create_token(
     if out is not None:
         refuse_to_replace([out], force)
     parsed = [tokens.parse_verb(verb) for verb in verbs]
-    made = tokens.create_token(ca, datasets, parsed, time.time(), parse_duration(ttl), client)
+    names = [name.removeprefix("dataset://").removeprefix(f"{DEFAULT_NAMESPACE}/") for name in datasets]
+    made = tokens.create_token(ca, names, parsed, time.time(), parse_duration(ttl), client)
     if out is None:
         print(made)
     else:

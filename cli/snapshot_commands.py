@@ -31,7 +31,7 @@ def sync(target: str, options: list[str], show: bool, limit: int, cache_dir: Pat
     state = mounted_at(target, config)
     spec: SourceSpec | None = None
     if state is None:
-        spec = named_source(target, options)
+        spec = named_source(target, options, config)
         if spec is None:
             raise MountError(f"no source is mounted on {target}; see what is with: forebay mounts")
         found = find_target(target, cache_dir, [], without_secrets=False)
@@ -90,11 +90,11 @@ def _synced(
         except NotAttached:
             pass  # it may be reached with what the environment says
     if state.url.startswith("dataset://"):
-        again = named_source(state.source, options)
+        again = named_source(state.source, options, client.config)
         if again is None or again.dataset_id != state.dataset_id:
             raise UsageError(f"{state.source} has other mounts now than {state.dir} shows; mount it again")
         return _synced(client, state, again, [])
-    given = source_spec(state.source, options)
+    given = source_spec(state.source, options, client.config)
     if given.dataset_id != state.dataset_id:
         raise UsageError(
             f"the source of {state.dir} is {state.url}, and {state.source} without its options is another;"
@@ -257,7 +257,7 @@ def _roots(target: Target) -> Roots:
     assert target.state is not None
     if not target.state.url.startswith("dataset://"):
         return Roots(target.state.url)
-    spec = named_source(target.state.source, [], without_secrets=True)
+    spec = named_source(target.state.source, [], target.config, without_secrets=True)
     if spec is None or spec.dataset_id != target.dataset_id:
         return Roots(target.state.url)
     return spec.roots

@@ -202,7 +202,7 @@ def _cancel(config: CacheConfig, store: JobStore, number: int, json: bool) -> No
 
 
 def _resume(record: JobRecord, cache_dir: Path | None, options: list[str], background: bool, json: bool) -> None:
-    spec = source_spec(record.source, options)
+    spec = source_spec(record.source, options, cache_config(cache_dir, []))
     try:
         known = spec.dataset_id == record.request.dataset_id
     except ForebayError:

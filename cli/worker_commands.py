@@ -20,14 +20,15 @@ from forebay.cacheruntime.cluster.channels import Channels
 from forebay.cacheruntime.cluster.directory import join_address, parse_directory, split_address
 from forebay.cacheruntime.cluster.membership import Address
 from forebay.cacheruntime.cluster.security import Security
+from forebay.cacheruntime.cluster.settings import bundle_setting
 from forebay.cacheruntime.config import CacheConfig, ClusterConfig
+from forebay.cacheruntime.dataset_reference import parse_reference
 from forebay.cacheruntime.errors import ForebayError
 from forebay.cacheruntime.mounts import start_time
-from forebay.cli.cluster_sources import bundle_setting
 from forebay.cli.commands import cache_config
 from forebay.cli.dataset_sources import make_resolver, state_folder_path
 from forebay.cli.screens import size_text
-from forebay.dataset_controller.dataset_rules import parse_reference
+from forebay.dataset_controller.resolve import shown_name
 from forebay.dataset_controller.state_folder import StateFolder
 from forebay.proto import peer_pb2 as pb
 
@@ -50,7 +51,7 @@ def worker(
     replicas: int,
     data_port: int,
 ) -> None:
-    security = Security.from_setting(bundle_setting(tls, insecure))
+    security = Security.from_setting(bundle_setting(tls, insecure, os.environ))
     host, port = security.listen_address(listen)
     own = advertise or join_address(_reachable(host), port)
     split_address(own)
@@ -133,7 +134,7 @@ class _Keeper:
             self._complain("", error)
             return
         for one in stored:
-            name = "/".join(one.key)
+            name = shown_name(one.key).removeprefix("dataset://")
             if self._attached.get(name) == (mark := f"{one.generation}"):
                 continue
             try:
@@ -167,8 +168,8 @@ class _Keeper:
 
 
 def drain(address: str, tls: Path | None, insecure: bool, *, undo: bool, json: bool) -> None:
-    channels = Channels(Security.from_setting(bundle_setting(tls, insecure)))
-    last = pb.DrainProgress()
+    channels = Channels(Security.from_setting(bundle_setting(tls, insecure, os.environ)))
+    last, shown = pb.DrainProgress(), ""
     try:
         stub = channels.stub(Address(join_address(*split_address(address))))
         for last in stub.Drain(pb.DrainRequest(undo=undo)):
@@ -176,8 +177,10 @@ def drain(address: str, tls: Path | None, insecure: bool, *, undo: bool, json: b
                 print(
                     jsonlib.dumps({name.name: getattr(last, name.name) for name in last.DESCRIPTOR.fields}), flush=True
                 )
-            elif not undo:
-                print(f"{size_text(last.left_bytes)} left, {size_text(last.moved_bytes)} moved", flush=True)
+            elif not undo and shown != (
+                shown := f"{size_text(last.left_bytes)} left, {size_text(last.moved_bytes)} moved"
+            ):
+                print(shown, flush=True)
     except grpc.RpcError as error:
         raise rpc.to_error(error) from error
     finally:

@@ -4,8 +4,8 @@ import os
 from collections.abc import Mapping
 
 from forebay.cacheruntime.config import default_secrets_dir, default_state_dir
+from forebay.cacheruntime.dataset_reference import Reference, parse_name, parse_reference
 from forebay.cacheruntime.dataset_source import SourceSpec
-from forebay.dataset_controller.dataset_rules import Reference, parse_name, parse_reference
 from forebay.dataset_controller.resolve import Resolver
 from forebay.dataset_controller.state_folder import StateFolder
 

@@ -8,22 +8,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from forebay.cacheruntime.dataset_reference import DEFAULT_NAMESPACE, Reference, parse_reference
 from forebay.cacheruntime.dataset_source import PathRule, SourceSpec, StoreMount, Tree, tree_id
 from forebay.cacheruntime.errors import SourceNotFound, UsageError
 from forebay.cacheruntime.understore.address import parse_address
 from forebay.cacheruntime.understore.credentials import resolve_options
-from forebay.dataset_controller.dataset_rules import (
-    Reference,
-    mount_options,
-    mount_path,
-    parse_reference,
-    secret_options,
-)
+from forebay.dataset_controller.dataset_rules import mount_options, mount_path, secret_options
 from forebay.dataset_controller.dataset_types import Dataset, Mount, parse_duration, parse_quantity
 from forebay.dataset_controller.secret_refs import read_secret
 from forebay.dataset_controller.state_folder import Key
-
-DEFAULT_NAMESPACE = "default"
 
 _PLACE_VARIABLES = (
     "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "STORAGE_EMULATOR_HOST", "OSS_ENDPOINT", "AZURE_STORAGE_ENDPOINT",

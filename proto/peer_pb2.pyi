@@ -121,14 +121,18 @@ class FindRequest(_message.Message):
     def __init__(self, source: _Optional[str] = ..., dataset_id: _Optional[str] = ...) -> None: ...
 
 class FindReply(_message.Message):
-    __slots__ = ("attach", "dataset_id", "snapshot")
+    __slots__ = ("attach", "dataset_id", "snapshot", "path", "rest")
     ATTACH_FIELD_NUMBER: _ClassVar[int]
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    REST_FIELD_NUMBER: _ClassVar[int]
     attach: _worker_pb2.AttachRequest
     dataset_id: str
     snapshot: int
-    def __init__(self, attach: _Optional[_Union[_worker_pb2.AttachRequest, _Mapping]] = ..., dataset_id: _Optional[str] = ..., snapshot: _Optional[int] = ...) -> None: ...
+    path: str
+    rest: str
+    def __init__(self, attach: _Optional[_Union[_worker_pb2.AttachRequest, _Mapping]] = ..., dataset_id: _Optional[str] = ..., snapshot: _Optional[int] = ..., path: _Optional[str] = ..., rest: _Optional[str] = ...) -> None: ...
 
 class ListRequest(_message.Message):
     __slots__ = ("dataset_id", "path", "fresh", "snapshot")
@@ -151,14 +155,16 @@ class ListPage(_message.Message):
     def __init__(self, entries: _Optional[_Iterable[_Union[_worker_pb2.StatEntry, _Mapping]]] = ..., snapshot: _Optional[int] = ...) -> None: ...
 
 class LookRequest(_message.Message):
-    __slots__ = ("dataset_id", "path", "children")
+    __slots__ = ("dataset_id", "path", "children", "snapshot")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     CHILDREN_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
     dataset_id: str
     path: bytes
     children: bool
-    def __init__(self, dataset_id: _Optional[str] = ..., path: _Optional[bytes] = ..., children: _Optional[bool] = ...) -> None: ...
+    snapshot: int
+    def __init__(self, dataset_id: _Optional[str] = ..., path: _Optional[bytes] = ..., children: _Optional[bool] = ..., snapshot: _Optional[int] = ...) -> None: ...
 
 class LoadRequest(_message.Message):
     __slots__ = ("dataset_id", "wants", "medium", "skip_existing")

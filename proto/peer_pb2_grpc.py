@@ -96,7 +96,8 @@ class PeerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Find(self, request, context):
-        """A dataset by its name, its URL or its id: what a client node has to know of it; no credential is in the answer.
+        """The dataset that a name, a URL or an id is of, or is in: what a client node has to know of it. No credential is in
+        the answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

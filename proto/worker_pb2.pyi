@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class AttachRequest(_message.Message):
-    __slots__ = ("source", "options", "list", "relist", "snapshot", "cache_policy", "stores", "retention", "stored", "pinned")
+    __slots__ = ("source", "options", "list", "relist", "snapshot", "cache_policy", "stores", "retention", "stored", "pinned", "view")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -25,6 +25,7 @@ class AttachRequest(_message.Message):
     RETENTION_FIELD_NUMBER: _ClassVar[int]
     STORED_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
+    VIEW_FIELD_NUMBER: _ClassVar[int]
     source: str
     options: _containers.ScalarMap[str, str]
     list: bool
@@ -35,7 +36,18 @@ class AttachRequest(_message.Message):
     retention: Retention
     stored: bool
     pinned: bool
-    def __init__(self, source: _Optional[str] = ..., options: _Optional[_Mapping[str, str]] = ..., list: _Optional[bool] = ..., relist: _Optional[bool] = ..., snapshot: _Optional[int] = ..., cache_policy: _Optional[_Union[CachePolicy, _Mapping]] = ..., stores: _Optional[_Iterable[_Union[StoreMount, _Mapping]]] = ..., retention: _Optional[_Union[Retention, _Mapping]] = ..., stored: _Optional[bool] = ..., pinned: _Optional[bool] = ...) -> None: ...
+    view: ClusterView
+    def __init__(self, source: _Optional[str] = ..., options: _Optional[_Mapping[str, str]] = ..., list: _Optional[bool] = ..., relist: _Optional[bool] = ..., snapshot: _Optional[int] = ..., cache_policy: _Optional[_Union[CachePolicy, _Mapping]] = ..., stores: _Optional[_Iterable[_Union[StoreMount, _Mapping]]] = ..., retention: _Optional[_Union[Retention, _Mapping]] = ..., stored: _Optional[bool] = ..., pinned: _Optional[bool] = ..., view: _Optional[_Union[ClusterView, _Mapping]] = ...) -> None: ...
+
+class ClusterView(_message.Message):
+    __slots__ = ("dataset_id", "path", "snapshot")
+    DATASET_ID_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
+    dataset_id: str
+    path: str
+    snapshot: int
+    def __init__(self, dataset_id: _Optional[str] = ..., path: _Optional[str] = ..., snapshot: _Optional[int] = ...) -> None: ...
 
 class CachePolicy(_message.Message):
     __slots__ = ("policy", "quota_bytes", "paths")

@@ -33,12 +33,17 @@ class ForebayDataset(Dataset[Any]):
         suffix: str | Sequence[str] = (),
         views: bool = False,
         cache_policy: str = "",
+        worker: str | None = None,
+        tls: str | os.PathLike[str] | None = None,
+        insecure: bool = False,
+        tier: str | None = None,
         transform: Callable[[Any], Any] | None = None,
         target: Callable[[str], Any] | None = None,
     ) -> None:
         """
         Args:
-            source, options, cache_dir, snapshot, pattern, suffix, views, cache_policy: see `Files`.
+            source, options, cache_dir, snapshot, pattern, suffix, views, cache_policy, worker, tls, insecure, tier: see
+                `Files`.
             transform: makes a sample of a file's bytes (or view); without it these are the sample.
             target: makes a label of a file's path; with it samples are pairs of both.
 
@@ -54,6 +59,10 @@ class ForebayDataset(Dataset[Any]):
             suffix=suffix,
             views=views,
             cache_policy=cache_policy,
+            worker=worker,
+            tls=tls,
+            insecure=insecure,
+            tier=tier,
         )
         self.transform = transform
         self.target = target

@@ -29,7 +29,7 @@ from forebay.cacheruntime.errors import (
 )
 from forebay.cacheruntime.fill_socket import FillsUnderWay, ReplyKind, outcome_of
 from forebay.cacheruntime.keys import ROOT_NODE, ContentId, NodeId
-from forebay.cacheruntime.node_cache import NodeCache, node_cache, program_config
+from forebay.cacheruntime.node_cache import NodeCache, NodeOptions, node_cache, program_config
 from forebay.cacheruntime.understore.credentials import resolve_options
 from forebay.proto import worker_pb2 as pb
 from forebay.torch.mapped import Mapped
@@ -54,6 +54,9 @@ _READ_BYTES = 1 << 30
 _TOGETHER = 64
 """Files asked for in one go."""
 
+
+_OF_PROCESS = ("config", "counts", "_local", "_remote_spec")
+"""Attributes of `Files` that each process makes for itself."""
 
 Data = bytes | memoryview
 """Of a file."""
@@ -107,6 +110,10 @@ class Files:
         suffix: str | Sequence[str] = (),
         views: bool = False,
         cache_policy: str = "",
+        worker: str | None = None,
+        tls: str | os.PathLike[str] | None = None,
+        insecure: bool = False,
+        tier: str | None = None,
     ) -> None:
         """List a source, or take up its last listing.
 
@@ -121,13 +128,19 @@ class Files:
                 SIGBUS then, not an exception. Bytes come where mapping does not pay: of what is not cached yet, and of
                 small files that have a tier file of their own, as under the policy next-use.
             cache_policy: of the dataset from now on (epoch, sieve, lru, next-use); empty: as it is.
+            worker, tls, insecure: HOST:PORT of workers of a cluster, which have the source, and how to talk to them;
+                default: FOREBAY_WORKER, FOREBAY_TLS, FOREBAY_INSECURE=1, else as the cache folder was used last.
+            tier: as `--tier` of `forebay mount`, for a cache folder that no worker runs on yet; ``none`` keeps nothing.
 
         Raises:
             SourceError, UsageError: the source cannot be listed; nothing in it matches.
         """
         self._url = source
         self._options = dict(options or {})
-        self._cache_dir = os.path.abspath(cache_dir) if cache_dir is not None else None
+        self._node_options = NodeOptions(
+            os.path.abspath(cache_dir) if cache_dir is not None else None,
+            worker, os.path.abspath(tls) if tls is not None else None, insecure, tier,
+        )  # fmt: skip
         self._snapshot = snapshot
         self._views = views
         self._cache_policy = cache_policy
@@ -138,13 +151,14 @@ class Files:
             raise UsageError(f"{source} holds no file{_wanted(pattern, suffix)}")
 
     def _begin_process(self) -> None:
-        self.config = program_config(self._cache_dir)
+        self.config = program_config(self._node_options)
         self.counts = Counts()
+        self._remote_spec: SourceSpec | None = None
         self._local = _Local()
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process. Options are as the user gave them: keys of the environment are found again there."""
-        return {name: value for name, value in vars(self).items() if name not in ("config", "counts", "_local")}
+        return {name: value for name, value in vars(self).items() if name not in _OF_PROCESS}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -175,6 +189,15 @@ class Files:
         Raises:
             UsageError: it is the name of no dataset; options are given for a dataset, which has its own.
         """
+        cluster = self.config.client_of
+        if cluster is not None:
+            if self._options:
+                raise UsageError("options are for the workers: a client node knows no credentials; leave them out")
+            if self._remote_spec is None:
+                from forebay.cacheruntime.cluster.remote_sources import remote_spec
+
+                self._remote_spec = remote_spec(self._url, cluster)
+            return self._remote_spec
         named = None
         if "://" not in self._url or self._url.startswith("dataset://"):
             from forebay.dataset_controller.named import named_spec  # its models take 0.1 s to load

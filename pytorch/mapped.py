@@ -5,6 +5,8 @@ import os
 from collections import OrderedDict
 from typing import NamedTuple
 
+from forebay.cacheruntime.tiers import is_dropped
+
 _MAPPINGS = 256
 """Address space for packs of 256 MiB: 64 GiB of 128 TiB."""
 
@@ -48,7 +50,7 @@ class Mapped:
     def sweep(self) -> None:
         """Let go of files that were evicted: their space is free once no view of them is left."""
         for key, mapping in list(self._maps.items()):
-            if not os.fstat(mapping.descriptor).st_nlink:
+            if is_dropped(os.fstat(mapping.descriptor)):
                 self._forget(key)
 
     def _forget(self, key: tuple[int, int]) -> None:

@@ -166,7 +166,8 @@ class Security:
             else:
                 port = server.add_secure_port(address, self._server_credentials(tls))
         except RuntimeError as error:
-            raise ForebayError(f"cannot listen on {address}: {error}") from error
+            why = str(error).partition(";")[0]  # gRPC goes on with advice for those who debug it
+            raise ForebayError(f"cannot listen on {address} ({why}); name another address") from error
         return int(port)
 
     def open_channel(self, target: str, options: Options = ()) -> grpc.Channel:

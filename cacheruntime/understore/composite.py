@@ -44,6 +44,11 @@ class Place:
     """The path in the owner."""
 
 
+def in_order(path: str) -> bytes:
+    """By which a tree sorts its stores: they are listed in this order."""
+    return (path + "/").encode("utf-8", "surrogateescape")
+
+
 class CompositeStore:
     """See `UnderStore`. Stores are expected to try again by themselves (`retry.py`).
 
@@ -59,7 +64,7 @@ class CompositeStore:
         self._url = url
         # A listing of them one after the other is in key order when each is: all keys of one begin with its path, and
         # what decides between two paths is where the slash behind them goes.
-        self._children = sorted(children, key=lambda child: (child.path + "/").encode("utf-8", "surrogateescape"))
+        self._children = sorted(children, key=lambda child: in_order(child.path))
         self._implied = _above(child.path for child in self._children)
 
     @property

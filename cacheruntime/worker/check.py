@@ -23,14 +23,11 @@ from forebay.cacheruntime.index import (
     PackNumber,
     Seal,
     doomed_key,
-    holding_key,
     member_key,
-    unpack_cached,
-    unpack_held,
-    unpack_pack,
 )
-from forebay.cacheruntime.keys import ContentId, DatasetId
+from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.tiers import is_folder, pack_path
+from forebay.cacheruntime.worker.recount import find_differences, recount
 from forebay.cacheruntime.worker.space import Item
 from forebay.cacheruntime.worker.storage import Storage
 from forebay.cacheruntime.worker.tier import Tier
@@ -209,11 +206,13 @@ class Check:
 
     async def _counts(self) -> None:
         index = self._storage.index.reader
-        for what in await self._in_thread(lambda: _wrong_counts(index)):
-            self.progress.findings.append(Finding("count", what, self._repair))
-        if self._repair and any(finding.kind in ("count", "member", "record") for finding in self.progress.findings):
-            self._storage.recount_soon()
+        if self._repair:
+            found = await recount(self._storage, self._thread)
             self._storage.tidy()
+        else:
+            found = await self._in_thread(lambda: find_differences(index))
+        for what in found.described():
+            self.progress.findings.append(Finding("count", what, self._repair))
 
     async def _catalogues(self, root: Path) -> None:
         """Each is repaired by listing its source again, which `forebay sync` does."""
@@ -273,50 +272,6 @@ def _of_file(path: Path, size: int, *, at_least: bool = False) -> tuple[str, str
 def _pack_numbers(index: Index) -> list[PackNumber]:
     with index.raw() as txn, txn.cursor(db=index.table("packs")) as cursor:
         return [PackNumber(int.from_bytes(key, "big")) for key, _ in cursor]
-
-
-def _wrong_counts(index: Index) -> list[str]:
-    """Members without a record, and sums that do not add up; one read transaction over everything."""
-    held: dict[bytes, tuple[int, int]] = {}
-    live: dict[PackNumber, tuple[int, int]] = {}
-    wrong = []
-    with index.raw() as txn:
-        packs = {}
-        with txn.cursor(db=index.table("packs")) as cursor:
-            for key, raw in cursor:
-                pack = unpack_pack(key, raw)
-                if pack is not None:
-                    packs[pack.number] = pack
-        contents = index.table("contents")
-        with txn.cursor(db=contents) as cursor:
-            for key, raw in cursor:
-                cached = unpack_cached(key, raw)
-                pack = packs.get(cached.pack) if cached is not None else None
-                if cached is None or (cached.pack and pack is None):
-                    continue
-                tier = pack.tier if pack is not None else cached.tier
-                place = holding_key(cached.dataset, cached.share, tier)
-                size = cached.cached_bytes()
-                before = held.get(place, (0, 0))
-                held[place] = before[0] + size, before[1] + 1
-                if pack is not None:
-                    count = live.get(pack.number, (0, 0))
-                    live[pack.number] = count[0] + size, count[1] + 1
-        with txn.cursor(db=index.table("members")) as cursor:
-            for key, _ in cursor:
-                raw = txn.get(key[12:], db=contents)
-                cached = unpack_cached(key[12:], raw) if raw else None
-                if raw is None or (cached is not None and member_key(cached.dataset, cached.pack, key[12:]) != key):
-                    wrong.append(f"{key[12:].hex()} is listed in dataset {key[:8].hex()} without being there")
-        with txn.cursor(db=index.table("holdings")) as cursor:
-            found = {key: unpack_held(value) for key, value in cursor}
-    for place in found.keys() | held.keys():
-        if found.get(place, (0, 0)) != held.get(place, (0, 0)):
-            wrong.append(f"dataset {DatasetId(place[:8].hex())}: its holdings do not add up")
-    for pack in packs.values():
-        if (pack.live_bytes, pack.live_files) != live.get(pack.number, (0, 0)):
-            wrong.append(f"pack {pack.number}: its live files do not add up")
-    return wrong
 
 
 def orphans(index: Index, tier: Tier) -> Iterator[tuple[Item, Path]]:

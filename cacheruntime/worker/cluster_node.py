@@ -6,7 +6,7 @@ import queue
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -19,13 +19,16 @@ from forebay.cacheruntime.cluster.directory import join_address, parse_directory
 from forebay.cacheruntime.cluster.health import Health
 from forebay.cacheruntime.cluster.membership import DRAINING, SERVING, Address, Known, Membership, worker_id
 from forebay.cacheruntime.cluster.peer_client import PeerClient
-from forebay.cacheruntime.cluster.placement import slice_of
+from forebay.cacheruntime.cluster.placement import Placement, slice_of
 from forebay.cacheruntime.cluster.remote_store import RemoteStore
 from forebay.cacheruntime.cluster.routing import Router
 from forebay.cacheruntime.cluster.security import INSECURE, Security, is_loopback
 from forebay.cacheruntime.cluster.tokens import Authorizer
 from forebay.cacheruntime.config import CacheConfig, ClusterConfig
+from forebay.cacheruntime.dataset_reference import plain_name
+from forebay.cacheruntime.dataset_source import ClusterView
 from forebay.cacheruntime.durable import write_durably
+from forebay.cacheruntime.entry_messages import entry_message
 from forebay.cacheruntime.errors import (
     AccessDenied,
     ForebayError,
@@ -36,7 +39,10 @@ from forebay.cacheruntime.errors import (
     WorkerUnavailable,
 )
 from forebay.cacheruntime.keys import ContentId, DatasetId
+from forebay.cacheruntime.understore.address import without_userinfo
 from forebay.cacheruntime.understore.base import Entry, UnderStore
+from forebay.cacheruntime.understore.factory import canonical_source
+from forebay.cacheruntime.understore.retry import RetryingStore
 from forebay.cacheruntime.worker.catalogue_tree import CatalogueTree
 from forebay.cacheruntime.worker.cluster_report import peer_traffic, report, survey
 from forebay.cacheruntime.worker.dataset import Dataset
@@ -120,6 +126,7 @@ class ClusterNode:
         self._checks: Any = None
         self._data: DataPort | None = None
         self._defining = trio.Lock()
+        self._anew: set[DatasetId] = set()
         self.id = worker_id(config.cache_dir)
         mine = None
         if cluster.is_member:
@@ -172,7 +179,7 @@ class ClusterNode:
         token = trio.lowlevel.current_trio_token()
         reads = PeerReads(self, self._core.storage.index.reader, self._core.storage.touch, token)
         authorizer = Authorizer(self.security.folder)
-        gate = PeerGate(self.security, authorizer, self.cluster.limits, self.name_of)
+        gate = PeerGate(self.security, authorizer, self.cluster.limits, self.name_of, self.name_asked)
         self._data = self._open_data_port(reads, gate)
         assert self.membership.mine is not None
         self.membership.set_mine(data_port=self._data.port)
@@ -222,9 +229,38 @@ class ClusterNode:
         )  # fmt: skip
 
     def name_of(self, dataset_id: str) -> str:
-        """The name that a token must be for: NAMESPACE/NAME, or the URL of a source without one. In any thread."""
+        """The name that a token must be for: NAME, NAMESPACE/NAME, or a URL. In any thread."""
         dataset = self._core.datasets.all.get(DatasetId(dataset_id))
-        return dataset.store.url.removeprefix(DATASET_SCHEME) if dataset is not None else dataset_id
+        return _name(dataset) if dataset is not None else dataset_id
+
+    def name_asked(self, request: pb.FindRequest) -> str:
+        """The name that a token must be for. In any thread."""
+        found = self._found(request)
+        if found is not None:
+            return _name(found[0])
+        return request.dataset_id or plain_name(request.source)
+
+    def _found(self, request: pb.FindRequest) -> tuple[Dataset, str, str] | None:
+        """The dataset that is asked for, the path in it, and the part of that below a store. In any thread."""
+        known = list(self._core.datasets.all.values())
+        if request.dataset_id:
+            return next(((each, "", "") for each in known if each.id == request.dataset_id), None)
+        if request.source.startswith(DATASET_SCHEME):
+            named = [each for each in known if each.store.url.startswith(DATASET_SCHEME)]
+            alone = f"/{request.source.removeprefix(DATASET_SCHEME)}"
+            of_all = [each for each in named if each.store.url.endswith(alone)]
+            found = [each for each in named if each.store.url == request.source] or (of_all if len(of_all) == 1 else [])
+            return (max(found, key=lambda each: each.last_used), "", "") if found else None
+        best: tuple[int, bool] = (0, False)
+        inside: tuple[Dataset, str, str] | None = None
+        for wanted in _spellings(request.source):
+            for dataset in known:
+                for path, url in _places(dataset):
+                    rank = len(url), not dataset.definition.stores
+                    if rank > best and f"{wanted}/".startswith(f"{url}/"):
+                        rest = wanted[len(url) :].strip("/")
+                        best, inside = rank, (dataset, "/".join(filter(None, (path, rest))), rest)
+        return inside
 
     def may_read(self, dataset_id: str, owner: DatasetId) -> bool:
         """Whether what is cached as one dataset's is to be had through another. In any thread."""
@@ -313,20 +349,16 @@ class ClusterNode:
 
     async def find(self, request: pb.FindRequest) -> pb.FindReply:
         """A dataset for a client node."""
-        for dataset in self._core.datasets.all.values():
-            if request.dataset_id == dataset.id or request.source in (dataset.store.url, dataset.definition.source):
-                break
-        else:
-            if not request.dataset_id:
-                names = sorted(self.name_of(dataset_id) for dataset_id in self._core.datasets.all)
-                wanted = request.source.removeprefix(DATASET_SCHEME)
-                raise SourceNotFound(f"the worker has no dataset {wanted!r}; it has {', '.join(names) or 'none'}")
-            dataset = await self.dataset(request.dataset_id)
+        found = self._found(request)
+        if found is None and not request.dataset_id:
+            raise SourceNotFound(f"the workers have no dataset {plain_name(request.source)!r}")
+        dataset, path, rest = found or (await self.dataset(request.dataset_id), "", "")
         made = definition_of(dataset)
         take_secrets_away(made)
         newest = self._core.datasets.history.stored(dataset)
         whole = [stored.number for stored in newest if stored.complete]
-        return pb.FindReply(attach=made, dataset_id=dataset.id, snapshot=whole[-1] if whole else 0)
+        newest_whole = whole[-1] if whole else 0
+        return pb.FindReply(attach=made, dataset_id=dataset.id, snapshot=newest_whole, path=path, rest=rest)
 
     async def begin_list(self, request: pb.ListRequest) -> Listing:
         """A whole snapshot for another node; it is held until the listing's `end`."""
@@ -380,11 +412,21 @@ class ClusterNode:
         return await survey(self._core, self, request)
 
     async def look(self, request: pb.LookRequest) -> worker_pb.StatReply:
-        """One file or directory as the source has it now."""
+        """One file or directory as the source has it now, or a snapshot of it."""
         dataset = await self.dataset(request.dataset_id)
-        return await self._core.stat(
-            worker_pb.StatRequest(dataset_id=dataset.id, path=request.path, children=request.children)
-        )
+        if not request.snapshot:
+            return await self._core.stat(
+                worker_pb.StatRequest(dataset_id=dataset.id, path=request.path, children=request.children)
+            )
+        with self._core.busy():
+            snapshot = self._core.datasets.snapshot_of(dataset, False, request.snapshot, pinned=True)
+            with snapshot.held():
+                tree = CatalogueTree(dataset.store.url, snapshot.catalogue, "")
+                path = os.fsdecode(request.path)
+                if request.children:
+                    found = await trio.to_thread.run_sync(tree.list_directory, path)
+                    return worker_pb.StatReply(children=[entry_message(entry) for entry in found])
+                return worker_pb.StatReply(entry=entry_message(tree.stat(path)))
 
     # Asking other nodes
 
@@ -416,11 +458,66 @@ class ClusterNode:
                     trouble = error
         raise NotAttached(f"dataset {name} is not known here ({trouble})")
 
-    def open_remote(self, url: str, dataset_id: str, path: str) -> UnderStore:
-        """What stands for a store on a client node."""
-        return RemoteStore(url, dataset_id, path, self._stubs)
+    def open_remote(self, url: str, view: ClusterView, *, leads: bool) -> UnderStore:
+        """What stands for a store on a client node.
 
-    def _stubs(self) -> list[Any]:
-        """Those who have answered lately first. In any thread."""
-        addresses = sorted(self.membership.addresses(), key=self.membership.is_away)
+        Args:
+            url: of the store.
+            view: of the cluster's dataset.
+            leads: it is the first of the dataset's stores that is listed: the workers list all of them for it.
+        """
+        store = RemoteStore(url, view, lambda: self._stubs(view.dataset_id), self._take_anew if leads else _never)
+        return RetryingStore(store, self._config.retry)
+
+    def list_anew(self, dataset: Dataset) -> None:
+        """The next listing of a dataset is to be one of its source, not what the workers remember of it."""
+        self._anew.add(dataset.in_cluster.dataset_id)
+
+    def _take_anew(self, dataset_id: DatasetId) -> bool:
+        """In any thread."""
+        wanted = dataset_id in self._anew
+        self._anew.discard(dataset_id)
+        return wanted
+
+    def _stubs(self, dataset_id: DatasetId) -> list[Any]:
+        """Those who have answered lately first, and of these the dataset's first owner. In any thread.
+
+        All client nodes ask him as long as he is there, for each worker has snapshots of its own.
+        """
+        rank = Placement(replace(known.member, weight=1.0) for known in self.membership.view.workers.values())
+        order = {
+            self.membership.view.workers[id_].address: place
+            for place, id_ in enumerate(rank.rank(ContentId(dataset_id.encode()), 0, len(rank)))
+            if id_ in self.membership.view.workers
+        }
+        addresses = sorted(
+            self.membership.addresses(), key=lambda each: (self.membership.is_away(each), order.get(each, len(order)))
+        )
         return [self.channels.stub(address) for address in addresses]
+
+
+def _never(dataset_id: DatasetId) -> bool:
+    return False
+
+
+def _name(dataset: Dataset) -> str:
+    return plain_name(dataset.store.url)
+
+
+def _places(dataset: Dataset) -> Iterator[tuple[str, str]]:
+    """Path and URL of each store, the URL as it is and as it was written."""
+    for path, url in dataset.roots.by_path:
+        yield os.fsdecode(path), url.rstrip("/")
+    for store in dataset.definition.stores:
+        if store.source:
+            yield store.path, without_userinfo(store.source).rstrip("/")
+    if not dataset.definition.stores:
+        yield "", without_userinfo(dataset.definition.source).rstrip("/")
+
+
+def _spellings(source: str) -> set[str]:
+    """A URL as it came, and as under-stores write it."""
+    found = {source.rstrip("/")}
+    with suppress(UsageError):
+        found.add(canonical_source(source, {}).rstrip("/"))
+    return found

@@ -11,7 +11,7 @@ import trio
 
 from forebay.cacheruntime import mounts
 from forebay.cacheruntime.config import KEPT_SNAPSHOTS, CacheConfig, ClusterConfig
-from forebay.cacheruntime.dataset_source import StoreMount
+from forebay.cacheruntime.dataset_source import ClusterView, StoreMount
 from forebay.cacheruntime.entry_messages import entry_message
 from forebay.cacheruntime.errors import NotAttached, SourceStale, SourceUnavailable
 from forebay.cacheruntime.keys import DatasetId
@@ -23,11 +23,12 @@ from forebay.cacheruntime.worker.check import Check
 from forebay.cacheruntime.worker.dataset import Dataset
 from forebay.cacheruntime.worker.datasets import Datasets
 from forebay.cacheruntime.worker.fill import Filler
+from forebay.cacheruntime.worker.index_writer import IndexUnwritable
 from forebay.cacheruntime.worker.jobs import Job, Jobs
 from forebay.cacheruntime.worker.keeper import Keeper
 from forebay.cacheruntime.worker.memory import Lease
 from forebay.cacheruntime.worker.metrics_server import Metrics
-from forebay.cacheruntime.worker.orders import Orders, OrderSink
+from forebay.cacheruntime.worker.orders import Orders, OrderSink, SeveralSinks
 from forebay.cacheruntime.worker.prefetch import Prefetcher
 from forebay.cacheruntime.worker.small_files import SmallFiles
 from forebay.cacheruntime.worker.snapshot import Snapshot
@@ -91,12 +92,13 @@ class Core:
     async def attach(self, request: pb.AttachRequest) -> pb.AttachReply:
         with self.busy():
             stores = tuple(StoreMount.from_proto(store) for store in request.stores)
-            dataset = await self.datasets.attach(request.source, dict(request.options), stores)
+            view = ClusterView.from_proto(request.view) if request.HasField("view") else None
+            dataset = await self.datasets.attach(request.source, dict(request.options), stores, view)
             if request.HasField("retention"):
                 dataset.keep = _keep(request.retention)
             policy = request.cache_policy if request.HasField("cache_policy") else None
             dataset.policy = policy or dataset.policy
-            pinned = self._storage.set_policy(dataset.id, policy) if policy is not None else []
+            fresh, gone = self._storage.set_policy(dataset.id, policy) if policy is not None else ([], [])
             reply = pb.AttachReply(dataset_id=dataset.id)
             if request.list:
                 snapshot = self.datasets.snapshot_of(
@@ -110,15 +112,24 @@ class Core:
                 reply.snapshot = snapshot.number
                 reply.catalogue = str(snapshot.writer.folder)
                 self.jobs.attached(dataset)
-                if pinned:
-                    self._nursery.start_soon(self._pin_cached, dataset, snapshot, pinned)
+                if fresh or gone:
+                    followed = trio.Event()
+                    self._nursery.start_soon(self._follow_pins, dataset, snapshot, fresh, gone, followed)
+                    if snapshot.ended.is_set():
+                        with trio.move_on_after(_FIRST_PAGE_S):
+                            await followed.wait()  # so that who evicts next finds what he has asked for
             return reply
 
-    async def _pin_cached(self, dataset: Dataset, snapshot: Snapshot, paths: list[bytes]) -> None:
-        """A manifest pins paths of which something may be cached already."""
-        with snapshot.held():
-            await snapshot.ended.wait()
-            await pins.pin(self._storage, dataset, snapshot, paths)
+    async def _follow_pins(
+        self, dataset: Dataset, snapshot: Snapshot, fresh: list[bytes], gone: list[bytes], followed: trio.Event
+    ) -> None:
+        try:
+            with snapshot.held():
+                await pins.follow_manifest(self._storage, dataset, snapshot, fresh, gone)
+        except IndexUnwritable as error:
+            self._storage.index_failed(error)  # the next one who attaches brings it about
+        finally:
+            followed.set()
 
     async def fill(self, request: pb.FillRequest, lease: Lease | None = None) -> bytes | None:
         """See `Filler.fill`."""
@@ -288,9 +299,12 @@ class Core:
             )  # fmt: skip
             return pb.PostOrderReply(known=known)
 
-    def _sink(self, dataset: DatasetId) -> OrderSink | None:
-        policy = self._storage.space(dataset).policy
-        return policy if isinstance(policy, NextUse) else None
+    def _sink(self, dataset: Dataset) -> OrderSink | None:
+        """The policies `next-use` of the datasets that what is read belongs to: a view caches for others."""
+        names = sorted({dataset.id, *map(DatasetId, dataset.owners)})
+        policies = [self._storage.space(name).policy for name in names]
+        sinks = tuple(policy for policy in policies if isinstance(policy, NextUse))
+        return SeveralSinks(sinks) if len(sinks) > 1 else next(iter(sinks), None)
 
     def reader_left(self, holder: object) -> None:
         """A connection of the fill socket ended."""

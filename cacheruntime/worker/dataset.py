@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from forebay.cacheruntime.dataset_source import StoreMount
+from forebay.cacheruntime.dataset_source import ClusterView, StoreMount
 from forebay.cacheruntime.keys import ContentId, DatasetId, Roots
 from forebay.cacheruntime.snapshot_history import Keep
 from forebay.cacheruntime.understore.base import UnderStore
@@ -20,6 +20,8 @@ class Definition:
     options: dict[str, str]
     stores: tuple[StoreMount, ...] = ()
     """Of a dataset with a name; `source` is that name then."""
+    view: ClusterView | None = None
+    """On a client node, where it is a part of one."""
 
 
 @dataclass
@@ -46,6 +48,11 @@ class Dataset:
         return self.snapshots[max(self.snapshots)] if self.snapshots else None
 
     @property
+    def in_cluster(self) -> ClusterView:
+        """What it is to the workers: itself, or, on a client node, a part of one of their datasets."""
+        return self.definition.view or ClusterView(self.id)
+
+    @property
     def owners(self) -> set[str]:
         """Ids of the other datasets that what it caches belongs to."""
         return {store.owner for store in self.definition.stores if store.owner}
@@ -66,6 +73,8 @@ class Dataset:
             return SourceFile(self.id, self.store, path, size, version, path, self.id, path, self.peers, hops, content)
         place = self.store.locate(path)
         owner = DatasetId(place.owner or self.id)
+        view = self.in_cluster
         return SourceFile(
-            owner, place.store, place.path, size, version, place.owner_path, self.id, path, self.peers, hops, content
-        )
+            owner, place.store, place.path, size, version, place.owner_path, view.dataset_id, view.below(path),
+            self.peers, hops, content,
+        )  # fmt: skip

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,9 @@ from forebay.cacheruntime.catalogue import Totals
 from forebay.cacheruntime.catalogue_changes import compare
 from forebay.cacheruntime.catalogue_writer import CatalogueWriter
 from forebay.cacheruntime.config import CacheConfig
-from forebay.cacheruntime.dataset_source import StoreMount, tree_id
+from forebay.cacheruntime.dataset_source import ClusterView, StoreMount, tree_id
 from forebay.cacheruntime.durable import write_durably
-from forebay.cacheruntime.errors import ForebayError, NotAttached, SourceNotFound, SourceTimeout, UsageError
+from forebay.cacheruntime.errors import CacheError, ForebayError, NotAttached, SourceNotFound, SourceTimeout, UsageError
 from forebay.cacheruntime.keys import DatasetId, Roots, dataset_id, node_id
 from forebay.cacheruntime.listing_order import ListingOrder
 from forebay.cacheruntime.mounts import MountState
@@ -26,7 +27,7 @@ from forebay.cacheruntime.snapshot_history import (
     UNCHANGED,
 )
 from forebay.cacheruntime.understore.base import Entry, UnderStore
-from forebay.cacheruntime.understore.composite import Child, CompositeStore
+from forebay.cacheruntime.understore.composite import Child, CompositeStore, in_order
 from forebay.cacheruntime.understore.credentials import redact
 from forebay.cacheruntime.understore.factory import canonical_source, open_store
 from forebay.cacheruntime.worker.dataset import Dataset, Definition
@@ -81,19 +82,26 @@ class Datasets:
         """When it was last read, by itself or as part of another one (monotonic); 0.0: not since the worker started."""
         return max((d.last_used for d in self.all.values() if d.id == name or name in d.owners), default=0.0)
 
-    async def attach(self, source: str, options: dict[str, str], stores: tuple[StoreMount, ...] = ()) -> Dataset:
+    async def attach(
+        self,
+        source: str,
+        options: dict[str, str],
+        stores: tuple[StoreMount, ...] = (),
+        view: ClusterView | None = None,
+    ) -> Dataset:
         """Open a source, or take it up again with these options; it has answered when this returns.
 
         Args:
             source: a URL, or the name of a dataset that has one.
             options: for a URL.
             stores: of a dataset with a name.
+            view: on a client node, where it is a part of a dataset of the cluster.
 
         Raises:
             SourceError, UsageError: as the under-store's `probe` says.
         """
         async with self._lock:
-            return await self._attach(Definition(source, options, stores), probe=True)
+            return await self._attach(Definition(source, options, stores, view), probe=True)
 
     async def _attach(self, definition: Definition, *, probe: bool) -> Dataset:
         store = await self._open_store(definition)
@@ -117,11 +125,19 @@ class Datasets:
         roots = Roots(store.url, store.roots()) if isinstance(store, CompositeStore) else Roots(store.url)
         peers = self.cluster.source if self.cluster is not None else None
         self.all[name] = Dataset(name, definition, store, roots, last_used=time.monotonic(), peers=peers)
+        self._note_source(self.all[name])
         return self.all[name]
+
+    def _note_source(self, dataset: Dataset) -> None:
+        """So that commands can tell what it is, listed or not."""
+        self.folder(dataset.id).mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.folder(dataset.id) / "source").write_text(dataset.store.url)
 
     async def _open_store(self, definition: Definition) -> UnderStore:
         if self.cluster is not None and not self.cluster.has_store:
             return self._open_remote(definition, self.cluster)
+        if definition.view is not None:
+            raise UsageError(f"{definition.source} is a view of a cluster's dataset, and this is no client node of one")
         if not definition.stores:
             return await trio.to_thread.run_sync(open_store, definition.source, definition.options, self._retry)
         children: list[Child] = []
@@ -143,16 +159,20 @@ class Datasets:
         """What a client node has in place of stores."""
         if not definition.stores:
             url = canonical_source(definition.source, definition.options)
-            return cluster.open_remote(url, dataset_id(url), "")
-        name = tree_id(definition.source, list(definition.stores))
+            return cluster.open_remote(url, ClusterView(dataset_id(url)), leads=True)
+        view = definition.view or ClusterView(tree_id(definition.source, list(definition.stores)))
+        places = [(path, url, each) for each in definition.stores for path, url in each.roots()]
+        first = min((path for path, _, _ in places), key=in_order)
         return CompositeStore(
             definition.source,
             [
-                Child(path, cluster.open_remote(url, name, path), each.owner, each.owner_path)
-                for each in definition.stores
-                for path, url in each.roots()
+                Child(
+                    path, cluster.open_remote(url, replace(view, path=view.below(path)), leads=path == first),
+                    each.owner, "/".join(filter(None, (each.owner_path, path[len(each.path) :].strip("/")))),
+                )
+                for path, url, each in places
             ],
-        )
+        )  # fmt: skip
 
     async def _open_snapshot(self, mount: StoreMount) -> SnapshotStore:
         """A snapshot of another dataset, which is attached for that if it is not."""
@@ -209,6 +229,11 @@ class Datasets:
             raise SourceNotFound(f"{dataset.store.url} has no snapshot {number}; {there}")
         return dataset.snapshots.get(number) or self._open(dataset, number)
 
+    def list_anew(self, dataset: Dataset) -> None:
+        """On a client node: have the workers list the source for the next snapshot. Other nodes always do."""
+        if self.cluster is not None and not self.cluster.has_store:
+            self.cluster.list_anew(dataset)
+
     def next_snapshot(self, dataset: Dataset) -> Snapshot:
         """Begin to list the source into a new snapshot, and remove those that nobody needs any more."""
         self.history.collect(dataset)
@@ -256,7 +281,7 @@ class Datasets:
         writer = CatalogueWriter(self.folder(dataset.id) / str(number), dataset.roots)
         snapshot = Snapshot(number, writer, writer.reader())
         dataset.snapshots[number] = snapshot
-        (self.folder(dataset.id) / "source").write_text(dataset.store.url)
+        self._note_source(dataset)
         if snapshot.catalogue.complete:
             snapshot.first_page.set()
             snapshot.ended.set()
@@ -380,11 +405,12 @@ class Datasets:
             except ForebayError as error:
                 log.warning("%s: %r changed and cannot be looked at: %s", dataset.store.url, path, error)
                 return
-            for snapshot in snapshots:
-                if entry is None:
-                    snapshot.writer.remove(os.fsencode(path))
-                else:
-                    snapshot.writer.add([entry])
+            try:
+                for snapshot in snapshots:
+                    with writable(snapshot):
+                        snapshot.writer.remove(os.fsencode(path)) if entry is None else snapshot.writer.add([entry])
+            except CacheError as error:
+                log.warning("%s: %r changed, which cannot be recorded: %s", dataset.store.url, path, error)
 
         snapshots = self._corrigible(dataset)
         with all_held(snapshots):

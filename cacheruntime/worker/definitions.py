@@ -8,7 +8,8 @@ from forebay.cacheruntime.understore.credentials import without_secrets
 from forebay.cacheruntime.worker.dataset import Dataset
 from forebay.proto import worker_pb2 as pb
 
-_LOCAL = ("file://", "pvc://", "/")
+_LOCAL = ("file", "local", "pvc")
+"""Schemes of folders of this machine; a path without a scheme is one too."""
 
 
 def definition_of(dataset: Dataset) -> pb.AttachRequest:
@@ -49,7 +50,9 @@ def refuse_local(made: pb.AttachRequest) -> None:
         UsageError: the dataset has one.
     """
     for part in _parts(made):
-        if part.source.startswith(_LOCAL):
+        # Such as simplecache::file:///x, which fsspec takes.
+        links = part.source.split("::")
+        if part.source and any(link.partition("://")[0].lower() in _LOCAL or link.startswith("/") for link in links):
             raise UsageError(
                 f"{part.source} is a folder of each machine: attach it on this worker too, by forebay apply or mount"
             )

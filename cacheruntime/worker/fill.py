@@ -338,11 +338,10 @@ class Filler:
         for flight in self._flights.get(want.content, {}).get(number, ()):
             if flight.part.target is not None or small:
                 mask &= ~flight.mask
-        reader = self._storage.index.reader
         if not mask:
             return True
-        cached = reader.find(want.content)
-        return cached is not None and not reader.missing(want.content, cached, number, mask)
+        cached = self._storage.find(want.content)
+        return cached is not None and not self._storage.index.reader.missing(want.content, cached, number, mask)
 
     def _is_small(self, file: SourceFile) -> bool:
         return self.is_small(file.size)

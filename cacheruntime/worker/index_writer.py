@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import lmdb
 
@@ -41,6 +41,9 @@ from forebay.cacheruntime.index import (
 )
 from forebay.cacheruntime.keys import ContentId, DatasetId
 
+if TYPE_CHECKING:
+    from forebay.cacheruntime.worker.recount import Differences
+
 Changed = dict[str, set[bytes]]
 """Table -> keys."""
 
@@ -49,6 +52,10 @@ _LOG_PREFIX = "changed."
 SYNCED = b"synced"
 """Value of ``clean`` in ``meta`` when the tiers' data was on the disks too."""
 
+
+_MENDED_AT_ONCE = 256
+
+_T = TypeVar("_T")
 
 _NUMBERS = {name: bytes((number,)) for number, name in enumerate(TABLES)}
 
@@ -380,7 +387,7 @@ class IndexWriter:
                     self._put(txn, "contents", content, pack_cached(content, cached._replace(session=self.session)))
 
     def forget_packed(self, content: ContentId) -> Cached | None:
-        """Forget one file of a pack; its bytes stay there, dead, until the pack goes."""
+        """Forget one file of a pack; its bytes stay there, dead, until the pack goes (`compaction.py`)."""
         with self._txn() as txn:
             return self._drop(txn, content)
 
@@ -458,13 +465,13 @@ class IndexWriter:
             self._put(txn, "shares", key, number.to_bytes(2, "big") + path)
             return number
 
-    def pin(self, dataset: DatasetId, path: bytes, pinned: bool) -> None:
-        """Remember, or forget, that a path is pinned."""
+    def pin(self, dataset: DatasetId, path: bytes, pinned: bool, table: str = "pins") -> None:
+        """Remember, or forget, that a path is pinned; `table`: by whom."""
         with self._txn() as txn:
             if pinned:
-                self._put(txn, "pins", path_key(dataset, path), path)
+                self._put(txn, table, path_key(dataset, path), path)
             else:
-                self._delete(txn, "pins", path_key(dataset, path))
+                self._delete(txn, table, path_key(dataset, path))
 
     def mark_pinned(self, contents: Iterable[ContentId], pinned: bool) -> None:
         """Mark records. A pack with a pinned file is pinned; `pinned` False frees the packs too."""
@@ -510,52 +517,40 @@ class IndexWriter:
             self._delete(txn, "packs", key)
         return [ContentId(member[12:]) for member in gone]
 
-    def recount(self) -> bool:
-        """Build members, holdings and packs' live counts anew from the records; whether something was wrong.
-
-        Reads the whole index: for repair only.
-        """
-        held: dict[bytes, list[int]] = {}
-        live: dict[PackNumber, list[int]] = {}
-        members: set[bytes] = set()
+    def mend(self, found: "Differences") -> Iterator[None]:
+        """Put right what was found not to add up, piece by piece; what has changed since then is looked at again."""
+        for batch in _batches([*found.homeless, *found.missing, *found.superfluous]):
+            with self._txn() as txn:
+                for key in batch:
+                    content = ContentId(key[-16:])
+                    cached = self._record(txn, content)
+                    if cached is not None and cached.pack and not self._has_pack(txn, cached.pack):
+                        self._delete(txn, "contents", content)
+                        self._delete(txn, "members", member_key(cached.dataset, cached.pack, content))
+                        cached = None
+                    if len(key) == len(content):
+                        continue
+                    if cached is not None and member_key(cached.dataset, cached.pack, content) == key:
+                        self._put(txn, "members", key, b"")
+                    elif txn.get(content, db=self._tables["contents"]) is None or cached is not None:
+                        self._delete(txn, "members", key)
+            yield
         with self._txn() as txn:
-            for key, raw in self._from(txn, "contents", b""):
-                content, cached = ContentId(key), unpack_cached(key, raw)
-                if cached is None:
-                    continue
-                pack = self._pack(txn, cached.pack) if cached.pack else None
-                if cached.pack and pack is None:
-                    self._delete(txn, "contents", key)
-                    continue
-                members.add(member_key(cached.dataset, cached.pack, content))
-                tier = pack.tier if pack is not None else cached.tier
-                sums = held.setdefault(holding_key(cached.dataset, cached.share, tier), [0, 0])
-                sums[0] += cached.cached_bytes()
-                sums[1] += 1
-                if cached.pack:
-                    counts = live.setdefault(cached.pack, [0, 0])
-                    counts[0] += cached.size
-                    counts[1] += 1
-            wrong = self._replace(txn, "members", dict.fromkeys(members, b""))
-            wrong |= self._replace(txn, "holdings", {key: pack_held(*counts) for key, counts in held.items()})
-            for key, raw in list(self._from(txn, "packs", b"")):
-                pack = unpack_pack(key, raw)
-                if pack is None:
-                    continue
-                live_bytes, live_files = live.get(pack.number, [0, 0])
-                if (pack.live_bytes, pack.live_files) != (live_bytes, live_files):
-                    wrong = True
-                    self._put(txn, "packs", key, pack_pack(pack._replace(live_bytes=live_bytes, live_files=live_files)))
-        return wrong
-
-    def _replace(self, txn: Any, table: str, wanted: dict[bytes, bytes]) -> bool:
-        found = dict(self._from(txn, table, b""))
-        for key in found.keys() - wanted.keys():
-            self._delete(txn, table, key)
-        for key, value in wanted.items():
-            if found.get(key) != value:
-                self._put(txn, table, key, value)
-        return found != wanted
+            for key, (by_bytes, by_files) in found.holdings.items():
+                tier = TierNumber(int.from_bytes(key[10:], "big"))
+                self._hold(txn, DatasetId(key[:8].hex()), int.from_bytes(key[8:10], "big"), tier, by_bytes, by_files)
+        for numbers in _batches(list(found.live)):
+            yield
+            with self._txn() as txn:
+                for number in numbers:
+                    pack = self._pack(txn, number)
+                    if pack is not None:
+                        live_bytes, live_files = found.live[number]
+                        new = pack._replace(
+                            live_bytes=max(0, pack.live_bytes + live_bytes),
+                            live_files=max(0, pack.live_files + live_files),
+                        )
+                        self._put(txn, "packs", pack_key(number), pack_pack(new))
 
     # Inside a transaction
 
@@ -603,6 +598,9 @@ class IndexWriter:
         raw = txn.get(pack_key(number), db=self._tables["packs"])
         return unpack_pack(pack_key(number), raw) if raw else None
 
+    def _has_pack(self, txn: Any, number: PackNumber) -> bool:
+        return txn.get(pack_key(number), db=self._tables["packs"]) is not None
+
     def _insert(self, txn: Any, content: ContentId, cached: Cached) -> None:
         """Record a file of its own."""
         self._drop(txn, content)  # a record in its place, if any: what it held is not held any more
@@ -645,6 +643,12 @@ class IndexWriter:
             self._delete(txn, "holdings", key)
         else:
             self._put(txn, "holdings", key, pack_held(*new))
+
+
+def _batches(items: list[_T]) -> Iterator[list[_T]]:
+    """Of as many changes as others can wait for."""
+    for start in range(0, len(items), _MENDED_AT_ONCE):
+        yield items[start : start + _MENDED_AT_ONCE]
 
 
 def _read_logs(paths: Iterable[Path]) -> Changed:

@@ -1,8 +1,9 @@
-"""What the worker does by itself, behind everything else: checkpoints, seals, moves, probes of disks, the scrub."""
+"""What the worker does by itself, behind everything else: checkpoints, seals, moves, smaller packs, probes of disks,
+the scrub."""
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from forebay.cacheruntime.index import Cached, Index, Pack
 from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.tiers import probe
 from forebay.cacheruntime.worker.check import is_orphan, orphans
+from forebay.cacheruntime.worker.compaction import Compactor
 from forebay.cacheruntime.worker.disk_health import Health
 from forebay.cacheruntime.worker.index_writer import IndexUnwritable
 from forebay.cacheruntime.worker.mover import Mover
+from forebay.cacheruntime.worker.recount import recount
 from forebay.cacheruntime.worker.space import Item
 from forebay.cacheruntime.worker.storage import Storage
 from forebay.cacheruntime.worker.tier import Tier
@@ -42,16 +45,20 @@ class Keeper:
         self._storage = storage
         self._verifier = verifier
         self.mover = Mover(storage)
+        self._compactor = Compactor(storage, self.mover.pace, self.mover.thread)
         self.checkpoints = 0
         self.scrubbed_bytes = 0
-        self._scrub_thread = trio.CapacityLimiter(1)
+        self._scrub_thread, self._recount_thread = trio.CapacityLimiter(1), trio.CapacityLimiter(1)
         self._scrub_pace = Pace(storage.config.scrub_bytes_s, time.monotonic, time.sleep)
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tidy)
             nursery.start_soon(self._checkpoints)
-            nursery.start_soon(self._move)
+            nursery.start_soon(self._over_and_over, self._recount)
+            if len(self._storage.tiers) > 1:
+                nursery.start_soon(self._over_and_over, self.mover.step)
+            nursery.start_soon(self._over_and_over, self._compactor.step)
             nursery.start_soon(self._clean_up)
             for tier in self._storage.tiers:
                 nursery.start_soon(self._probe, tier)
@@ -66,17 +73,21 @@ class Keeper:
                 self._trouble(error)
             await trio.sleep(_TIDY_S)
 
-    async def _move(self) -> None:
-        if len(self._storage.tiers) < 2:
-            return
+    async def _over_and_over(self, step: Callable[[], Awaitable[bool]]) -> None:
+        """As long as there is something to do; then look again now and then."""
         while True:
             try:
-                moved = await self.mover.step()
+                done = await step()
             except OSError as error:
                 self._trouble(error)
-                moved = False
-            if not moved:
+                done = False
+            if not done:
                 await trio.sleep(_MOVE_REST_S)
+
+    async def _recount(self) -> bool:
+        if self._storage.recount_due:
+            await recount(self._storage, self._recount_thread)
+        return False
 
     async def _checkpoints(self) -> None:
         while True:

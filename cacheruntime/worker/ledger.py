@@ -8,6 +8,9 @@ Every commit is synced, and comes after the data that it speaks of was synced; s
 ``index.seal`` in the cache folder: after an orderly stop, device number excepted, what stat tells of the index's file:
 inode number, size, mtime and ctime in ns. An index that was changed while no worker ran does not have it any more.
 
+``index.boot`` beside it: boot id of the kernel under which the index was opened last. It is known before the index is
+mapped: one that a power loss has cut off ends the process that reads behind its end.
+
 The index itself is not synced, as that would cost a wait of milliseconds for each block. A checkpoint takes over the
 keys that changed since the last one; it costs what changed, not what is cached.
 """
@@ -46,12 +49,17 @@ def open_index(config: CacheConfig, boot_id: str) -> IndexWriter:
         CacheFormatError: it is of another format.
     """
     trouble = _trouble(config, boot_id)
-    if trouble is not None and trouble != _UNSYNCED:
-        _restore(config, trouble)
-    _seal_path(config).unlink(missing_ok=True)
     try:
+        if trouble is not None and trouble != _UNSYNCED:
+            _restore(config, trouble)
+        elif not (config.index_dir / "data.mdb").exists():
+            # Who has it open also holds its lock file, which therefore never serves another one.
+            shutil.rmtree(config.index_dir, ignore_errors=True)
+        _seal_path(config).unlink(missing_ok=True)
+        if _text(_boot_path(config)) != boot_id:
+            write_durably(_boot_path(config), boot_id)
         return IndexWriter(config.index_dir, boot_id, distrust=trouble is not None)
-    except OSError as error:
+    except (OSError, lmdb.Error) as error:
         raise _no_room(config.index_dir, error) from error
 
 
@@ -72,6 +80,17 @@ def _seal_path(config: CacheConfig) -> Path:
     return config.cache_dir / "index.seal"
 
 
+def _boot_path(config: CacheConfig) -> Path:
+    return config.cache_dir / "index.boot"
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None
+
+
 def _stat_text(config: CacheConfig) -> str:
     found = os.stat(config.index_dir / "data.mdb")
     return f"{found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}\n"
@@ -81,6 +100,11 @@ def _trouble(config: CacheConfig, boot_id: str) -> str | None:
     """Why the index is not to be believed; None when it is, or is new."""
     if not (config.index_dir / "data.mdb").exists():
         return "it was removed" if (config.ledger_dir / "data.mdb").exists() else None
+    seal, same_boot = _text(_seal_path(config)), _text(_boot_path(config)) == boot_id
+    if seal is None and not same_boot:
+        return "the machine went down without a clean stop"
+    if seal is not None and seal != _stat_text(config):
+        return "it was changed while no worker ran"
     try:
         index = Index(config.index_dir)
     except CacheFormatError as error:
@@ -93,21 +117,14 @@ def _trouble(config: CacheConfig, boot_id: str) -> str | None:
         with index.raw() as txn:
             meta = index.table("meta")
             clean = txn.get(b"clean", db=meta)
-            boot = txn.get(b"boot", db=meta)
     except lmdb.Error as error:
         return f"it cannot be read: {error}"
     finally:
         index.close()
-    if clean is None:
-        return None if boot == boot_id.encode() else "the machine went down without a clean stop"
-    try:
-        seal = _seal_path(config).read_text()
-    except OSError:
-        # The worker was killed between its mark and the seal, which is as good as a kill before both.
-        return None if boot == boot_id.encode() else "the machine went down before the stop was sealed"
-    if seal != _stat_text(config):
-        return "it was changed while no worker ran"
-    return None if clean == SYNCED or boot == boot_id.encode() else _UNSYNCED
+    # Killed while it worked, or between its mark and the seal: the kernel has all that was written.
+    if same_boot or clean == SYNCED:
+        return None
+    return _UNSYNCED if clean is not None else "the machine went down without a clean stop"
 
 
 def _restore(config: CacheConfig, trouble: str) -> None:
@@ -118,12 +135,22 @@ def _restore(config: CacheConfig, trouble: str) -> None:
     if _is_whole(config.ledger_dir):
         log.warning("the cache index is not to be believed (%s): going on from the last checkpoint", trouble)
         shutil.copyfile(config.ledger_dir / "data.mdb", draft / "data.mdb")
+        _distrust(draft)
     else:
         log.warning("the cache index is not to be believed (%s), and there is no checkpoint: starting empty", trouble)
         shutil.rmtree(config.ledger_dir, ignore_errors=True)
-    # Readers that have the old one mapped keep it: they see nothing new until they are started again.
+    # Readers that have the old one mapped keep it until they see that there is another (`Index.renew`).
     shutil.rmtree(config.index_dir, ignore_errors=True)
     draft.rename(config.index_dir)
+
+
+def _distrust(folder: Path) -> None:
+    """Before anybody sees it: readers take it as soon as it is in its place, and the worker may be killed there."""
+    with lmdb.open(str(folder), max_dbs=len(TABLES), map_size=MAP_BYTES) as env:
+        meta = env.open_db(b"meta")
+        with env.begin(write=True) as txn:
+            next_session = int.from_bytes(txn.get(b"session", db=meta) or b"", "big") + 1
+            txn.put(b"trusted", next_session.to_bytes(4, "big"), db=meta)
 
 
 def _is_whole(folder: Path) -> bool:
@@ -165,6 +192,8 @@ class Ledger:
             raise _no_room(folder, error) from error
         with self._env.begin() as txn:
             self._whole = bool(txn.get(_TAKEN_OVER, db=self._tables["meta"]))
+        self.begun = self.taken = 0
+        """Checkpoints since the start, and the number of the last one that was taken over."""
 
     def close(self) -> None:
         self._env.close()
@@ -181,8 +210,10 @@ class Ledger:
             OSError: nothing was begun.
         """
         changed, logs = self._index.take_changed()
+        self.begun += 1
         complete = self._whole or self._index.session == 1  # then all that there is has changed
-        return Checkpoint(self._index.reader, changed if self._whole else None, logs, changed if complete else None)
+        unsynced = changed if complete else None
+        return Checkpoint(self.begun, self._index.reader, changed if self._whole else None, logs, unsynced)
 
     def take(self, checkpoint: "Checkpoint", folders: Iterable[Path], paths: list[Path] | None = None) -> None:
         """Sync the tiers' data, then take the changes over. In a thread.
@@ -214,6 +245,7 @@ class Ledger:
         finally:
             checkpoint.close()
         self._whole = True
+        self.taken = checkpoint.number
         for log_file in checkpoint.logs:
             log_file.unlink(missing_ok=True)
 
@@ -227,15 +259,17 @@ class Checkpoint:
     """One state of the index, and what of it the ledger lacks."""
 
     def __init__(
-        self, index: Index, changed: Changed | None, logs: list[Path], unsynced: Changed | None = None
+        self, number: int, index: Index, changed: Changed | None, logs: list[Path], unsynced: Changed | None = None
     ) -> None:
         """
         Args:
+            number: of `Ledger.begun`.
             index: to read from, now.
             changed: keys; None when everything is to be taken.
             logs: to be removed afterwards.
             unsynced: keys of whose files it is not known that they were synced; None when all may be.
         """
+        self.number = number
         self.changed = changed
         self.unsynced = unsynced
         self.logs = logs

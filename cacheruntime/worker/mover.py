@@ -45,8 +45,8 @@ class Mover:
     def __init__(self, storage: Storage, clock: Callable[[], float] = time.monotonic) -> None:
         self._storage = storage
         self._clock = clock
-        self._pace = Pace(storage.config.move_bytes_s, time.monotonic, time.sleep)
-        self._thread = trio.CapacityLimiter(1)
+        self.pace = Pace(storage.config.move_bytes_s, time.monotonic, time.sleep)
+        self.thread = trio.CapacityLimiter(1)
         self._draining: set[int] = set()
         """Tiers that went over their high watermark, until they are at the low one."""
         self.moved_files = self.moved_bytes = 0
@@ -144,7 +144,7 @@ class Mover:
         size, source = cached.cached_bytes(), self._storage.tier(cached.tier)
         old, new = file_path(source.config.path, content), file_path(target.config.path, content)
 
-        copy = partial(_copy, old, new, cached.size, index.reader.extents(content, cached), self._pace)
+        copy = partial(_copy, old, new, cached.size, index.reader.extents(content, cached), self.pace)
         target.take(size)
         seal = await self._copied(content, copy, source, target, size)
         if seal is None:
@@ -175,7 +175,7 @@ class Mover:
         old, new = pack_path(source.config.path, number), pack_path(target.config.path, number)
         _, entries = packed_entries(index.reader, pack)  # what no file has any more is left out
         files = (Extent(Span(at, at + size), checksum.to_bytes(SUM_BYTES, "big")) for at, size, checksum in entries)
-        copy = partial(_copy, old, new, pack.length, files, self._pace)
+        copy = partial(_copy, old, new, pack.length, files, self.pace)
         target.take(pack.length)
         seal = await self._copied(number, copy, source, target, pack.length)
         if seal is None:
@@ -201,7 +201,7 @@ class Mover:
             target.give_back(size)
             raise
         try:
-            return await trio.to_thread.run_sync(copy, limiter=self._thread)
+            return await trio.to_thread.run_sync(copy, limiter=self.thread)
         except Damaged:
             self._storage.suspect(item)
         except OSError as error:

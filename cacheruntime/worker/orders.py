@@ -71,6 +71,33 @@ class OrderSink(Protocol):
         """The reader is gone."""
 
 
+@dataclass(frozen=True)
+class SeveralSinks:
+    """All of them; equal to another that has the same."""
+
+    sinks: tuple[OrderSink, ...]
+
+    def post(self, reader: str, first: int, contents: Sequence[ContentId]) -> None:
+        """See `OrderSink`."""
+        for sink in self.sinks:
+            sink.post(reader, first, contents)
+
+    def advance(self, reader: str, position: int, asked: int) -> None:
+        """See `OrderSink`."""
+        for sink in self.sinks:
+            sink.advance(reader, position, asked)
+
+    def read(self, reader: str, position: int) -> None:
+        """See `OrderSink`."""
+        for sink in self.sinks:
+            sink.read(reader, position)
+
+    def leave(self, reader: str) -> None:
+        """See `OrderSink`."""
+        for sink in self.sinks:
+            sink.leave(reader)
+
+
 class Pace:
     """How fast a reader goes: files a second, the last few seconds counting most. Pure."""
 
@@ -194,8 +221,8 @@ class Orders:
         self._readers: dict[str, Reader] = {}
         self._finished: OrderedDict[str, None] = OrderedDict()
         """Readers that said so, the last few."""
-        self.sink: Callable[[DatasetId], OrderSink | None] = lambda _: None
-        """The policy of a dataset that goes by orders; None where it has another."""
+        self.sink: Callable[[Dataset], OrderSink | None] = lambda _: None
+        """Who goes by the orders of a dataset's readers; None: nobody."""
         self.moved: Callable[[], None] = lambda: None
         """Called when an order has come, has moved or is gone."""
 
@@ -208,8 +235,10 @@ class Orders:
         return self._readers.values()
 
     def reads(self, dataset: DatasetId) -> bool:
-        """Whether a dataset has a reader with an order."""
-        return any(reader.dataset.id == dataset for reader in self._readers.values())
+        """Whether a dataset has a reader with an order, be it by way of a view."""
+        return any(
+            reader.dataset.id == dataset or dataset in reader.dataset.owners for reader in self._readers.values()
+        )
 
     async def post(
         self, dataset: Dataset, snapshot: Snapshot, name: str, nodes: Sequence[int], first: int,
@@ -247,14 +276,14 @@ class Orders:
         piece = array("Q", nodes)
         reader.put(first, piece)
         self._advance(reader, position, asked)
-        sink = self.sink(dataset.id)
-        if sink is not None and sink is not reader.told:
+        sink = self.sink(dataset)
+        if sink is not None and sink != reader.told:
             reader.told = sink
             first, piece = reader.start, reader.nodes[:]
             sink.advance(name, reader.position, reader.asked)
         for at in range(0, len(piece) if sink is not None else 0, _RESOLVED_AT_ONCE):
             part = piece[at : at + _RESOLVED_AT_ONCE]
-            if self._readers.get(name) is not reader or reader.told is not sink:
+            if self._readers.get(name) is not reader or reader.told != sink:
                 break  # it left meanwhile, or another is told
             if sink is not None and first + at + len(part) > reader.position:
                 sink.post(name, first + at, snapshot.catalogue.contents(part))

@@ -67,8 +67,13 @@ class Packs:
         """Whether a pack is still the one that takes files; else its descriptor is closed."""
         return self._opened.get(key) is pack
 
-    def ready(self, key: PackKey, tier: Tier, size: int) -> OpenPack:
+    def ready(self, key: PackKey, tier: Tier, size: int, besides: PackNumber | None = None) -> OpenPack:
         """The pack that takes a file of that size next, ready to be written to.
+
+        Args:
+            key, tier: of which kind, and where.
+            size: in bytes.
+            besides: not this one, which is not open.
 
         Raises:
             OSError: it cannot be made.
@@ -78,7 +83,7 @@ class Packs:
             self._close(key)  # if it was changed, its files are in doubt from here on
             pack = None
         if pack is None:
-            pack = self._reopen(key, tier, size) or self._make(key, tier)
+            pack = self._reopen(key, tier, size, besides) or self._make(key, tier)
         if pack.sealed:
             self._index.seal_pack(pack.number, WRITING)
             pack.sealed = False
@@ -103,9 +108,9 @@ class Packs:
         pack.end, pack.files = end, pack.files + len(entries)
         return added
 
-    def _reopen(self, key: PackKey, tier: Tier, size: int) -> OpenPack | None:
+    def _reopen(self, key: PackKey, tier: Tier, size: int, besides: PackNumber | None) -> OpenPack | None:
         """The last pack of a kind if it takes more, after a restart."""
-        kin = [pack for pack in self._index.reader.packs() if _key(pack) == key]
+        kin = [pack for pack in self._index.reader.packs() if _key(pack) == key and pack.number != besides]
         last = max(kin, key=lambda pack: pack.number, default=None)
         if last is None or last.session < self._index.reader.trusted_since:
             return None

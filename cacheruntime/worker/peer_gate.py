@@ -24,12 +24,26 @@ NameOf = Callable[[str], str]
 class PeerGate:
     """The data port's door, and the rules of gRPC's (`guard.py`)."""
 
-    def __init__(self, security: Security, authorizer: Authorizer, limits: LimitConfig, name_of: NameOf) -> None:
+    def __init__(
+        self,
+        security: Security,
+        authorizer: Authorizer,
+        limits: LimitConfig,
+        name_of: NameOf,
+        name_asked: Callable[[pb.FindRequest], str],
+    ) -> None:
+        """
+        Args:
+            security, authorizer, limits: of this worker.
+            name_of: from an id.
+            name_asked: of the dataset that somebody looks for.
+        """
         self.security = security
         self.authorizer = authorizer
         self.limits = limits
         self.streams = ClientLimit("streams", limits.streams)
         self._name_of = name_of
+        self._name_asked = name_asked
 
     def wrap(self, connection: socket.socket) -> tuple[socket.socket, Identity]:
         """A connection after its handshake, and who is at the other end.
@@ -68,9 +82,7 @@ class PeerGate:
         return {
             f"{service}/Identify": OPEN,
             f"{service}/Define": WORKERS,
-            f"{service}/Find": on_dataset(
-                Verb.LIST, lambda request: request.source or self._name_of(request.dataset_id)
-            ),
+            f"{service}/Find": on_dataset(Verb.LIST, self._name_asked),
             f"{service}/List": by_id,
             f"{service}/Look": by_id,
             f"{service}/Load": on_dataset(Verb.WARM, lambda request: self._name_of(request.dataset_id)),

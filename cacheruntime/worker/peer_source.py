@@ -22,6 +22,7 @@ from forebay.cacheruntime.cluster.peer_wire import PeerBroken
 from forebay.cacheruntime.cluster.placement import SLICE_BYTES, Placement, WorkerId, slice_of
 from forebay.cacheruntime.cluster.routing import Attempt, Mode, Router
 from forebay.cacheruntime.errors import (
+    AccessDenied,
     ForebayError,
     NotAttached,
     SourceNotFound,
@@ -203,6 +204,7 @@ class PeerSource:
         """One slice, or a part of it."""
         give_up = self._clock() + self._alone_s
         delay_s = 0.1
+        trouble = PeerBroken("none of them has it")
         while True:
             with self._lock:
                 route = self._router.route(file.content, slice_of(start), self._replicas, file.hops, self._clock())
@@ -214,7 +216,12 @@ class PeerSource:
                         yield piece
                 except _Missing:
                     continue
+                except AccessDenied as error:
+                    if not attempts and not route.store:
+                        raise
+                    log.warning("%r: %s; the next source is asked", file.path, error)
                 except PeerBroken as error:
+                    trouble = error
                     log.info("%r: %s; the next source is asked", file.path, error)
             if start >= end:
                 return
@@ -223,7 +230,7 @@ class PeerSource:
                 return
             if self._clock() > give_up:
                 raise SourceUnavailable(
-                    f"no worker of the cluster gives {file.path!r}; see forebay status for who is there"
+                    f"no worker of the cluster has given {file.path!r} for {self._alone_s:g} s ({trouble})"
                 )
             time.sleep(delay_s)
             delay_s = min(2 * delay_s, 2.0)
@@ -244,7 +251,8 @@ class PeerSource:
         """Bytes of the first peer that answers; takes from `attempts` whom it has asked.
 
         Raises:
-            _Missing: it has them not. PeerBroken: it broke off. ForebayError: what it says of the source.
+            _Missing: it has them not. PeerBroken: it broke off. AccessDenied: it is not for us. ForebayError: what it
+                says of the source.
         """
         under_way, header = self._first_header(file, start, end, attempts)
         client = under_way.client
@@ -273,6 +281,8 @@ class PeerSource:
             if isinstance(error, _FINAL):
                 raise
             traffic.errors += 1
+            if isinstance(error, AccessDenied):
+                raise
             raise PeerBroken(f"worker {client.known.id}: {error}") from error
         finally:
             under_way.exchange.close()

@@ -68,11 +68,23 @@ async def unpin(storage: Storage, dataset: Dataset, snapshot: Snapshot, paths: S
     return unknown
 
 
+async def follow_manifest(
+    storage: Storage, dataset: Dataset, snapshot: Snapshot, fresh: Sequence[bytes], gone: Sequence[bytes]
+) -> None:
+    """A manifest pins paths of which something may be cached already, and does not pin others any more."""
+    await snapshot.ended.wait()
+    for path in gone:
+        found: list[ContentId] = []
+        async for contents in cached_contents(storage, snapshot.catalogue, Selection([path])):
+            found += contents
+        storage.unpin(dataset.id, path, found, by_manifest=True)
+    await _mark(storage, dataset, snapshot, storage.pins(dataset.id) if gone else fresh)
+
+
 async def _mark(storage: Storage, dataset: Dataset, snapshot: Snapshot, paths: Sequence[bytes]) -> None:
     if paths:
         async for contents in cached_contents(storage, snapshot.catalogue, Selection(paths)):
-            owner, inside = owners(dataset, paths[0])[0]
-            storage.pin(owner, inside, contents)  # marks them all
+            storage.mark_pinned(owners(dataset, paths[0])[0][0], contents)
 
 
 def owners(dataset: Dataset, path: bytes) -> list[tuple[DatasetId, bytes]]:

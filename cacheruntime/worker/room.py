@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from forebay.cacheruntime.blocks import BLOCK_BYTES
 from forebay.cacheruntime.config import MIB
-from forebay.cacheruntime.index import PackNumber
+from forebay.cacheruntime.index import PackNumber, TierNumber
 from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.touch import slot_of
 from forebay.cacheruntime.worker.space import Item, Space
@@ -26,6 +26,9 @@ AHEAD_BYTES = 64 * MIB
 
 _LOADED_AT_ONCE = 40_000
 """Files that a policy is told of in one go, some 5 us each: all others wait meanwhile."""
+
+_PASSED_OVER = 1000
+"""Items in a row that may not go, some 5 us each, after which a search is broken off: the next one goes on there."""
 
 _DEPARTED_S = 0.02
 """Files that were evicted while they were open are looked at this often at most, a system call each."""
@@ -237,6 +240,9 @@ class Rooms:
     ) -> Iterator[tuple[Item, int]]:
         """What of a dataset may go, in its policy's order, with the bytes that frees.
 
+        Bounded: behind very many that may not go (pinned, in another tier) it gives up for this time, and the next call
+        goes on from there, until it has been through.
+
         Args:
             space: the dataset.
             tier: only what is there; None for all.
@@ -244,24 +250,43 @@ class Rooms:
             share: only of this share; None for all.
         """
         self.note_touches(space)
-        reader, writes = self._storage.index.reader, self._storage.writes
         if tier is not None and not any(
-            held.dataset == space.dataset and held.tier == tier.number for held in reader.holdings()
+            held.dataset == space.dataset and held.tier == tier.number for held in self._storage.index.reader.holdings()
         ):
             return  # rather than look at all of a million files, some seconds, for each fill
-        for item in space.policy.victims(coming):
-            if isinstance(item, bytes):
-                cached = reader.find(item)
-                if cached is None or cached.pack or cached.pinned or item in writes:
+        key = (tier.number if tier is not None else None, share)
+        walk = space.walks.pop(key, None)
+        is_long = walk is not None
+        walk = walk or space.policy.victims(coming)
+        passed = 0
+        try:
+            for item in walk:
+                where, of_share, size = self._place(item)
+                if size and item != coming and (tier is None or where == tier.number) and share in (None, of_share):
+                    passed = 0
+                    yield item, size
                     continue
-                where, of_share, size = cached.tier, cached.share, cached.cached_bytes()
-            else:
-                pack = reader.pack(item)
-                if pack is None or pack.pinned:
-                    continue
-                where, of_share, size = pack.tier, pack.share, pack.length
-            if size and (tier is None or where == tier.number) and share in (None, of_share):
-                yield item, size
+                passed += 1
+                if passed >= _PASSED_OVER:
+                    is_long = True
+                    return
+            is_long = False
+        finally:
+            if is_long:
+                space.walks[key] = walk
+
+    def _place(self, item: Item) -> tuple[TierNumber, int, int]:
+        """Tier, share and bytes of what may go; 0 bytes: it may not."""
+        reader = self._storage.index.reader
+        if isinstance(item, bytes):
+            cached = reader.find(item)
+            if cached is not None and not cached.pack and not cached.pinned and item not in self._storage.writes:
+                return cached.tier, cached.share, cached.cached_bytes()
+        else:
+            pack = reader.pack(item)
+            if pack is not None and not pack.pinned:
+                return pack.tier, pack.share, pack.length
+        return TierNumber(0), 0, 0
 
     def _drop(self, items: Iterable[Item]) -> None:
         for item in items:

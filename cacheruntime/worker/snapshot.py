@@ -109,7 +109,7 @@ def writable(snapshot: Snapshot) -> Iterator[None]:
     """Raise CacheError, with the cure, when its catalogue cannot be written."""
     try:
         yield
-    except lmdb.Error as error:
+    except (OSError, lmdb.Error) as error:
         raise CacheError(f"{snapshot.writer.folder} cannot be written: {error}; make room there") from error
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from forebay.cacheruntime.index import PackNumber
+from forebay.cacheruntime.index import PackNumber, TierNumber
 from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.policies import Policy, policy_named
 
@@ -25,6 +25,8 @@ class Space:
     """What the policy knows, by touch slot; of two that share one, the later."""
     to_load: Iterator[tuple[PackNumber, ContentId]] | None = None
     """What the policy has not been told of yet."""
+    walks: dict[tuple[TierNumber | None, int | None], Iterator[Item]] = field(default_factory=dict)
+    """Searches for victims that were broken off, by tier and share."""
     touched: set[Item] = field(default_factory=set)
     """Read since they were looked at for promotion."""
     quota_bytes: int = 0
@@ -34,6 +36,8 @@ class Space:
     shares: dict[bytes, int] = field(default_factory=dict)
     """Path -> share."""
     pins: list[bytes] = field(default_factory=list)
+    """By command."""
+    manifest_pins: list[bytes] = field(default_factory=list)
     used: dict[int, int] = field(default_factory=dict)
     """Share -> bytes that are cached or reserved."""
 
@@ -43,7 +47,7 @@ class Space:
         return self.shares[found] if found is not None else 0
 
     def is_pinned(self, path: bytes) -> bool:
-        return any(is_below(path, pinned) for pinned in self.pins)
+        return any(is_below(path, pinned) for pinned in (*self.pins, *self.manifest_pins))
 
     def room_bytes(self, share: int) -> int | None:
         """What the dataset, and this share of it, may still take; None when there is no bound."""
@@ -70,6 +74,7 @@ class Space:
         if name != self.name:
             self.policy = policy_named(name)
             self.name, self.is_loaded = name, False
+            self.walks.clear()
 
 
 def is_below(path: bytes, parent: bytes) -> bool:

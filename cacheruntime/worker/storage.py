@@ -91,7 +91,7 @@ class _Pending:
     """Work for the next `tidy`."""
 
     unlinked: list[tuple[TierNumber, Item]] = field(default_factory=list)
-    recount: bool = False
+    add_up: bool = False
 
 
 class Storage:
@@ -116,6 +116,10 @@ class Storage:
         self.departed = Departed()
         self.moving = 0
         """Moves under way."""
+        self.recount_due = False
+        """The index was damaged: what it adds up may be wrong (`recount.py`)."""
+        self.thin: dict[PackNumber, float] = {}
+        """Packs that may be mostly dead, and when a file of them was dropped last (time.monotonic)."""
         self.trash: list[Path] = []
         """Folders to be removed in the background."""
         self._pending = _Pending()
@@ -125,10 +129,15 @@ class Storage:
         self._spaces: dict[DatasetId, Space] = {}
         self.tiers = self._adopt(uuids)
         self._by_number = {tier.number: tier for tier in self.tiers}
+        for tier in self.tiers:
+            if self.departed.adopt(tier, self.space):
+                self.touch.depart()
         self._remove_doomed()
         for pack in self.index.reader.packs():
-            if not pack.length:
+            if not pack.live_files:
                 self.drop_pack(pack)  # its file may never have been made
+            elif pack.is_thin:
+                self.thin[pack.number] = time.monotonic()
         self.rooms = Rooms(self)
         self.idle: Callable[[DatasetId], float | None] = lambda _: 0.0
         """When a dataset was last used (seconds), or None while it is in use; set by the core."""
@@ -168,7 +177,12 @@ class Storage:
         doomed = self.index.doomed()
         for number, thing in doomed:
             if number in self._by_number:
-                self.item_path(self._by_number[number], thing).unlink(missing_ok=True)
+                tier = self._by_number[number]
+                path = self.item_path(tier, thing)
+                with contextlib.suppress(FileNotFoundError):
+                    size = os.stat(path).st_blocks * 512
+                    tier.used_bytes += size
+                    self.departed.unlink(tier, path, size)
         self.index.removed(doomed)
 
     def close(self) -> None:
@@ -199,7 +213,9 @@ class Storage:
     def space(self, dataset: DatasetId) -> Space:
         found = self._spaces.get(dataset)
         if found is None:
-            found = self._spaces[dataset] = Space(dataset, pins=self.index.reader.pins(dataset))
+            found = self._spaces[dataset] = Space(dataset)
+            found.pins = self.index.reader.pins_by("pins", dataset)
+            found.manifest_pins = self.index.reader.pins_by("manifest_pins", dataset)
             found.shares = self.index.reader.shares(dataset)
         return found
 
@@ -207,11 +223,12 @@ class Storage:
     def spaces(self) -> list[Space]:
         return list(self._spaces.values())
 
-    def set_policy(self, dataset: DatasetId, wanted: pb.CachePolicy) -> list[bytes]:
+    def set_policy(self, dataset: DatasetId, wanted: pb.CachePolicy) -> tuple[list[bytes], list[bytes]]:
         """How a dataset shares the tiers from now on; what is cached stays, and counts where it was counted.
 
         Returns:
-            Paths that are pinned from now on: what is cached below them is to be marked.
+            Paths that are pinned from now on, below which what is cached is to be marked; and those that an earlier
+            manifest has pinned and this one has not: they are the caller's to unpin.
 
         Raises:
             UsageError: there is no such policy.
@@ -220,10 +237,11 @@ class Storage:
         space.use_policy(wanted.policy)
         space.quota_bytes = wanted.quota_bytes
         space.quotas = {self._share(space, rule.path): rule.quota_bytes for rule in wanted.paths if rule.quota_bytes}
-        fresh = [rule.path for rule in wanted.paths if rule.pinned and rule.path not in space.pins]
+        pinned = [rule.path for rule in wanted.paths if rule.pinned]
+        fresh = [path for path in pinned if path not in space.manifest_pins]
         for path in fresh:
-            self.pin(dataset, path, ())
-        return fresh
+            self.pin(dataset, path, (), by_manifest=True)
+        return fresh, [path for path in space.manifest_pins if path not in pinned]
 
     def _share(self, space: Space, path: bytes) -> int:
         if path not in space.shares:
@@ -525,6 +543,39 @@ class Storage:
         self.damage.files += 1
         self.drop_pack(pack)
 
+    def repack(self, pack: Pack, files: Iterable[tuple[ContentId, bytes]]) -> bool:
+        """Append files of a pack, with their bytes, to others, which have them from then on; what is not in it any more
+        is passed over. False: the tier or the index takes nothing, and the rest stays where it is."""
+        tier = self.tier(pack.tier)
+        found = [(content, data, self.index.reader.find(content)) for content, data in files]
+        for pinned in (False, True):
+            here = [
+                (content, data, cached)
+                for content, data, cached in found
+                if cached is not None and cached.pack == pack.number and cached.pinned == pinned
+            ]
+            size = sum(len(data) for _, data, _ in here)
+            if not here:
+                continue
+            if tier.room_bytes() < size:
+                return False
+            key = (pack.dataset, pack.share, pinned, pack.tier)
+            try:
+                target = self._packs.ready(key, tier, size, pack.number)
+                entries, end = [], target.end
+                for content, data, cached in here:
+                    entries.append(Appended(content, len(data), end, cached.checksum))
+                    end += len(data)
+                added = self._packs.append(key, target, [memoryview(data) for _, data, _ in here], entries, end)
+            except OSError as error:
+                self.write_failed(tier, error)
+                return False
+            tier.take(size)  # as soon as it is there; nothing else was done meanwhile
+            if not added:
+                return False
+            self.rooms.inserted(self.space(pack.dataset), target.number, target.end)
+        return True
+
     def close_pack(self, number: PackNumber) -> None:
         """A pack takes no more files."""
         self._packs.close(number)
@@ -571,6 +622,8 @@ class Storage:
             pack = self.index.reader.pack(cached.pack)
             if pack is not None and not pack.live_files:
                 self.drop_pack(pack)
+            elif pack is not None and pack.is_thin:
+                self.thin[pack.number] = time.monotonic()
             return True
         self.rooms.removed(space, content)
         self._unlink(self.tier(cached.tier), content, held, space, cached.share, held)
@@ -665,41 +718,58 @@ class Storage:
         self.close_pack(number)
         self.index.forget_damaged_pack(number)
         self.damage.records += 1
-        self._pending.recount = True
+        self.recount_due = True
         for tier in self.tiers:
             pack_path(tier.config.path, number).unlink(missing_ok=True)
 
     def _forgot_damaged(self, content: ContentId) -> None:
         log.warning("the record of %s was damaged: it is fetched again", content.hex())
         self.damage.records += 1
-        self._pending.recount = True
+        self.recount_due = True
         for tier in self.tiers:
             file_path(tier.config.path, content).unlink(missing_ok=True)
 
     # Pins and eviction by command
 
     def pins(self, dataset: DatasetId) -> list[bytes]:
-        return list(self.space(dataset).pins)
+        """Paths, by command and by manifest."""
+        space = self.space(dataset)
+        return sorted({*space.pins, *space.manifest_pins})
 
-    def pin(self, dataset: DatasetId, path: bytes, contents: Iterable[ContentId]) -> None:
+    def pin(self, dataset: DatasetId, path: bytes, contents: Iterable[ContentId], *, by_manifest: bool = False) -> None:
         """Keep what is below a path, now and in future; `contents` is what of it may be cached already."""
         space = self.space(dataset)
-        if path not in space.pins:
-            space.pins.append(path)
-        self.index.pin(dataset, path, True)
+        table, known = ("manifest_pins", space.manifest_pins) if by_manifest else ("pins", space.pins)
+        if path not in known:
+            known.append(path)
+        self.index.pin(dataset, path, True, table)
+        self.mark_pinned(dataset, contents)
+
+    def mark_pinned(self, dataset: DatasetId, contents: Iterable[ContentId]) -> None:
+        """What pins cover."""
         self.index.mark_pinned(contents, True)
         self._packs.close_of(dataset)
 
-    def unpin(self, dataset: DatasetId, path: bytes, contents: Iterable[ContentId]) -> bool:
-        """The opposite; False when it was not pinned. What other pins cover is to be marked again by the caller."""
+    def unpin(
+        self, dataset: DatasetId, path: bytes, contents: Iterable[ContentId], *, by_manifest: bool = False
+    ) -> bool:
+        """The opposite; False when it was not pinned. What other pins cover is to be marked again by the caller.
+
+        Args:
+            dataset, path, contents: as `pin`.
+            by_manifest: the manifest does not ask for it any more; else by command, whoever has pinned it.
+        """
         space = self.space(dataset)
-        if path not in space.pins:
-            return False
-        space.pins.remove(path)
-        self.index.pin(dataset, path, False)
-        self.index.mark_pinned(contents, False)
-        self._packs.close_of(dataset)
-        return True
+        found = False
+        for table, known in (("manifest_pins", space.manifest_pins), ("pins", space.pins)):
+            if path in known and (table == "manifest_pins" or not by_manifest):
+                known.remove(path)
+                self.index.pin(dataset, path, False, table)
+                found = True
+        if found:
+            self.index.mark_pinned(contents, False)
+            self._packs.close_of(dataset)
+        return found
 
     def evict(self, contents: Iterable[ContentId], *, pinned: bool = False) -> tuple[int, int]:
         """Drop files by command.
@@ -754,16 +824,15 @@ class Storage:
         if self._pending.unlinked:
             self.index.removed(self._pending.unlinked)
             self._pending.unlinked = []
-        if self._pending.recount and self._reserved <= 0 and not self.writes.all() and not self.moving:
-            self._pending.recount = False
-            self._recount()
+        if self._pending.add_up and self._reserved <= 0 and not self.writes.all() and not self.moving:
+            self._pending.add_up = False
+            self._add_up()
 
-    def recount_soon(self) -> None:
-        """After damage to the index: have its sums built anew, when nothing is under way that they do not count."""
-        self._pending.recount = True
+    def add_up_soon(self) -> None:
+        """The index's sums were put right: take them over when nothing is under way that they do not count."""
+        self._pending.add_up = True
 
-    def _recount(self) -> None:
-        self.index.recount()
+    def _add_up(self) -> None:
         on_disk, held = self._on_disk(), self._held()
         for tier in self.tiers:
             tier.used_bytes = on_disk.get(tier.number, 0) + self.departed.pending_bytes(tier)

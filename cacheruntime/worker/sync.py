@@ -85,6 +85,7 @@ class Syncs:
 
     async def _sync(self, dataset: Dataset) -> SyncOutcome:
         newest = dataset.newest
+        self._datasets.list_anew(dataset)
         with all_held([newest] if newest is not None else []):
             joined = newest is not None and not newest.ended.is_set()
             fresh = newest if joined and newest is not None else self._datasets.next_snapshot(dataset)

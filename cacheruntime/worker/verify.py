@@ -18,7 +18,7 @@ import xxhash
 from forebay.cacheruntime.blocks import BLOCK_BYTES, blocks_of, is_what_was_written
 from forebay.cacheruntime.index import Cached, Extent, Index, Pack, PackNumber, Seal
 from forebay.cacheruntime.keys import ContentId
-from forebay.cacheruntime.tiers import pack_path
+from forebay.cacheruntime.tiers import is_dropped, pack_path
 from forebay.cacheruntime.worker.index_writer import IndexUnwritable
 from forebay.cacheruntime.worker.storage import Storage
 from forebay.cacheruntime.worker.writes import seal_of
@@ -103,7 +103,7 @@ def verify_file(
             if len(data) != span.size or not is_what_was_written(data, sums):
                 bad.append(span.block)
         after = os.fstat(descriptor)
-        if after.st_nlink and seal_of(after) != seal_of(before):
+        if not is_dropped(after) and seal_of(after) != seal_of(before):
             return Verdict(seal_of(before), bad or [0])
         return Verdict(seal_of(before), bad)
     finally:

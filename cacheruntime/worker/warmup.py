@@ -292,7 +292,7 @@ class Warmup:
         pieces = trio.Semaphore(PIECES_UNDER_WAY)
         async with trio.open_nursery() as nursery:
             spread = Spread(
-                cluster, self.dataset.id, nursery, medium=self._request.medium,
+                cluster, self.dataset.in_cluster.dataset_id, nursery, medium=self._request.medium,
                 skip_existing=self._request.skip_existing,
             )  # fmt: skip
             async for batch in self._batches():

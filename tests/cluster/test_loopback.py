@@ -17,6 +17,7 @@ from loopback import Loopback, Node, until
 from range_server import RangeServer
 from source_tree import MIB
 
+from forebay.cacheruntime.config import FillConfig
 from forebay.proto import peer_pb2 as peer_pb
 from forebay.proto import worker_pb2 as pb
 
@@ -277,3 +278,31 @@ def test_a_folder_of_one_machine_is_not_another_machine_s(tmp_path: Path) -> Non
             list(cluster.stub(1).List(peer_pb.ListRequest(dataset_id=dataset)))
     finally:
         cluster.close()
+
+
+def test_a_client_without_a_tier_reads_within_its_memory(make_server: Any, make_cluster: Any) -> None:
+    """[R4]"""
+    budget = 64 * MIB
+    server = make_server(2, 300 * MIB + 17)
+    cluster = make_cluster(2, server)
+    client = cluster.client(0, FillConfig(memory_bytes=budget))
+    client.files().ls("forebay://s3://bucket")  # it is at work
+    before = _peak_bytes(client.pid)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda one: _streamed(client, one), range(2))) == [server.digest(0), server.digest(1)]
+    assert _peak_bytes(client.pid) - before < 2 * budget
+    assert fetched_once(server)
+    assert client.client.call("Status", pb.StatusRequest()).tiers == []
+
+
+def _streamed(node: Node, number: int) -> str:
+    found = sha256()
+    with node.open("s3://bucket", str(number)) as file:
+        while piece := file.read(MIB):
+            found.update(piece)
+    return found.hexdigest()
+
+
+def _peak_bytes(pid: int) -> int:
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024

@@ -33,6 +33,8 @@ def check_storage(storage: Storage) -> None:
         storage.departed.look()
         open_still = storage.departed.pending_bytes(tier)
         assert tier.used_bytes == held[tier.number] + open_still, f"tier {tier.number}: counted and held bytes differ"
+        named = {gone.path for gone in storage.departed._gone.get(tier.number, (tier, []))[1] if gone.path is not None}
+        assert set((tier.config.path / "departed").iterdir()) == named, "only what is still open somewhere"
         assert tier.used_bytes <= tier.config.quota_bytes, f"tier {tier.number} is over its quota"
 
 
@@ -56,8 +58,8 @@ def check_index(index: Index | IndexWriter, *, on_disk: bool = True) -> None:
 
 
 def _dump(reader: Index) -> dict[str, dict[bytes, bytes]]:
-    with reader._env.begin() as txn:
-        return {name: dict(txn.cursor(db=table)) for name, table in reader._tables.items()}
+    with reader.raw() as txn:
+        return {name: dict(txn.cursor(db=reader.table(name))) for name in index_module.TABLES}
 
 
 def _record(key: bytes, raw: bytes) -> Cached:
@@ -70,7 +72,7 @@ def _record(key: bytes, raw: bytes) -> Cached:
 
 
 def _check_paths(tables: dict[str, dict[bytes, bytes]]) -> None:
-    for table, at in (("shares", 2), ("pins", 0)):
+    for table, at in (("shares", 2), ("pins", 0), ("manifest_pins", 0)):
         for key, value in tables[table].items():
             assert key[8:] == xxhash.xxh3_64_digest(value[at:]), f"{table}: the key is the path's hash"
 

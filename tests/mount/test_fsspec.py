@@ -107,6 +107,25 @@ def test_pandas_and_the_mount_share_the_cache(forebay: Forebay, tmp_path: Path) 
     assert [tier["used_bytes"] for tier in after["tiers"]] == [tier["used_bytes"] for tier in before["tiers"]]
 
 
+def test_regression_connections_are_closed_before_the_interpreter_goes(forebay: Forebay, tree: Path) -> None:
+    """A thread of gRPC's that comes back to Python after that ends the process with SIGABRT."""
+    code = """
+import atexit, sys
+
+def last():
+    from forebay.cacheruntime import node_cache
+    print([cache.client._channel for cache in node_cache._caches.values()])
+
+atexit.register(last)
+import fsspec
+found = fsspec.filesystem("forebay").find("forebay://file://" + sys.argv[1])
+assert found
+from forebay.cacheruntime import node_cache
+assert [cache.client._channel for cache in node_cache._caches.values()] != [None]
+"""
+    assert run(forebay, code, str(tree)) == "[None]\n"
+
+
 def test_regression_threads_outlive_the_worker_together(forebay: Forebay, tree: Path) -> None:
     """One thread closed the connection that another had just made: "Cannot invoke RPC on closed channel"."""
     for number in range(400):

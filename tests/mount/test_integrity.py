@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from forebay_command import Forebay, wait_until
+from forebay_command import Forebay, alive, wait_until
 from source_tree import MIB, payload
+
+from forebay.cacheruntime.worker.ledger import sync_file_system
 
 pytestmark = [pytest.mark.slow]
 
@@ -128,6 +130,28 @@ def test_index_damaged(forebay: Forebay, folder: Any, side: Any) -> None:
     forebay.run("check", "--deep")
 
 
+@pytest.mark.sides("modes")
+def test_index_removed_under_a_live_mount(forebay: Forebay, folder: Any, side: Any) -> None:
+    """The worker goes on from its last checkpoint, and so do the mount and a program that had the index open."""
+    forebay.expect_log("the cache index is not to be believed")
+    for name, data in CONTENTS.items():
+        folder.put(name, data)
+    mount = forebay.mount(folder.source, *side.args)
+    _read_all(forebay, mount, "read")
+    worker = forebay.pids(mount)["worker"]
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: not alive(worker), "the worker is gone")
+    shutil.rmtree(next(forebay.root.rglob("index/data.mdb")).parent)
+    forebay.run("warmup", mount)
+    worker = forebay.pids(mount)["worker"]
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        for how in HOWS:
+            _read_all(forebay, mount, how)
+    finally:
+        os.kill(worker, signal.SIGCONT)
+
+
 @pytest.fixture
 def failing_disk(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """An ext4 on a loop device, and the file behind it: cut that off, and reading fails with EIO."""
@@ -153,7 +177,9 @@ def test_bad_disk(forebay: Forebay, folder: Any, side: Any, failing_disk: tuple[
         folder.put(name, data)
     mount = forebay.mount(folder.source, "--tier", f"SSD:{disk}/tier:40MiB", *side.args)
     forebay.run("warmup", mount)
-    os.sync()
+    sync_file_system(disk)  # not sync(2), which waits for every disk and mount of the machine
+    # From here on ext4 writes nothing more: that would make the file as long as it was, with zeros for data.
+    subprocess.run(["mount", "-o", "remount,abort", str(disk)], check=False, timeout=60)
     os.truncate(image, 1 << 20)
     Path("/proc/sys/vm/drop_caches").write_text("1")
     worker = forebay.pids(mount)["worker"]

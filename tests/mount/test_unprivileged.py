@@ -27,7 +27,7 @@ from source_tree import MIB, payload
 
 USER = 65534
 _AS_USER = {"user": USER, "group": USER, "extra_groups": [], "cwd": "/"}
-_CLONE_NEWNS, _MS_BIND, _MS_REC, _MS_PRIVATE = 0x20000, 4096, 16384, 1 << 18
+_CLONE_FS, _CLONE_NEWNS, _MS_BIND, _MS_REC, _MS_PRIVATE = 0x200, 0x20000, 4096, 16384, 1 << 18
 """Of linux/sched.h and sys/mount.h."""
 _FUSE_DEVICE = os.makedev(10, 229)
 """Documentation/admin-guide/devices.txt."""
@@ -65,6 +65,8 @@ def namespace() -> Iterator[Path]:
                 pytest.skip(f"{sys.executable} or the package is not readable by user {USER}")
             yield device
         finally:
+            # A thread of this time (faulthandler has one for its timeout) shares our working folder: EINVAL otherwise.
+            _checked(_libc.unshare(_CLONE_FS), "unshare")
             _checked(_libc.setns(before, _CLONE_NEWNS), "setns")
             os.close(before)
             os.chdir(here)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,11 @@ from forebay.cacheruntime.blocks import Span, block_span
 from forebay.cacheruntime.config import CacheConfig, FillConfig, Medium, TierConfig
 from forebay.cacheruntime.keys import ContentId, DatasetId, dataset_id
 from forebay.cacheruntime.tiers import file_path
+from forebay.cacheruntime.worker.compaction import Compactor
 from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.storage import Storage, Target
+from forebay.cacheruntime.worker.verify import Pace
 
 BOOT = "5a7dbb1c-boot"
 RUN_S = 30.0
@@ -46,6 +49,12 @@ def bytes_of(size: int, seed: int = 0) -> bytes:
 def whole_blocks(size: int, checksums: Mapping[int, int]) -> dict[Span, bytes]:
     """Blocks of a file of `size` bytes with their checksums, as `IndexWriter.add_spans` takes them."""
     return {block_span(size, number): value.to_bytes(8, "big") for number, value in checksums.items()}
+
+
+def compactor_of(storage: Storage, later_s: float = 10.0) -> Compactor:
+    """One that believes that it is so much later: what was evicted by command is long over."""
+    pace = Pace(0, time.monotonic, time.sleep)
+    return Compactor(storage, pace, trio.CapacityLimiter(1), lambda: time.monotonic() + later_s)
 
 
 class Box:
@@ -79,6 +88,8 @@ class Box:
 
     def kill(self, boot: str = BOOT) -> None:
         """Let go of everything as `kill -9` would, and start again; with another boot id, as after a power loss."""
+        self.storage._packs.close_all()
+        self.storage.departed.close()
         self.storage.index._env.close()
         self.storage.ledger.close()
         self.storage.touch.close()

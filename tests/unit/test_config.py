@@ -115,10 +115,10 @@ def test_json_round_trip(tmp_path: Path) -> None:
 def test_remembered_tiers(tmp_path: Path) -> None:
     config = replace(_config(tmp_path), cache_dir=tmp_path / "c")
     config = replace(config, tiers=(config.tiers[0],))
-    assert config.remembered_tiers() == ()
+    assert config.with_remembered_tiers().tiers == (default_tier(config.cache_dir),)
     config.cache_dir.mkdir()
     config.remember_tiers()
-    assert config.remembered_tiers() == config.tiers
+    assert config.with_remembered_tiers() == config
     assert [p.name for p in config.cache_dir.iterdir()] == ["tiers"]
 
 

@@ -8,7 +8,7 @@ import pytest
 from cache_box import Box, bytes_of
 
 from forebay.cacheruntime import content as content_module
-from forebay.cacheruntime.config import MIB
+from forebay.cacheruntime.config import KIB, MIB
 from forebay.cacheruntime.content import ContentReader
 from forebay.cacheruntime.index import Cached, Index, PackNumber
 from forebay.cacheruntime.keys import ContentId
@@ -240,3 +240,23 @@ def test_descriptors_are_bounded(box: Box, reader: ContentReader, monkeypatch: p
     assert len(os.listdir("/proc/self/fd")) <= before + 3
     reader.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_pieces_of_another_index_do_not_count_for_a_record_of_this_one(
+    box: Box, make_box: Callable[..., Box], index: Hooked, reader: ContentReader
+) -> None:
+    """Another thread takes the index that a worker has put in the place of the old one, between two looks at it."""
+    other = make_box()
+    file = box.source("a", bytes_of(2 * MIB))
+    assert other.source("a", bytes_of(2 * MIB)).content == file.content
+    fill(box, file, 200 * KIB, 328 * KIB)
+    fill(other, file, 800 * KIB, 928 * KIB)
+    assert read(reader, file, 200 * KIB, 328 * KIB) is not None
+
+    def renew() -> None:
+        opened = other.storage.index.reader._opened
+        opened.generation = 1
+        index._opened = opened
+
+    index.then = [renew]
+    assert read(reader, file, 800 * KIB, 928 * KIB) == data_of(box, file)[800 * KIB : 928 * KIB], "no hole of the old"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import trio
-from cache_box import Box, bytes_of
+from cache_box import Box, bytes_of, compactor_of
 from check import check_storage
 
 from forebay.cacheruntime import mounts
@@ -32,7 +32,9 @@ from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.mover import Mover
 from forebay.proto import worker_pb2 as pb
 
-_TRACED = ("storage", "index_writer", "writes", "departed", "room", "mover", "ledger", "fetch", "tier")
+_TRACED = (
+    "storage", "index_writer", "writes", "departed", "room", "mover", "ledger", "fetch", "tier", "packs", "compaction",
+)  # fmt: skip
 _QUICK_STEP = 61
 """Of the lines, in `make test`: prime, so that loops are not always hit at the same place."""
 
@@ -94,6 +96,14 @@ def evict(box: Box, files: list[SourceFile]) -> None:
     box.storage.tidy(float("inf"))
 
 
+def evict_what_is_open(box: Box, files: list[SourceFile]) -> None:
+    opened = os.open(box.tier_file(files[0].content), os.O_RDONLY)
+    box.storage.drop_file(files[0].content)
+    box.storage.tidy(float("inf"))
+    os.close(opened)
+    box.storage.tidy(float("inf"))
+
+
 def evict_a_pack(box: Box, files: list[SourceFile]) -> None:
     box.storage.drop(PackNumber(1))
     box.storage.tidy(float("inf"))
@@ -101,6 +111,15 @@ def evict_a_pack(box: Box, files: list[SourceFile]) -> None:
 
 def evict_by_command(box: Box, files: list[SourceFile]) -> None:
     box.storage.evict(file.content for file in files)
+
+
+def compact_a_pack(box: Box, files: list[SourceFile]) -> None:
+    box.storage.evict([files[4].content])
+    compactor = compactor_of(box.storage)
+    trio.run(compactor.step)
+    box.storage.ledger.take(box.storage.ledger.begin(), [tier.config.path for tier in box.storage.tiers])
+    trio.run(compactor.step)
+    box.storage.tidy(float("inf"))
 
 
 def pin(box: Box, files: list[SourceFile]) -> None:
@@ -119,7 +138,7 @@ def stop_in_order(box: Box, files: list[SourceFile]) -> None:
 
 OPERATIONS = [
     fill, go_on_with_a_partial_file, pieces_of_a_file, append_to_a_pack, small_file_alone, move_a_file, move_a_pack,
-    evict, evict_a_pack, evict_by_command, pin, checkpoint, stop_in_order,
+    evict, evict_what_is_open, evict_a_pack, evict_by_command, compact_a_pack, pin, checkpoint, stop_in_order,
 ]  # fmt: skip
 
 

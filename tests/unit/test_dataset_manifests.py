@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from forebay.cacheruntime.dataset_reference import parse_reference
 from forebay.cacheruntime.errors import UsageError
-from forebay.dataset_controller.dataset_rules import mount_options, mount_path, parse_reference, secret_options
+from forebay.dataset_controller.dataset_rules import mount_options, mount_path, secret_options
 from forebay.dataset_controller.dataset_types import Dataset, json_schema, parse_duration, parse_quantity
 from forebay.dataset_controller.manifest_files import parse_document, read_manifests
 

@@ -1,8 +1,12 @@
 """The index: records, what survives which end, and numbers that are never used again."""
 
+import shutil
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import lmdb
 import pytest
 from cache_box import whole_blocks
 from check import check_index
@@ -10,9 +14,10 @@ from check import check_index
 from forebay.cacheruntime.blocks import Span, block_count, block_span
 from forebay.cacheruntime.config import MIB
 from forebay.cacheruntime.errors import CacheFormatError
-from forebay.cacheruntime.index import Cached, Index, PackNumber, Seal, TierNumber
+from forebay.cacheruntime.index import TABLES, Cached, Index, PackNumber, Seal, TierNumber
 from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.worker.index_writer import Appended, IndexWriter
+from forebay.cacheruntime.worker.recount import find_differences
 
 A, B = ContentId(b"a" * 16), ContentId(b"b" * 16)
 ONE, TWO = DatasetId("01" * 8), DatasetId("02" * 8)
@@ -236,6 +241,13 @@ def test_marks(index: IndexWriter) -> None:
         assert [record is not None and record.pinned for record in records] == [pinned] * 3
 
 
+def _mended(index: IndexWriter) -> list[str]:
+    found = find_differences(index.reader)
+    for _ in index.mend(found):
+        pass
+    return list(found.described())
+
+
 @pytest.mark.parametrize("at", [0, 5, 20, -1])
 def test_a_damaged_record_is_no_record(index: IndexWriter, at: int) -> None:
     cached = _some(index)
@@ -250,8 +262,8 @@ def test_a_damaged_record_is_no_record(index: IndexWriter, at: int) -> None:
     assert [found for _, found in index.reader.contents()] == [None]
     assert index.forget_damaged(A)
     assert not index.forget_damaged(A)
-    assert index.recount()
-    assert not index.recount()
+    assert _mended(index)
+    assert not _mended(index)
 
 
 def test_a_damaged_pack_is_no_pack(index: IndexWriter) -> None:
@@ -267,7 +279,7 @@ def test_a_damaged_pack_is_no_pack(index: IndexWriter) -> None:
     assert index.reader.has_pack(number)
     assert index.forget_damaged_pack(number) == [A]
     assert index.reader.find(A) is None
-    index.recount()
+    assert _mended(index)
 
 
 def test_changes_are_remembered_over_a_kill(tmp_path: Path) -> None:
@@ -292,6 +304,64 @@ def test_changes_are_remembered_over_a_kill(tmp_path: Path) -> None:
 def test_reader_in_this_process_sees_each_commit(index: IndexWriter) -> None:
     assert index.reader.find(A) is None
     assert _some(index) == index.reader.find(A)
+
+
+def test_another_index_in_its_place_is_taken_under_its_readers(tmp_path: Path) -> None:
+    """As a worker does that goes on from its last checkpoint."""
+    made = [tmp_path / f"made{number}" for number in range(12)]
+    for number, folder in enumerate(made):
+        writer = IndexWriter(folder, "boot")
+        writer.start_file(A, 1000 + number, _tier(writer), ONE)
+        writer.close()
+    folder = tmp_path / "index"
+    made[0].rename(folder)
+    reader, ended, wrong = Index(folder), threading.Event(), set[int]()
+
+    def read() -> None:
+        while not ended.is_set():
+            found = reader.find(A)
+            wrong.add(found.size if found is not None else -1)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert not reader.renew()
+        for number, another in enumerate(made[1:], 1):
+            shutil.rmtree(folder)
+            assert not reader.renew(), "there is none yet"
+            another.rename(folder)
+            assert sum(_in_threads(reader.renew)) == 1, "one of them opens it"
+            assert reader.generation == number
+            found = reader.find(A)
+            assert found is not None
+            assert found.size == 1000 + number
+            assert reader.trusted_since == 1
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    assert wrong <= set(range(1000, 1012))
+    assert f"{folder}/data.mdb (deleted)" not in Path("/proc/self/maps").read_text()
+    reader.close()
+
+
+def _in_threads(work: Callable[[], bool]) -> list[bool]:
+    with ThreadPoolExecutor(3) as pool:
+        return [future.result() for future in [pool.submit(work) for _ in range(3)]]
+
+
+def test_an_index_of_another_format_is_not_taken(tmp_path: Path) -> None:
+    for name in ("index", "newer"):
+        IndexWriter(tmp_path / name, "boot").close()
+    with lmdb.open(str(tmp_path / "newer"), max_dbs=len(TABLES)) as env, env.begin(write=True) as txn:
+        txn.put(b"format", b"9", db=env.open_db(b"meta", txn))
+    reader = Index(tmp_path / "index")
+    shutil.rmtree(tmp_path / "index")
+    (tmp_path / "newer").rename(tmp_path / "index")
+    assert not reader.renew()
+    assert reader.find(A) is None, "the old one is still there"
+    reader.close()
 
 
 def test_not_an_index(tmp_path: Path) -> None:

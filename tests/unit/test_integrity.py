@@ -18,6 +18,7 @@ from forebay.cacheruntime.worker.check import Check, Finding
 from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.keeper import Keeper
+from forebay.cacheruntime.worker.recount import recount
 from forebay.cacheruntime.worker.writes import seal_of
 
 
@@ -242,6 +243,8 @@ def test_a_record_that_says_too_much(box: Box) -> None:
     reader = ContentReader(index.reader, box.storage.touch)
     assert reader.find(file.content, 2 * MIB, 3 * MIB) is None
     assert read(box, file, reader) == data_of(box, file)
+    assert box.storage.recount_due
+    trio.run(recount, box.storage, trio.CapacityLimiter(1))
     box.storage.tidy()
     reader.close()
     assert check(box) == []
@@ -353,6 +356,22 @@ def test_index_changed_while_no_worker_ran(box: Box) -> None:
     reader.close()
     assert check(box, repair=True) is not None
     assert check(box) == []
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 100, 8192, 5 * 4096])
+def test_regression_an_index_that_a_power_loss_has_cut_off_is_not_mapped(box: Box, kept_bytes: int) -> None:
+    """Whoever reads behind the end of a mapped file is killed (SIGBUS): no worker could ever start again."""
+    file = box.source("a", bytes_of(2 * MIB))
+    fill(box, file)
+    _checkpoint(box)
+    box.storage.index._env.close()
+    box.storage.ledger.close()
+    os.truncate(box.config.index_dir / "data.mdb", kept_bytes)
+    box._open("after a power loss")
+    reader = ContentReader(box.storage.index.reader, box.storage.touch)
+    assert read(box, file, reader) == data_of(box, file)
+    assert len(box.store.reads) == 1
+    reader.close()
 
 
 @pytest.mark.parametrize("what", ["index", "ledger"])

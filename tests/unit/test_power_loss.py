@@ -1,6 +1,7 @@
 """Power loss: the cache lies on an ext4 of its own in a file, and a copy of that file, taken at some moment, is the
 disk as the next start finds it: with what was synced, and without what the kernel still had in memory."""
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -9,12 +10,17 @@ from pathlib import Path
 
 import pytest
 import trio
-from cache_box import Box, bytes_of
+from cache_box import Box, bytes_of, compactor_of
 from check import check_storage
 
+from forebay.cacheruntime.catalogue import Catalogue, read_summary
+from forebay.cacheruntime.catalogue_writer import CatalogueWriter
 from forebay.cacheruntime.config import MIB, Medium
 from forebay.cacheruntime.content import ContentReader
 from forebay.cacheruntime.index import PackNumber
+from forebay.cacheruntime.keys import ROOT_NODE
+from forebay.cacheruntime.snapshot_history import stored_snapshots
+from forebay.cacheruntime.understore.base import Entry, Kind
 from forebay.cacheruntime.worker.check import Check
 from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
@@ -22,6 +28,12 @@ from forebay.cacheruntime.worker.keeper import Keeper
 from forebay.cacheruntime.worker.mover import Mover
 
 _MEDIA = (Medium.SSD, Medium.HDD)
+
+_HEADS_BYTES = 2 * 4096
+"""Of an LMDB file: the two pages that say where all others are."""
+
+_WAIT_WRITE_WAIT = 1 | 2 | 4
+"""Of sync_file_range(2)."""
 
 _TOOLS = ("mkfs.ext4", "mount", "umount", "losetup")
 
@@ -139,12 +151,76 @@ def test_power_loss(disk: Disk) -> None:
     box.storage.evict(file.content for file in second)
     safe -= {file.path for file in second}
     cut("evicted")
+    box.storage.evict([first[2].content])  # more than half of what is in its pack
+    safe.discard(first[2].path)
+    _checkpoint(box)
+    safe |= {file.path for file in third}
+    compactor = compactor_of(box.storage)
+    assert trio.run(compactor.step)
+    cut("a pack is compacted")
+    assert not trio.run(compactor.step)
+    _checkpoint(box)
+    assert trio.run(compactor.step)
+    cut("and the old one is gone")
     box.storage.close()
     disk.umount()
     for image, kept in moments:
         assert disk.mount(image), image
         try:
             _after(disk, kept)
+        finally:
+            disk.umount()
+
+
+def _write_out(path: Path, length: int) -> None:
+    """Have the kernel write the head of a file to the disk, and nothing else of it: it writes in any order."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        done = ctypes.CDLL(None, use_errno=True).sync_file_range(
+            descriptor, ctypes.c_int64(0), ctypes.c_int64(length), _WAIT_WRITE_WAIT
+        )
+        assert not done, os.strerror(ctypes.get_errno())
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.slow
+def test_a_whole_catalogue_that_is_changed(disk: Disk) -> None:
+    """Its commits are not synced: what the disk has in that moment is not taken for a snapshot."""
+
+    def entries(version: str) -> list[Entry]:
+        return [Entry(f"d{n % 50}/f{n}", Kind.FILE, n, 1, version) for n in range(5000)]
+
+    def whole() -> list[int]:
+        return [snapshot.number for snapshot in stored_snapshots(disk.root, {}) if snapshot.complete]
+
+    writer = CatalogueWriter(disk.root / "1", "fake://source")
+    writer.add(entries("1"))
+    writer.finish()
+    moments = [(disk.cut_power("whole"), "1")]
+    with writer.changing():
+        writer.remove(b"d1/f1")
+        writer.add(entries("2"))
+        _write_out(disk.root / "1" / "data.mdb", _HEADS_BYTES)
+        moments.append((disk.cut_power("being changed"), ""))
+        assert whole() == []
+    moments.append((disk.cut_power("changed"), "2"))
+    writer.close()
+    writer = CatalogueWriter(disk.root / "1", "fake://source")
+    _write_out(disk.root / "1" / "data.mdb", _HEADS_BYTES)
+    moments.append((disk.cut_power("opened again"), "2"))
+    writer.close()
+    disk.umount()
+    for image, version in moments:
+        assert disk.mount(image), image
+        try:
+            assert whole() == ([1] if version else []), image
+            if version:
+                catalogue = Catalogue(disk.root / "1")
+                found = {node.version for node in catalogue.files_below(ROOT_NODE)}
+                assert found == {version}
+                assert catalogue.totals() == read_summary(disk.root / "1")
+                catalogue.close()
         finally:
             disk.umount()
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from forebay.cacheruntime.dataset_reference import parse_reference
 from forebay.cacheruntime.dataset_source import SourceSpec, StoreMount, Tree, tree_id
 from forebay.cacheruntime.errors import ForebayError, SourceNotFound, UsageError
-from forebay.dataset_controller.dataset_rules import parse_reference
 from forebay.dataset_controller.dataset_types import Dataset
 from forebay.dataset_controller.manifest_files import parse_document, read_manifests
 from forebay.dataset_controller.resolve import Found, Resolver
@@ -207,6 +207,9 @@ def test_what_travels_comes_back() -> None:
         policy="lru", quota_bytes=2 << 30, paths=[pb.PathRule(path=b"c/x", quota_bytes=1 << 30, pinned=True)]
     )
     assert tree.cache_policy() == policy
+    asked = SourceSpec("dataset://view", {}, tree).attach_request(cache_policy="next-use").cache_policy
+    policy.policy = "next-use"
+    assert asked == policy, "a program chooses the policy; quotas and pins stay the manifest's"
     assert tree.retention() == pb.Retention(count=3, age_s=2 * 86400.0)
     assert (tree.interval_s, tree.on_mount) == (600.0, False)
 

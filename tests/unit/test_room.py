@@ -3,7 +3,9 @@
 import errno
 import os
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -11,12 +13,13 @@ from cache_box import Box, bytes_of
 from check import check_storage
 from fake_store import FakeStore
 
-from forebay.cacheruntime.config import MIB, FillConfig, Medium, TierConfig
+from forebay.cacheruntime.config import KIB, MIB, FillConfig, Medium, TierConfig
 from forebay.cacheruntime.errors import UsageError
 from forebay.cacheruntime.index import PackNumber
 from forebay.cacheruntime.keys import ContentId, dataset_id
 from forebay.cacheruntime.tiers import probe
 from forebay.cacheruntime.touch import slot_of
+from forebay.cacheruntime.worker import room as room_module
 from forebay.cacheruntime.worker.check import Check
 from forebay.cacheruntime.worker.disk_health import DOWN_AFTER_S, ERRORS, WINDOW_S, DiskHealth, Health
 from forebay.cacheruntime.worker.fetch import SourceFile
@@ -486,6 +489,32 @@ def test_a_tier_that_is_down_is_passed_by(make_box: MakeBox) -> None:
     check_storage(box.storage)
 
 
+@pytest.mark.parametrize("size", [1000, 3 * MIB])
+@pytest.mark.parametrize("here_and_there", [False, True])
+def test_what_lies_in_a_tier_that_is_down_is_sent_where_no_other_has_room(
+    make_box: MakeBox, size: int, here_and_there: bool
+) -> None:
+    """A reader who is told to look for it in the index would find it there, and get EIO from the disk."""
+    box = make_box(4 * MIB)
+    data = bytes_of(size)
+    file = box.source("a", data)
+    start, end = (0, size) if size < MIB else (MIB + 100, MIB + 100 + 200 * KIB)
+
+    async def read(filler: Filler) -> bytes | None:
+        return await filler.fill(file, start, end - start, 0 if here_and_there else 2 * MIB)
+
+    assert box.run(read) is None
+    before = len(box.store.reads)
+    assert box.run(read) is None
+    assert len(box.store.reads) == before
+    box.storage.tiers[0].health.gone()
+    assert box.run(read) == data[start:end]
+    assert len(box.store.reads) > before
+    box.storage.tiers[0].health = DiskHealth()
+    assert box.run(read) is None, "it can be had there again"
+    assert box.read(file, start, end) == data[start:end]
+
+
 def test_probe_notices_what_is_gone(make_box: MakeBox) -> None:
     box = make_box()
     tier = box.storage.tiers[0]
@@ -520,3 +549,36 @@ def test_storage_reopens_after_everything(make_box: MakeBox) -> None:
     assert isinstance(box.storage, Storage)
     assert {space.dataset: dict(space.used) for space in box.storage.spaces} == used
     assert dataset_id(box.store.url) in used
+
+
+@pytest.mark.parametrize("policy", ["epoch", "sieve", "lru", "next-use"])
+def test_a_search_for_victims_is_bounded_and_the_next_one_goes_on(
+    make_box: MakeBox, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    """Behind very many files that are pinned there are some that may go."""
+    box = make_box(60 * MIB)
+    storage, space = box.storage, box.storage.space(box.dataset)
+    space.use_policy(policy)
+    files = [box.source(f"f{n:03d}", bytes_of(MIB, n)) for n in range(60)]
+    fill(box, *files)
+    kept = files[:50]
+    storage.pin(box.dataset, b"kept", [file.content for file in kept])
+    monkeypatch.setattr(room_module, "_PASSED_OVER", 8)
+    looks = [0]
+    place = storage.rooms._place
+
+    def counted(item: Any) -> Any:
+        looks[0] += 1
+        return place(item)
+
+    monkeypatch.setattr(storage.rooms, "_place", counted)
+    found: list[Any] = []
+    for _ in range(200):
+        looks[0] = 0
+        chosen = [item for item, _ in islice(storage.rooms.victims(space, None), 1)]
+        assert looks[0] <= 8
+        for item in chosen:
+            storage.drop(item)
+        found += chosen
+    assert sorted(found) == sorted(file.content for file in files[50:])
+    check_storage(storage)

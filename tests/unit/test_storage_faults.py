@@ -1,6 +1,9 @@
 """The storage under faults of its own house: an index that takes nothing, disks that keep what was dropped, races."""
 
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,6 +222,91 @@ def test_departed_files_hold_no_descriptor_too_many(
     assert (files.pending_bytes(tier), tier.used_bytes) == (0, 0)
 
 
+@pytest.mark.parametrize("ends", ["killed", "stopped"])
+def test_what_was_evicted_while_it_was_open_counts_with_the_next_worker_too(make_box: MakeBox, ends: str) -> None:
+    box = make_box()
+    own = box.source("own", bytes_of(2 * MIB))
+    small = [box.source(f"{n}", bytes_of(5_000, n)) for n in range(2)]
+    files = [own, *small]
+    fill(box, *files)
+    held = own.size + sum(file.size for file in small)
+    reader = ContentReader(box.storage.index.reader, TouchMap(box.config.cache_dir / "touch"))
+    places = [reader.find(file.content, 0, file.size) for file in files]
+    box.storage.evict(file.content for file in files)
+    for _ in range(2):
+        box.kill() if ends == "killed" else box.restart()
+        box.storage.tidy()
+        assert box.storage.tiers[0].used_bytes == held
+        assert sum(box.storage.space(box.dataset).used.values()) == own.size, "the others left their pack"
+    for file, place in zip(files, places, strict=True):
+        assert place is not None
+        assert os.pread(place.descriptor, file.size, place.base) == data_of(box, file), "whoever has it open reads on"
+    fill(box, own)
+    assert box.storage.tiers[0].used_bytes == held + own.size
+    again = ContentReader(box.storage.index.reader, box.storage.touch)
+    place = again.find(own.content, 0, own.size)
+    assert place is not None
+    first = places[0]
+    assert first is not None
+    assert os.fstat(place.descriptor).st_ino != os.fstat(first.descriptor).st_ino
+    reader.sweep()
+    box.storage.tidy()
+    assert box.storage.tiers[0].used_bytes == own.size
+    assert sum(box.storage.space(box.dataset).used.values()) == own.size
+    assert list((box.storage.tiers[0].config.path / "departed").iterdir()) == []
+    again.close()
+    check_storage(box.storage)
+
+
+def test_a_file_that_is_written_to_when_it_is_evicted_is_known_as_dropped(make_box: MakeBox) -> None:
+    box = make_box()
+    file = box.source("a", bytes_of(2 * MIB))
+    fill(box, file, end=MIB)
+    reader = ContentReader(box.storage.index.reader, box.storage.touch)
+    assert reader.find(file.content, 0, MIB) is not None
+    cached = box.storage.find(file.content)
+    assert cached is not None
+    assert box.storage.begin_writing(file.content, cached)
+    descriptor = box.storage.open_file(file.content, cached)
+    box.storage.drop_file(file.content)
+    os.pwrite(descriptor, bytes(MIB), MIB)
+    os.close(descriptor)
+    assert box.storage.place_file(box.target(file)) is not None
+    assert reader.find(file.content, 0, MIB) is None, "the new one has nothing yet"
+    reader.sweep()
+    assert reader._opened == {}
+    reader.close()
+    box.storage.drop_file(file.content)
+
+
+def test_whoever_opens_a_file_that_is_being_evicted_does_not_end_the_worker(tmp_path: Path) -> None:
+    """He breaks the lease by which it is seen whether anybody has it open: by default that sends SIGIO, which kills."""
+    path = tmp_path / "file"
+    path.write_bytes(b"?")
+    came: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: came.append(n)) for number in (signal.SIGIO, signal.SIGURG)}
+    ended = threading.Event()
+
+    def open_and_close() -> None:
+        while not ended.is_set():
+            os.close(os.open(path, os.O_RDONLY))
+
+    thread = threading.Thread(target=open_and_close)
+    descriptor = os.open(path, os.O_RDONLY)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 30
+        while len(came) < 3 and time.monotonic() < deadline:
+            departed._is_ours_alone(descriptor)
+    finally:
+        ended.set()
+        thread.join()
+        os.close(descriptor)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert set(came) == {signal.SIGURG}
+
+
 def test_the_scrub_puts_packs_in_doubt_right(make_box: MakeBox) -> None:
     """After a power loss: readers need not compare each file for ever, and what is wrong goes."""
     box = make_box()
@@ -356,11 +444,11 @@ def test_sums_are_not_built_anew_while_blocks_of_a_dropped_file_are_on_their_way
     assert cached is not None
     assert storage.reserve(file.content, cached, [MIB]) == 1
     storage.drop_file(file.content)
-    storage.recount_soon()
+    storage.add_up_soon()
     storage.tidy()
     storage.give_back(cached, MIB)
     storage.tidy()
-    assert not storage._pending.recount
+    assert not storage._pending.add_up
     assert storage.tiers[0].used_bytes == 0
     assert sum(storage.space(file.dataset).used.values()) == 0
 

@@ -80,7 +80,7 @@ def test_open_folder_keeps_its_uuid(tmp_path: Path) -> None:
     first = open_folder(config(tmp_path / "t"), tmp_path / "cache")
     assert open_folder(config(tmp_path / "t"), tmp_path / "cache") == first
     assert len(first) == 16
-    assert sorted(os.listdir(tmp_path / "t")) == ["files", "forebay-tier", "packs"]
+    assert sorted(os.listdir(tmp_path / "t")) == ["departed", "files", "forebay-tier", "packs"]
     assert open_folder(config(tmp_path / "u"), tmp_path / "cache") != first
 
 

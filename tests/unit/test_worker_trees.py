@@ -19,6 +19,7 @@ from forebay.cacheruntime.snapshot_history import UNCHANGED, numbers_in
 from forebay.cacheruntime.worker import datasets as datasets_module
 from forebay.cacheruntime.worker.core import Core
 from forebay.cacheruntime.worker.dataset import Dataset
+from forebay.cacheruntime.worker.orders import SeveralSinks
 from forebay.proto import worker_pb2 as pb
 
 NAME = "dataset://default/both"
@@ -191,6 +192,44 @@ def test_a_mounted_view_keeps_the_whole_in_use(node: Node) -> None:
         assert core._idle(name) is not None
         node.show(view, owners=(whole.dataset_id,))
         assert core._idle(name) is None
+
+    node.run(test)
+
+
+def test_an_order_of_a_view_is_told_to_the_policy_of_the_dataset_it_caches_for(node: Node) -> None:
+    async def test(core: Core) -> None:
+        whole = await node.attach(core, cache_policy=pb.CachePolicy(policy="next-use"))
+        store = StoreMount("v", TWO, owner=whole.dataset_id, owner_path="deep/b")
+        view = await node.attach(core, store, name="dataset://default/view")
+        files = [catalogue(core, view).resolve(path) for path in (b"v/sub/w", b"v/z")]
+        order = [found.node for found in files if found is not None]
+        await core.post_order(
+            pb.PostOrderRequest(dataset_id=view.dataset_id, snapshot=view.snapshot, reader="r", nodes=order)
+        )
+        for path in ("v/sub/w", "v/z"):
+            await node.read(core, view, path)
+        space = node.box.storage.space(dataset_of(core, whole).id)
+        node.box.storage.rooms.load(space)
+        contents = [found.content for found in files if found is not None]
+        assert list(space.policy.victims()) == contents[::-1], "what is read last goes first"
+        for dataset in core.datasets.all.values():
+            dataset.last_used -= 100
+        assert core._idle(dataset_of(core, whole).id) is None
+        core.orders.leave("r")
+
+    node.run(test)
+
+
+def test_an_order_goes_to_all_policies_that_a_view_caches_for(node: Node) -> None:
+    async def test(core: Core) -> None:
+        policy = pb.CachePolicy(policy="next-use")
+        wholes = [await node.attach(core, name=f"dataset://default/{n}", cache_policy=policy) for n in "ab"]
+        stores = [StoreMount(f"v{n}", TWO, owner=whole.dataset_id) for n, whole in enumerate(wholes)]
+        view = await node.attach(core, *stores, name="dataset://default/view")
+        first = core._sink(dataset_of(core, view))
+        assert first == core._sink(dataset_of(core, view))
+        assert isinstance(first, SeveralSinks)
+        assert len(first.sinks) == 2
 
     node.run(test)
 

@@ -589,3 +589,41 @@ def test_a_manifest_pins_what_is_cached_already(worker: Worker) -> None:
         assert storage.evict(file.content for file in sources)[0] == 1
 
     worker.run(test)
+
+
+def test_a_pin_that_leaves_the_manifest_goes_and_one_by_command_stays(worker: Worker) -> None:
+    for name in ("keep/a", "keep/b", "both/c", "other/d"):
+        worker.box.store.put(name, bytes_of(1000, len(name)))
+    _warm(worker)
+    storage = worker.box.storage
+
+    def pinned() -> set[str]:
+        sources = [worker.box.source(path, data, v) for path, (data, v) in worker.box.store.files.items()]
+        return {file.path for file in sources if (found := storage.find(file.content)) and found.pinned}
+
+    async def attached(core: Core, *paths: bytes) -> str:
+        rules = [pb.PathRule(path=path, pinned=True) for path in paths]
+        policy = pb.CachePolicy(paths=rules)
+        return (await core.attach(pb.AttachRequest(source=SOURCE, list=True, cache_policy=policy))).dataset_id
+
+    async def wait_pinned(*paths: str) -> None:
+        with trio.fail_after(10):
+            while pinned() != set(paths):
+                await trio.sleep(0.01)
+
+    async def test(core: Core) -> None:
+        name = await attached(core, b"keep", b"both", b"keep/a")
+        await wait_pinned("keep/a", "keep/b", "both/c")
+        await core.pin(pb.PinRequest(dataset_id=name, paths=[b"both"]))
+        await attached(core, b"keep/a")
+        await wait_pinned("keep/a", "both/c")
+        assert storage.pins(DatasetId(name)) == [b"both", b"keep/a"]
+        assert storage.index.reader.pins(DatasetId(name)) == [b"both", b"keep/a"]
+        await core.attach(pb.AttachRequest(source=SOURCE, list=True))
+        assert storage.pins(DatasetId(name)) == [b"both", b"keep/a"], "who attaches without a manifest says nothing"
+        await attached(core)
+        await wait_pinned("both/c")
+        await core.pin(pb.PinRequest(dataset_id=name, paths=[b"both"], unpin=True))
+        await wait_pinned()
+
+    worker.run(test)

@@ -14,7 +14,7 @@ from forebay.cacheruntime.client import WorkerClient, start_worker, worker_pid
 from forebay.cacheruntime.cluster.channels import Channels
 from forebay.cacheruntime.cluster.membership import Address
 from forebay.cacheruntime.cluster.security import Security
-from forebay.cacheruntime.config import GIB, CacheConfig, ClusterConfig, Medium, TierConfig
+from forebay.cacheruntime.config import GIB, CacheConfig, ClusterConfig, FillConfig, Medium, TierConfig
 from forebay.cacheruntime.dataset_source import SourceSpec
 from forebay.cacheruntime.fsspec_client import CachedFile, ForebayFileSystem
 from forebay.cacheruntime.mounts import start_time
@@ -34,9 +34,17 @@ def until(what: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
 class Node:
     """One node. `close` ends its worker."""
 
-    def __init__(self, root: Path, cluster: ClusterConfig, options: dict[str, str], quota_bytes: int = GIB) -> None:
-        tier = TierConfig(Medium.SSD, root / "tier", quota_bytes)
-        self.config = CacheConfig(root / "c", (tier,), root / "r", free_reserve_ratio=0.0, cluster=cluster)
+    def __init__(
+        self,
+        root: Path,
+        cluster: ClusterConfig,
+        options: dict[str, str],
+        quota_bytes: int = GIB,
+        fill: FillConfig = FillConfig(),  # noqa: B008
+    ) -> None:
+        """Args: quota_bytes: of its tier; 0: it has none."""
+        tiers = (TierConfig(Medium.SSD, root / "tier", quota_bytes),) if quota_bytes else ()
+        self.config = CacheConfig(root / "c", tiers, root / "r", free_reserve_ratio=0.0, cluster=cluster, fill=fill)
         self.client = WorkerClient(self.config)
         self._options = options
 
@@ -57,13 +65,17 @@ class Node:
         return view
 
     def read(self, source: str, path: str) -> bytes:
-        """A whole file, as the listing of its directory has it."""
+        """A whole file."""
+        with self.open(source, path) as file:
+            return file.readall()
+
+    def open(self, source: str, path: str) -> CachedFile:
+        """A file, as the listing of its directory has it."""
         view = self.files()
         spec, inner = view._locate(f"forebay://{source}/{path}")
         children = view._ask(spec, os.path.dirname(inner), children=True).children
         entry = next(entry for entry in children if os.fsdecode(entry.path) == inner)
-        with CachedFile(self.config, spec, inner, entry) as file:
-            return file.readall()
+        return CachedFile(self.config, spec, inner, entry)
 
     def traffic(self) -> pb.SourceTraffic:
         """Of all sources together."""
@@ -138,10 +150,10 @@ class Loopback:
         text = f"the cluster has {len(running)} members"
         until(lambda: all(text in member.log() for member in running))
 
-    def client(self, **more: object) -> Node:
+    def client(self, quota_bytes: int = GIB, fill: FillConfig = FillConfig(), **more: object) -> Node:  # noqa: B008
         """Another client node."""
         cluster = ClusterConfig(peers=self.peers, **more)  # type: ignore[arg-type]
-        node = Node(self._root / f"x{len(self.clients)}", cluster, {})
+        node = Node(self._root / f"x{len(self.clients)}", cluster, {}, quota_bytes, fill)
         self.clients.append(node)
         return node.start()
 
