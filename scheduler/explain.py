@@ -7,6 +7,7 @@ from forebay.scheduler.admission import THE_GROUP, not_warm, over_quota
 from forebay.scheduler.decisions import Stage, Wait
 from forebay.scheduler.estimates import Releases
 from forebay.scheduler.jobs import Job
+from forebay.scheduler.quota import Vector
 from forebay.scheduler.refusals import Refusal
 from forebay.scheduler.state import State
 
@@ -19,6 +20,7 @@ def explain(state: State, refusals: Mapping[str, Refusal]) -> tuple[Wait, ...]:
     """
     releases = Releases(state)
     found: list[Wait] = []
+    shares: dict[str, Vector] = {}
     busy = max(1, sum(1 for queue in state.queues.values() if len(queue)))
     for name in sorted(state.queues):
         ahead = 0.0
@@ -28,7 +30,11 @@ def explain(state: State, refusals: Mapping[str, Refusal]) -> tuple[Wait, ...]:
             ahead += state.shape(job).gpus
             refusal = _impossible(state, job) or refusals.get(job.name) or _refusal(state, job, waiting_before)
             start = _start(state, job, refusal, releases, ahead * busy)
-            found.append(Wait(job.name, refusal.stage, refusal.reason, refusal.unblock, position, start))
+            reason = refusal.reason
+            if refusal.resource:
+                shares = shares or _fair_shares(state)
+                reason += _fairness(state, name, refusal.resource, shares)
+            found.append(Wait(job.name, refusal.stage, reason, refusal.unblock, position, start))
             waiting_before = waiting_before or job.name
     for job in sorted((*state.later.values(), *state.foreign.values()), key=lambda job: job.name):
         found.append(_set_aside(state, job))
@@ -38,6 +44,21 @@ def explain(state: State, refusals: Mapping[str, Refusal]) -> tuple[Wait, ...]:
             reason = f"admitted at {running.started:g}, not all pods are bound"
             found.append(Wait(name, "bind", reason, f"its pods to be bound by {running.bind_by or 0:g}", 0, None))
     return tuple(found)
+
+
+def _fair_shares(state: State) -> dict[str, Vector]:
+    """What each queue should have, with all that waits."""
+    wanted: dict[str, Vector] = {}
+    for job in state.waiting.values():
+        more = state.shape(job).full
+        before = wanted.get(job.queue, [0] * len(more))
+        wanted[job.queue] = [old + new for old, new in zip(before, more, strict=True)]
+    return state.quota.fair_shares(wanted)
+
+
+def _fairness(state: State, queue: str, resource: str, shares: Mapping[str, Vector]) -> str:
+    place = state.quota.resources.index(resource)
+    return f"; its fair share is {shares[queue][place]}, it uses {state.quota.nodes[queue].used[place]}"
 
 
 def _refusal(state: State, job: Job, before: str | None) -> Refusal:

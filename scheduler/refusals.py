@@ -19,6 +19,8 @@ class Refusal:
     unblock: str
     scope: Literal["shape", "job", "data"] = "shape"
     """For whom it holds: all that ask for the same; this job; this job until its data has come."""
+    resource: str = ""
+    """That quota is short of, where borrowing could help."""
 
 
 class Grown:

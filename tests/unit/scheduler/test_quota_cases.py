@@ -165,3 +165,15 @@ def test_what_can_never_run_is_told() -> None:
     assert stage(found, "j") == "quota"
     assert found.waits[0].reason == "2000 cpu asked for, and queue 'q' never has more than 1000"
     assert found.waits[0].start is None
+
+
+def test_fair_share_is_told() -> None:
+    """KAI #2056: who is starved, and who borrows."""
+    queues = [Queue("root", min={"cpu": 6000}), Queue("a", "root"), Queue("b", "root")]
+    running = [on(job("a0", "a", cpu=4), "n")]
+    found = outcome(NODES, queues, [job("a1", "a", cpu=3), job("b0", "b", cpu=9)], running)
+    reasons = {wait.job: wait.reason for wait in found.waits}
+    assert reasons["a1"].endswith(
+        "2000 left to queue 'a' of its own and to borrow; its fair share is 3000, it uses 4000"
+    )
+    assert "never has more than 6000" in reasons["b0"]
