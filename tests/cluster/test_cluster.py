@@ -125,6 +125,7 @@ def test_bits_that_flip_on_the_way_reach_nobody(short: Trial) -> None:
     assert 0 < wrong <= flipped[DATA_PORT]
 
 
+@pytest.mark.soak
 def test_a_member_comes_and_another_leaves(network: Network) -> None:
     """Each in the middle of an epoch; what was read never leaves the store again. Then a warm-up brings the rest."""
     first, second, rest = sets = [FileSet(150, (4 * MIB,), seed) for seed in range(3)]
