@@ -23,6 +23,7 @@ from rich.console import Console
 from forebay.bench import sheet
 from forebay.bench.groups import FULL, QUICK, Group, Place, run_group
 from forebay.bench.lines_cache import BOUNDED
+from forebay.bench.lines_cluster import Cluster
 from forebay.bench.lines_cold import Cold, ColdSmall
 from forebay.bench.lines_large import Large, Mapped
 from forebay.bench.lines_metadata import Metadata
@@ -34,7 +35,7 @@ from forebay.bench.plot import plot
 from forebay.bench.report import METHOD, Report, as_json, markdown, rich_report
 from forebay.bench.sendfile_endpoint import find_nginx, sendfile_endpoint
 
-_ALL: tuple[Group, ...] = (
+_ALL: tuple[Group | Cluster, ...] = (
     Large(),
     Mapped(),
     Small(),
@@ -47,6 +48,7 @@ _ALL: tuple[Group, ...] = (
     InProcess(),
     Posted(),
     *BOUNDED,
+    Cluster(),
 )
 GROUPS = {group.name: group for group in _ALL}
 
@@ -112,7 +114,7 @@ def run(console: Console, chosen: argparse.Namespace, environ: Mapping[str, str]
             if chosen.only and name not in chosen.only:
                 continue
             began = time.monotonic()
-            outcome = run_group(group, place)
+            outcome = group.run(place) if isinstance(group, Cluster) else run_group(group, place)
             lines += outcome.lines
             sides.update(outcome.notes)
             modes += [f"{name}: {', '.join(outcome.modes)}"] if outcome.modes else []

@@ -1,8 +1,10 @@
 """What a read from another worker costs: `python -m forebay.bench.peer_reads [--mib N] [--rounds N]`.
 
 One stream of cached data over loopback, in messages of 1 MiB, with the CPU of both sides. Beside it stand what the same
-machine does without Forebay: `os.sendfile` into a bare TCP connection, and a bare gRPC stream of bytes. The sides take
+machine does without Forebay: `os.sendfile` into a bare TCP connection, and bare gRPC streams of bytes. The sides take
 turns; each is a process that serves and one that reads. Forebay's also compares each block with its checksum.
+
+`make bench` has these as lines of its group `cluster`.
 """
 
 import argparse
@@ -14,12 +16,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import grpc
 
+from forebay.bench.cluster_nodes import Origin, cluster
+from forebay.bench.crew import cpu_seconds, spent
+from forebay.bench.dataset import make_large
 from forebay.cacheruntime.client import KEEP_MEMORY
 from forebay.cacheruntime.cluster.certs import SERVER_NAME, Role, create_authority, issue
 from forebay.cacheruntime.cluster.channels import Channels
@@ -27,7 +35,7 @@ from forebay.cacheruntime.cluster.membership import Address, Known
 from forebay.cacheruntime.cluster.peer_client import PeerClient, body_of
 from forebay.cacheruntime.cluster.placement import WorkerId
 from forebay.cacheruntime.cluster.security import INSECURE, Security
-from forebay.cacheruntime.config import MIB, RetryConfig
+from forebay.cacheruntime.config import GIB, MIB, RetryConfig
 from forebay.cacheruntime.keys import content_id
 from forebay.cacheruntime.understore.factory import open_store
 from forebay.cacheruntime.worker.peer_gate import client_side
@@ -37,23 +45,36 @@ _METHOD = "/bench/Stream"
 _WANT_BYTES = 8 * MIB
 """As the filler asks: one part."""
 
-SIDES = ("sendfile", "gRPC bytes", "data port", "data port TLS", "by gRPC")
+SENDFILE, BARE, BARE_TLS = "sendfile", "gRPC bytes", "gRPC bytes TLS"
+PORT, PORT_TLS, BY_GRPC = "data port", "data port TLS", "by gRPC"
+
+SIDES = (SENDFILE, BARE, BARE_TLS, PORT, PORT_TLS, BY_GRPC)
+
+
+class Cost(NamedTuple):
+    """Of one turn of one side."""
+
+    gb_s: float
+    cpu_s: float
+    """For a GiB, of the side that serves and the one that reads together."""
 
 
 def _serve_sendfile(path: str) -> None:
     listening = socket.create_server(("127.0.0.1", 0))
     print(listening.getsockname()[1], flush=True)
-    connection, _ = listening.accept()
     with open(path, "rb") as file:
-        while request := connection.recv(8):
-            offset, position = int.from_bytes(request, "little"), 0
-            while position < _WANT_BYTES:
-                position += os.sendfile(connection.fileno(), file.fileno(), offset + position, _WANT_BYTES - position)
+        while True:
+            connection, _ = listening.accept()
+            with connection:
+                while request := connection.recv(8):
+                    offset, position = int.from_bytes(request, "little"), 0
+                    while position < _WANT_BYTES:
+                        position += os.sendfile(
+                            connection.fileno(), file.fileno(), offset + position, _WANT_BYTES - position
+                        )
 
 
-def _serve_grpc(path: str) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
+def _serve_grpc(path: str, tls: str) -> None:
     def stream(request: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         offset = int.from_bytes(request, "little")
         for position in range(offset, offset + _WANT_BYTES, MIB):
@@ -65,7 +86,7 @@ def _serve_grpc(path: str) -> None:
 
     descriptor = os.open(path, os.O_RDONLY)
     server = grpc.server(ThreadPoolExecutor(4), handlers=[Handler()])
-    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+    print(Security.from_setting(tls or INSECURE).bind(server, "127.0.0.1:0"), flush=True)
     server.start()
     server.wait_for_termination()
 
@@ -89,8 +110,8 @@ def _read_sendfile(port: int, size: int) -> Reading:
     return read
 
 
-def _read_grpc(port: int, size: int) -> Reading:
-    channel = grpc.insecure_channel(f"127.0.0.1:{port}")
+def _read_grpc(port: int, size: int, tls: str) -> Reading:
+    channel = Security.from_setting(tls or INSECURE).open_channel(f"127.0.0.1:{port}")
     grpc.channel_ready_future(channel).result(timeout=10)
 
     def read() -> None:
@@ -132,14 +153,10 @@ def _read_peer(port: int, size: int, tls: str, path: str, *, by_grpc: bool) -> R
     return read
 
 
-def _cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 @contextmanager
-def _server(side: str, path: str) -> Iterator[tuple[int, int]]:
-    command = [sys.executable, "-m", "forebay.bench.peer_reads", "--serve", side, "--path", path]
+def _server(side: str, path: str, tls: str = "") -> Iterator[tuple[int, int]]:
+    """Process id and port of a side that serves without Forebay."""
+    command = [sys.executable, "-m", "forebay.bench.peer_reads", "--serve", side, "--path", path, "--tls", tls]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -150,91 +167,68 @@ def _server(side: str, path: str) -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def _worker(folder: Path, source: Path, tls: str) -> Iterator[tuple[int, int]]:
-    """A `forebay worker` that has all of `source` cached."""
-    from forebay.cacheruntime.client import WorkerClient, start_worker, worker_pid
-    from forebay.cacheruntime.config import CacheConfig, ClusterConfig, Medium, TierConfig
-    from forebay.cacheruntime.dataset_source import SourceSpec
-    from forebay.proto import worker_pb2 as worker_pb
-
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    own = f"127.0.0.1:{port}"
-    config = CacheConfig(
-        folder / "cache", (TierConfig(Medium.SSD, folder / "tier", 1 << 40),), folder / "run",
-        cluster=ClusterConfig(listen=own, peers=f"static:{own}", advertise=own, tls=tls),
-    )  # fmt: skip
-    start_worker(config)
-    client = WorkerClient(config)
-    pid = worker_pid(config)
-    assert pid is not None
-    try:
-        reply = client.attach(SourceSpec(str(source), {}), list_tree=True)
-        for _ in client.warmup(worker_pb.WarmupRequest(dataset_id=reply.dataset_id)):
-            pass
-        yield pid, port
-    finally:
-        client.close()
-        os.kill(pid, 15)
-        while worker_pid(config) is not None:
-            time.sleep(0.05)
+    """Process id and port of a worker that has all of `source` cached."""
+    with cluster(folder, 1, tls) as (member,):
+        member.attach(Origin(str(source)))
+        member.warmup()
+        yield member.pid, int(member.address.rpartition(":")[2])
 
 
-def _turn(server_pid: int, arguments: list[str], size: int) -> tuple[float, float]:
-    """GB/s, and CPU seconds of both sides for a GiB."""
-    before = _cpu_s(server_pid)
-    command = [sys.executable, "-m", "forebay.bench.peer_reads", *arguments, "--mib", str(size // MIB)]
+def _turn(server: tuple[int, int], size: int, read: str, *words: str) -> Cost:
+    pid, port = server
+    before = cpu_seconds([pid])
+    command = [sys.executable, "-m", "forebay.bench.peer_reads", "--read", read, "--port", str(port), *words]
+    command += ["--mib", str(size // MIB)]
     done = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=os.environ | KEEP_MEMORY).stdout)
-    return size / done["seconds"] / 1e9, (_cpu_s(server_pid) - before + done["cpu_s"]) / (size / 2**30)
+    used = spent(before, cpu_seconds([pid])) + done["cpu_s"]
+    return Cost(size / done["seconds"] / 1e9, used / (size / GIB))
 
 
-def measured(size: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Of each side and round: GB/s and CPU seconds a GiB."""
-    found: dict[str, list[tuple[float, float]]] = {side: [] for side in SIDES}
-    with tempfile.TemporaryDirectory(prefix="forebay-bench-") as scratch:
-        source = Path(scratch) / "source"
-        source.mkdir()
-        path = str(source / "data")
-        with open(path, "wb") as file:
-            for _ in range(size // MIB):
-                file.write(os.urandom(MIB))
-        authority, bundle = Path(scratch) / "ca", Path(scratch) / "bundle"
-        _make_bundle(authority, bundle)
-        with (
-            _server("sendfile", path) as sendfile,
-            _server("grpc", path) as bare,
-            _worker(Path(scratch) / "plain", source, "") as plain,
-            _worker(Path(scratch) / "tls", source, str(bundle)) as tls,
-        ):
-            turns: dict[str, Callable[[], tuple[float, float]]] = {
-                "gRPC bytes": lambda: _turn(bare[0], ["--read", "grpc", "--port", str(bare[1])], size),
-                "data port": lambda: _turn(plain[0], ["--read", "port", "--port", str(plain[1]), "--path", path], size),
-                "data port TLS": lambda: _turn(
-                    tls[0], ["--read", "port", "--port", str(tls[1]), "--path", path, "--tls", str(bundle)], size
-                ),
-                "by gRPC": lambda: _turn(plain[0], ["--read", "raw", "--port", str(plain[1]), "--path", path], size),
-            }
-            for number in range(rounds):
-                if number:
-                    with _server("sendfile", path) as again:
-                        found["sendfile"].append(_turn(again[0], ["--read", "sendfile", "--port", str(again[1])], size))
-                else:
-                    found["sendfile"].append(
-                        _turn(sendfile[0], ["--read", "sendfile", "--port", str(sendfile[1])], size)
-                    )
-                for side, turn in turns.items():
-                    found[side].append(turn())
+def measured(folder: Path, size: int, rounds: int, step: Callable[[str], None]) -> dict[str, list[Cost]]:
+    """Of each side and round.
+
+    Args:
+        folder: an empty one, for everything that is made; what ran has ended afterwards, files stay.
+        size: bytes of the stream.
+        rounds: in which the sides take turns, another one beginning each.
+        step: told what is done next.
+    """
+    source = folder / "source"
+    source.mkdir()
+    path, bundle = str(make_large(source, "data", size, 0).path), str(folder / "bundle")
+    _make_bundle(folder / "ca", Path(bundle))
+    found: dict[str, list[Cost]] = {side: [] for side in SIDES}
+    with (
+        _server("sendfile", path) as sendfile,
+        _server("grpc", path) as bare,
+        _server("grpc", path, bundle) as bare_tls,
+        _worker(folder / "plain", source, "") as plain,
+        _worker(folder / "tls", source, bundle) as tls,
+    ):
+        turns: dict[str, Callable[[], Cost]] = {
+            SENDFILE: lambda: _turn(sendfile, size, "sendfile"),
+            BARE: lambda: _turn(bare, size, "grpc"),
+            BARE_TLS: lambda: _turn(bare_tls, size, "grpc", "--tls", bundle),
+            PORT: lambda: _turn(plain, size, "port", "--path", path),
+            PORT_TLS: lambda: _turn(tls, size, "port", "--path", path, "--tls", bundle),
+            BY_GRPC: lambda: _turn(plain, size, "raw", "--path", path),
+        }
+        for number in range(rounds):
+            step(f"one stream between workers, round {number + 1}")
+            first = number % len(SIDES)
+            for side in (*SIDES[first:], *SIDES[:first]):
+                found[side].append(turns[side]())
     return found
 
 
 def _make_bundle(authority: Path, bundle: Path) -> None:
-    from datetime import UTC, datetime
-
     now = datetime.now(UTC)
     create_authority(authority, now)
     issue(authority, bundle, (Role.WORKER, "bench"), now, hosts=["localhost"])
 
 
 def main() -> None:
+    """Command line; `--serve` and `--read` are the processes of one side."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mib", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
@@ -243,24 +237,30 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
     given = parser.parse_args()
     size = given.mib * MIB
-    if given.serve:
-        (_serve_sendfile if given.serve == "sendfile" else _serve_grpc)(given.path)
+    if given.serve == "sendfile":
+        _serve_sendfile(given.path)
+    elif given.serve:
+        _serve_grpc(given.path, given.tls)
     elif given.read:
         if given.read == "sendfile":
             read = _read_sendfile(given.port, size)
         elif given.read == "grpc":
-            read = _read_grpc(given.port, size)
+            read = _read_grpc(given.port, size, given.tls)
         else:
             read = _read_peer(given.port, size, given.tls, given.path, by_grpc=given.read == "raw")
         began, cpu = time.monotonic(), time.process_time()
         read()
         print(json.dumps({"seconds": time.monotonic() - began, "cpu_s": time.process_time() - cpu}))
     else:
-        found = measured(size, given.rounds)
-        print(f"{'side':<15}{'GB/s':>8}{'of gRPC':>9}{'CPU s/GiB':>11}")
-        for side, values in found.items():
-            ratio = median(mine[0] / bare[0] for mine, bare in zip(values, found["gRPC bytes"], strict=True))
-            print(f"{side:<15}{median(v[0] for v in values):8.2f}{ratio:9.2f}{median(v[1] for v in values):11.2f}")
+        with tempfile.TemporaryDirectory(prefix="forebay-bench-") as scratch:
+            found = measured(Path(scratch), size, given.rounds, lambda words: None)
+        print(f"{'side':<15}{'GB/s':>8}{'of gRPC':>9}{'CPU s/GiB':>11}{'of gRPC':>9}")
+        for side, costs in found.items():
+            bare = found[BARE_TLS if side in (BARE_TLS, PORT_TLS) else BARE]
+            faster = median(mine.gb_s / other.gb_s for mine, other in zip(costs, bare, strict=True))
+            dearer = median(mine.cpu_s / other.cpu_s for mine, other in zip(costs, bare, strict=True))
+            gb_s, cpu_s = median(cost.gb_s for cost in costs), median(cost.cpu_s for cost in costs)
+            print(f"{side:<15}{gb_s:8.2f}{faster:9.2f}{cpu_s:11.2f}{dearer:9.2f}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ _COLOURS = {
     "local": "#999999", "obstore": "#999999", "Forebay": "#0b6e99", "Forebay, order posted": "#1fb5d8",
     "Forebay pyfuse3": "#9ecae1", "JuiceFS": "#f2a65a", "JuiceFS tuned": "#d95f02",
     "rclone": "#66a61e", "s3fs": "#a6761d",
+    "bare gRPC stream": "#999999", "bare sendfile": "#666666", "from the store": "#d95f02", "one worker": "#f2a65a",
 }  # fmt: skip
 
 

@@ -3,8 +3,9 @@
 Folders are buckets. nginx sends, takes and deletes objects by itself; listings come from `forebay.bench.listing`
 behind it. The same files are served on two ports: at once, and after a wait that Debian's echo module (package
 libnginx-mod-http-echo) adds to each request. A waiting request is a timer in nginx: it costs no CPU time and holds up
-no other request. What leaves for objects is counted in nginx's access log: bytes of replies, those of aborted ones
-included as far as they were sent; listings and uploads are not counted.
+no other request. A third port gives each connection a limited rate (nginx's limit_rate, timers too; what a connection
+may send in its first second goes at once). What leaves for objects is counted in nginx's access log: bytes of replies,
+those of aborted ones included as far as they were sent; listings and uploads are not counted.
 """
 
 import shutil
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from obstore.store import S3Store
 
@@ -24,10 +26,31 @@ _ECHO_MODULES = ("/usr/lib/nginx/modules/ngx_http_echo_module.so", "/usr/lib64/n
 LATENCY_S = 0.020
 """Added to each request of the cold lines: an object store in the same region."""
 
+LIMIT_BYTES_S = 1 << 20
+"""For each connection of the limited port. nginx limits by whole seconds: a reply of 8 MiB takes 7."""
+
 _FLUSH_S = 0.2
 """nginx writes its log this often, as a write for each request would cost what is measured elsewhere."""
 
 _QUIET_S = 3 * _FLUSH_S
+
+
+class Sent(NamedTuple):
+    """One reply to a GET of an object."""
+
+    key: str
+    """BUCKET/KEY as it was in the URL."""
+    start: int
+    """Offset of its first byte."""
+    size: int
+    """Bytes of its body that were sent."""
+
+
+def parse_sent(line: str) -> Sent:
+    """A line of the access log: bytes sent, the request's URI, and the reply's Content-Range or '-'."""
+    size, uri, sent = line.rstrip("\n").split(" ", 2)
+    first = sent.removeprefix("bytes ").partition("-")[0]
+    return Sent(uri.partition("?")[0].lstrip("/"), int(first or 0), int(size))
 
 
 @dataclass(frozen=True)
@@ -37,21 +60,31 @@ class FolderEndpoint(Endpoint):
     folder: Path = Path()
     distant_url: str | None = None
     """The same with LATENCY_S added; None without the echo module."""
+    limited_url: str = ""
+    """The same with LIMIT_BYTES_S for each connection."""
     log: Path = Path()
-    """A number for each request of an object: the bytes sent."""
+    """A line for each request of an object: the bytes sent, its path, and the range that was sent."""
 
     def distant(self) -> "FolderEndpoint | None":
         """The same objects behind the latency; None where it cannot be had."""
         return replace(self, url=self.distant_url) if self.distant_url else None
 
+    def limited(self) -> "FolderEndpoint":
+        """The same objects at a limited rate for each connection."""
+        return replace(self, url=self.limited_url)
+
     def sent_bytes(self) -> int:
-        """What objects were read with so far, over all datasets and both ports; waits until no more comes."""
+        """What objects were read with so far, over all datasets and ports; waits until no more comes."""
+        return sum(sent.size for sent in self.sent())
+
+    def sent(self) -> list[Sent]:
+        """Each reply to a GET of an object so far, over all datasets and ports; waits until no more comes."""
         sizes = (-1, self.log.stat().st_size)
         while sizes[0] != sizes[1]:
             time.sleep(_QUIET_S)
             sizes = (sizes[1], self.log.stat().st_size)
         with self.log.open() as lines:
-            return sum(map(int, lines))
+            return [parse_sent(line) for line in lines]
 
     def source(self, dataset: str) -> str:
         return f"s3://{dataset}"
@@ -97,8 +130,8 @@ def sendfile_endpoint(folder: Path) -> Iterator[FolderEndpoint]:
     root.mkdir()
     state.mkdir()
     (root / "ready").mkdir()
-    near, distant, listing = free_port(), free_port(), free_port()
-    configuration = _nginx_configuration(root, state, (near, distant, listing), echo)
+    near, distant, limited, listing = free_port(), free_port(), free_port(), free_port()
+    configuration = _nginx_configuration(root, state, (near, distant, limited, listing), echo)
     (state / "nginx.conf").write_text(configuration)
     command = [program, "-e", str(state / "error.log"), "-c", str(state / "nginx.conf")]
     lister = [sys.executable, "-m", "forebay.bench.listing", str(root), str(listing)]
@@ -113,12 +146,13 @@ def sendfile_endpoint(folder: Path) -> Iterator[FolderEndpoint]:
             KEYS,
             folder=root,
             distant_url=f"http://127.0.0.1:{distant}" if echo else None,
+            limited_url=f"http://127.0.0.1:{limited}",
             log=state / "sent.log",
         )
 
 
-def _nginx_configuration(root: Path, state: Path, ports: tuple[int, int, int], echo: str | None) -> str:
-    near, distant, listing = ports
+def _nginx_configuration(root: Path, state: Path, ports: tuple[int, int, int, int], echo: str | None) -> str:
+    near, distant, limited, listing = ports
     bucket = r"~ ^/[^/]+/?$"
     # In S3 a folder is no object; nginx would redirect.
     objects = (
@@ -146,7 +180,7 @@ master_process off;
 pid {state}/nginx.pid;
 events {{ worker_connections 1024; }}
 http {{
-    log_format sent $body_bytes_sent;
+    log_format sent "$body_bytes_sent $request_uri $sent_http_content_range";
     access_log off;
     sendfile on;
     tcp_nodelay on;
@@ -158,6 +192,11 @@ http {{
         listen 127.0.0.1:{near};
         location {bucket} {{ {lists} }}
         location / {{ {objects} }}
+    }}
+    server {{
+        listen 127.0.0.1:{limited};
+        location {bucket} {{ {lists} }}
+        location / {{ limit_rate {LIMIT_BYTES_S}; {objects} }}
     }}{waits if echo else ""}
 }}
 """

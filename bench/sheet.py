@@ -6,8 +6,10 @@ from statistics import median
 
 LOCAL, OURS, POSTED, PYFUSE3 = "local", "Forebay", "Forebay, order posted", "Forebay pyfuse3"
 JUICEFS, TUNED, RCLONE, S3FS, OBSTORE = "JuiceFS", "JuiceFS tuned", "rclone", "s3fs", "obstore"
+GRPC, SENDFILE, STORE, ONE_WORKER = "bare gRPC stream", "bare sendfile", "from the store", "one worker"
+"""What stands beside the lines of the cluster."""
 
-SIDES = (LOCAL, OBSTORE, OURS, POSTED, PYFUSE3, JUICEFS, TUNED, RCLONE, S3FS)
+SIDES = (LOCAL, OBSTORE, OURS, POSTED, PYFUSE3, JUICEFS, TUNED, RCLONE, S3FS, GRPC, SENDFILE, STORE, ONE_WORKER)
 """All sides, in the order of the table's columns."""
 
 PEERS = (JUICEFS, TUNED, RCLONE, S3FS)

@@ -209,7 +209,7 @@ class _Page:
     def add(self, page: list[Entry]) -> None:
         for entry in page:
             path = os.fsencode(entry.path)
-            if not _representable(path):
+            if not is_file_path(path):
                 self._skip(path)
                 continue
             if entry.kind is Kind.DIRECTORY:
@@ -234,7 +234,7 @@ class _Page:
             parent = known.get(directory)
             kind = entry.kind
             if kind is not Kind.FILE or parent is None or not _is_name(name):
-                if not _representable(path):
+                if not is_file_path(path):
                     self._skip(path)
                     continue
                 if kind is Kind.DIRECTORY:
@@ -421,7 +421,7 @@ def _is_name(name: bytes) -> bool:
     return 0 < len(name) <= NAME_MAX_BYTES and b"\0" not in name and name != b"." and name != b".."
 
 
-def _representable(path: bytes) -> bool:
+def is_file_path(path: bytes) -> bool:
     """Whether every part of the path can be a file name on Linux."""
     if not path or b"\0" in path:
         return False

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import grpc
@@ -120,8 +121,15 @@ class WorkerClient:
     Concurrency: any number of threads; one of them connects anew, and none closes what another has just connected.
     """
 
-    def __init__(self, config: CacheConfig) -> None:
+    def __init__(self, config: CacheConfig, *, cluster_of_folder: bool = False) -> None:
+        """
+        Args:
+            config: of the cache.
+            cluster_of_folder: a worker that is started takes part in the cluster that the folder was last used in,
+                whatever `config` says: for mounts, which outlive such settings.
+        """
         self._config = config
+        self._cluster_of_folder = cluster_of_folder
         self._channel: grpc.Channel | None = None
         self._stub: Any = None
         self._fills = BlockingFills(config.fill_socket_path, _FILL_S)
@@ -149,7 +157,10 @@ class WorkerClient:
     def _connect_anew(self) -> Any:
         deadline = time.monotonic() + _START_S
         while True:
-            start_worker(self._config)
+            config = self._config
+            if self._cluster_of_folder:
+                config = replace(config, cluster=config.remembered_cluster() or config.cluster)
+            start_worker(config)
             self.close()
             self._channel = grpc.insecure_channel(f"unix:{self._config.socket_path}", options=rpc.OPTIONS)
             try:

@@ -182,7 +182,7 @@ class LimitConfig:
     fills: int = 256
     """Blocks that one identity waits for to be fetched."""
     message_bytes: int = 4 * MIB
-    """Of one message, in either direction: gRPC's default; pieces of data are 1 MiB."""
+    """Of one message that comes in: gRPC's default. What goes out is as long as it is; pieces of data are 1 MiB."""
 
 
 @dataclass(frozen=True)
@@ -244,6 +244,8 @@ class CacheConfig:
     retry: RetryConfig = field(default_factory=RetryConfig)
     cluster: ClusterConfig | None = None
     """None: the node is alone."""
+    traces: bool = False
+    """Worker, handlers and clients send traces; where to, they have from OTEL_* in their environment."""
 
     @property
     def client_of(self) -> ClusterConfig | None:
@@ -338,6 +340,15 @@ class CacheConfig:
                 "cluster": ClusterConfig.from_raw(raw["cluster"]) if raw["cluster"] else None,
             }
         )
+
+
+def traces_asked(environ: Mapping[str, str]) -> bool:
+    """Whether OpenTelemetry's variables ask for traces: an endpoint or an exporter is named, and nothing says no."""
+    if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return False
+    exporter = environ.get("OTEL_TRACES_EXPORTER", "")
+    endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    return exporter == "otlp" or (not exporter and any(environ.get(name) for name in endpoints))
 
 
 def default_log_format(environ: Mapping[str, str]) -> str:

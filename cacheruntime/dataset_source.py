@@ -95,6 +95,7 @@ class PathRule:
     path: str
     quota_bytes: int = 0
     pinned: bool = False
+    replicas: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ class Tree:
     policy: str = "epoch"
     quota_bytes: int = 0
     path_rules: tuple[PathRule, ...] = ()
+    replicas: int = 0
+    """Workers of a cluster that are to have each piece; 0: as many as the cluster is set to."""
     keep_count: int = 0
     """As proto's Retention."""
     keep_age_s: float = 0.0
@@ -123,10 +126,12 @@ class Tree:
 
     def cache_policy(self) -> pb.CachePolicy:
         rules = [
-            pb.PathRule(path=os.fsencode(rule.path), quota_bytes=rule.quota_bytes, pinned=rule.pinned)
+            pb.PathRule(
+                path=os.fsencode(rule.path), quota_bytes=rule.quota_bytes, pinned=rule.pinned, replicas=rule.replicas
+            )
             for rule in self.path_rules
         ]
-        return pb.CachePolicy(policy=self.policy, quota_bytes=self.quota_bytes, paths=rules)
+        return pb.CachePolicy(policy=self.policy, quota_bytes=self.quota_bytes, paths=rules, replicas=self.replicas)
 
     def to_json(self) -> dict[str, Any]:
         """For a process of ours; credentials are in it."""

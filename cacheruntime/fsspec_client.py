@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fsspec import AbstractFileSystem
 
+from forebay.cacheruntime import tracing
 from forebay.cacheruntime.config import CacheConfig, ClusterConfig
 from forebay.cacheruntime.errors import SourceNotFound, SourceStale, UsageError
 from forebay.cacheruntime.keys import ContentId
@@ -264,4 +265,8 @@ class CachedFile(io.RawIOBase):
         request = pb.FillRequest(
             file=ref, offset=offset, length=length, window=window, background=background, suspect=suspect
         )
-        return self._cache.fill(self._spec, request)
+        if background:
+            return self._cache.fill(self._spec, request)
+        with tracing.span("forebay.miss", "CLIENT", root=True, path=self._path, offset=offset, length=length) as span:
+            request.traceparent = span.traceparent
+            return self._cache.fill(self._spec, request)

@@ -108,6 +108,7 @@ _HELD = struct.Struct(">QQ")
 _COMPLETE = 1
 _PACKED = 2
 _PINNED = 4
+_REPLICA = 8
 _CHECK_BYTES = 4
 
 MAP_BYTES = 1 << 37
@@ -214,6 +215,8 @@ class Pack(NamedTuple):
     session: int
     seal: Seal
     pinned: bool
+    replica: bool = False
+    """Its files belong to other workers of a cluster (`worker/replicas.py`)."""
 
     @property
     def is_thin(self) -> bool:
@@ -322,7 +325,7 @@ def unpack_pack(key: bytes, raw: bytes) -> Pack | None:
     flags, tier, share, length, live_bytes, live_files, dataset, session, inode, ctime_ns = _PACK.unpack_from(raw)
     return Pack(
         PackNumber(int.from_bytes(key, "big")), TierNumber(tier), share, length, live_bytes, live_files,
-        DatasetId(dataset.hex()), session, Seal(inode, ctime_ns), bool(flags & _PINNED),
+        DatasetId(dataset.hex()), session, Seal(inode, ctime_ns), bool(flags & _PINNED), bool(flags & _REPLICA),
     )  # fmt: skip
 
 
@@ -331,8 +334,8 @@ def pack_pack(pack: Pack) -> bytes:
     return checked(
         pack_key(pack.number),
         _PACK.pack(
-            _PINNED * pack.pinned, pack.tier, pack.share, pack.length, pack.live_bytes, pack.live_files,
-            bytes.fromhex(pack.dataset), pack.session, *pack.seal,
+            _PINNED * pack.pinned + _REPLICA * pack.replica, pack.tier, pack.share, pack.length, pack.live_bytes,
+            pack.live_files, bytes.fromhex(pack.dataset), pack.session, *pack.seal,
         ),
     )  # fmt: skip
 

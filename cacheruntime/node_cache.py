@@ -12,9 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+from forebay.cacheruntime import tracing
 from forebay.cacheruntime.catalogue import Catalogue
 from forebay.cacheruntime.client import TRIES, WorkerClient
-from forebay.cacheruntime.config import CacheConfig, default_cache_dir, default_runtime_dir, parse_tiers
+from forebay.cacheruntime.config import (
+    CacheConfig,
+    default_cache_dir,
+    default_runtime_dir,
+    parse_tiers,
+    traces_asked,
+)
 from forebay.cacheruntime.content import ContentReader
 from forebay.cacheruntime.dataset_source import SourceSpec
 from forebay.cacheruntime.errors import NotAttached, UsageError
@@ -50,7 +57,7 @@ def program_config(options: NodeOptions) -> CacheConfig:
     from forebay.cacheruntime.cluster.settings import node_cluster
 
     folder = Path(os.path.abspath(options.cache_dir)) if options.cache_dir else default_cache_dir(os.environ)
-    config = CacheConfig(folder, (), default_runtime_dir(os.environ))
+    config = CacheConfig(folder, (), default_runtime_dir(os.environ), traces=traces_asked(os.environ))
     cluster = node_cluster(config, os.environ, options.worker, options.tls, options.insecure)
     config = replace(config, cluster=cluster)
     return replace(config, tiers=parse_tiers(options.tier.split())) if options.tier else config.with_remembered_tiers()
@@ -70,6 +77,8 @@ class NodeCache:
     """
 
     def __init__(self, config: CacheConfig) -> None:
+        if config.traces:
+            tracing.start("client")
         self.config = config
         self.lock = threading.Lock()
         self.client = WorkerClient(config)

@@ -21,6 +21,7 @@ from forebay.cacheruntime.config import (
     default_runtime_dir,
     parse_address,
     parse_tiers,
+    traces_asked,
 )
 from forebay.cacheruntime.counters import Counts, read_counts
 from forebay.cacheruntime.dataset_source import SourceSpec
@@ -62,6 +63,7 @@ def cache_config(
         parse_tiers(tiers),
         runtime,
         log_format=default_log_format(os.environ),
+        traces=traces_asked(os.environ),
     )
     for number, tier in enumerate(config.tiers):
         for other in config.tiers[:number]:
@@ -310,6 +312,7 @@ def _members(config: CacheConfig, dataset_id: str, path: str) -> list[dict[str, 
                 {
                     "dataset": held.dataset_id, "name": held.name, "bytes": held.bytes, "files": held.files,
                     "path_bytes": held.path_bytes, "path_files": held.path_files,
+                    "replica_bytes": held.replica_bytes,
                 }
                 for held in member.datasets
             ],

@@ -81,10 +81,12 @@ def description(shown: dict[str, Any], dataset: Dataset) -> None:
     print(f"cached     {size_text(shown['cached_bytes'])} ({_percent(shown)}) in {shown['cache_dir']}")
     policy, history = spec.cache_policy, spec.snapshot_history
     quota = f", quota {policy.quota}" if policy.quota else ""
-    print(f"policy     {policy.policy}{quota}")
+    copies = f", {policy.replicas} replicas" if policy.replicas else ""
+    print(f"policy     {policy.policy}{quota}{copies}")
     for rule in policy.paths:
         bounds = [f"quota {rule.quota}"] if rule.quota else []
         bounds += ["pinned"] if rule.pinned else []
+        bounds += [f"{rule.replicas} replicas"] if rule.replicas else []
         print(f"               {rule.path}: {', '.join(bounds) or 'no bounds'}")
     interval = f"every {spec.sync_policy.interval} while mounted" if spec.sync_policy.interval else "by forebay sync"
     print(f"syncs      {interval}{', and when it is mounted' if spec.sync_policy.on_mount else ''}")

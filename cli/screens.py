@@ -77,19 +77,21 @@ def status(shown: dict[str, Any]) -> None:
 
 
 def _members(members: list[dict[str, Any]]) -> None:
-    right = ("USED", "QUOTA", "FILES", "BYTES")
-    table = make_table("WORKER", "STATE", "TIER", "USED", "QUOTA", "DATASET", "FILES", "BYTES", right=right)
+    right = ("USED", "QUOTA", "FILES", "OWNED", "REPLICAS")
+    table = make_table("WORKER", "STATE", "TIER", "USED", "QUOTA", "DATASET", "FILES", "OWNED", "REPLICAS", right=right)
     for member in members:
         state = member["state"] + (" (this one)" if member["me"] else "")
         if member["left_bytes"]:
             state += f", {size_text(member['left_bytes'])} to move"
         tiers = [(t["medium"], size_text(t["used_bytes"]), size_text(t["quota_bytes"])) for t in member["tiers"]]
-        held = [(d["name"], str(d["files"]), size_text(d["bytes"])) for d in member["datasets"]]
-        nothing = ("", "", "")
+        held = [
+            (d["name"], str(d["files"]), size_text(d["bytes"] - d["replica_bytes"]), size_text(d["replica_bytes"]))
+            for d in member["datasets"]
+        ]
         for line in range(max(len(tiers), len(held), 1)):
             first = (member["address"], state) if not line else ("", "")
-            tier = tiers[line] if line < len(tiers) else nothing
-            dataset = held[line] if line < len(held) else nothing
+            tier = tiers[line] if line < len(tiers) else ("", "", "")
+            dataset = held[line] if line < len(held) else ("", "", "", "")
             table.add_row(*first, *tier, *dataset)
     print()
     console.print(table)

@@ -1,5 +1,6 @@
 """What `forebay worker` does: sees that the worker of a cache folder runs, and that it knows what was applied here."""
 
+import fcntl
 import json as jsonlib
 import logging
 import os
@@ -8,7 +9,8 @@ import signal
 import socket
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from forebay.cacheruntime.cluster.security import Security
 from forebay.cacheruntime.cluster.settings import bundle_setting
 from forebay.cacheruntime.config import CacheConfig, ClusterConfig
 from forebay.cacheruntime.dataset_reference import parse_reference
-from forebay.cacheruntime.errors import ForebayError
+from forebay.cacheruntime.errors import ForebayError, TierUnusable, UsageError, WorkerUnavailable
 from forebay.cacheruntime.mounts import start_time
 from forebay.cli.commands import cache_config
 from forebay.cli.dataset_sources import make_resolver, state_folder_path
@@ -38,6 +40,7 @@ _LOOK_S = 1.0
 _RESTART_S = 1.0
 """After a worker that ended by itself: one that ends at once must not be started a hundred times a second."""
 _STOP_S = 60.0
+_TROUBLE = "trouble "
 
 
 def worker(
@@ -69,6 +72,36 @@ def _reachable(host: str) -> str:
     return socket.gethostname() if host in ("0.0.0.0", "::") else host
 
 
+@contextmanager
+def _only_one(cache_dir: Path) -> Iterator[None]:
+    """Of two that keep one worker running, the end of either would be the end of both's.
+
+    Raises:
+        ForebayError: there is another one.
+    """
+    path = cache_dir / "keeper.lock"
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise TierUnusable(
+            f"the cache folder {cache_dir} cannot be used: {error.strerror or error}; name another by --cache-dir"
+        ) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = os.read(descriptor, 32).decode()
+            raise UsageError(
+                f"forebay worker runs already for {cache_dir} (process {other}); end it, or name another by --cache-dir"
+            ) from None
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+        yield
+    finally:
+        os.close(descriptor)
+
+
 class _Keeper:
     """Keeps one worker running."""
 
@@ -77,28 +110,42 @@ class _Keeper:
         self._tiers_given = tiers_given
         self._client = WorkerClient(config)
         self._attached: dict[str, str] = {}
+        self._pid: int | None = None
+        """Of the worker that knows what was attached; None: it has ended, or is not as it should be."""
         self._stop_read, self._stop_write = os.pipe()
         self._stopping = False
 
     def run(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: self._stop())
-        pid = self._start()
         cluster = self._config.cluster
         assert cluster is not None
-        print(f"worker {pid} serves {self._config.cache_dir} on {cluster.listen}; Ctrl-C ends it", flush=True)
-        try:
-            while not self._stopping:
-                self._attach_applied()
-                self._wait(_LOOK_S)
-                if not self._stopping and worker_pid(self._config) is None:
-                    print("the worker has ended; another is started (see worker.log)", file=sys.stderr, flush=True)
-                    self._wait(_RESTART_S)
-                    if not self._stopping:
-                        self._restart()
-        finally:
-            self._client.close()
-            self._end_worker()
+        with _only_one(self._config.cache_dir):
+            self._pid = self._start()
+            where = f"{self._config.cache_dir} on {cluster.listen}"
+            print(f"worker {self._pid} serves {where}; Ctrl-C ends it", flush=True)
+            try:
+                while not self._stopping:
+                    self._attach_applied()
+                    self._wait(_LOOK_S)
+                    self._look()
+            finally:
+                self._client.close()
+                self._end_worker()
+
+    def _look(self) -> None:
+        """See that the worker runs. A mount's miss may have started another one meanwhile, which knows no dataset."""
+        with suppress(ChildProcessError):  # those that it has started stay as zombies else
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        pid = worker_pid(self._config)
+        if self._stopping or (pid is not None and pid == self._pid):
+            return
+        if pid is None:
+            print("the worker has ended; another is started (see worker.log)", file=sys.stderr, flush=True)
+            self._wait(_RESTART_S)
+        if not self._stopping:
+            self._restart()
 
     def _stop(self) -> None:
         self._stopping = True
@@ -120,11 +167,12 @@ class _Keeper:
         return pid
 
     def _restart(self) -> None:
-        self._attached.clear()
+        self._attached = {key: text for key, text in self._attached.items() if key.startswith(_TROUBLE)}
+        self._pid = None
         try:
-            self._start()
+            self._pid = self._start()
         except ForebayError as error:
-            print(f"forebay: {error}; trying again", file=sys.stderr, flush=True)
+            self._complain("", error)
 
     def _attach_applied(self) -> None:
         """Make known what was applied here, and was not or differently when we looked last."""
@@ -134,6 +182,8 @@ class _Keeper:
             self._complain("", error)
             return
         for one in stored:
+            if self._stopping:
+                return
             name = shown_name(one.key).removeprefix("dataset://")
             if self._attached.get(name) == (mark := f"{one.generation}"):
                 continue
@@ -151,8 +201,8 @@ class _Keeper:
     def _complain(self, name: str, error: ForebayError) -> None:
         """Once for each trouble."""
         text = f"dataset {name}: {error}" if name else str(error)
-        if self._attached.get(f"trouble {name}") != text:
-            self._attached[f"trouble {name}"] = text
+        if self._attached.get(_TROUBLE + name) != text:
+            self._attached[_TROUBLE + name] = text
             print(f"forebay: {text}; trying again", file=sys.stderr, flush=True)
 
     def _end_worker(self) -> None:
@@ -185,8 +235,11 @@ def drain(address: str, tls: Path | None, insecure: bool, *, undo: bool, json: b
         raise rpc.to_error(error) from error
     finally:
         channels.close()
+    if not last.finished:
+        raise WorkerUnavailable(f"{address} has ended before it was drained")
     if undo:
-        print(f"{address} owns a share again")
+        if not json:
+            print(f"{address} owns a share again")
     elif last.lost_bytes:
         print(f"{address} is drained; {size_text(last.lost_bytes)} found no room with the others", file=sys.stderr)
         sys.exit(1)

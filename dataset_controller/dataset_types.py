@@ -58,6 +58,8 @@ def _checked_quantity(text: str) -> str:
 
 Duration = Annotated[str, AfterValidator(_checked_duration)]
 Quantity = Annotated[str, AfterValidator(_checked_quantity)]
+Replicas = Annotated[int, Field(ge=1, le=64)]
+"""`routing.py` spreads over 64 workers at most."""
 SecretName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
 SecretKey = Annotated[str, Field(pattern=r"^[-_a-zA-Z0-9][-._a-zA-Z0-9]*$", max_length=253)]
 Label = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=63)]
@@ -170,6 +172,8 @@ class CachePath(Model):
     path: str
     quota: Quantity | None = None
     pinned: bool = False
+    replicas: Replicas | None = None
+    """None: as the next longer path above says, or the dataset."""
 
 
 class CachePolicy(Model):
@@ -178,6 +182,8 @@ class CachePolicy(Model):
     policy: Literal["epoch", "sieve", "lru", "next-use"] = "epoch"
     quota: Quantity | None = None
     paths: list[CachePath] = []
+    replicas: Replicas | None = None
+    """Workers of a cluster that are to have each piece. None: as many as the cluster is set to."""
 
 
 class SnapshotHistory(Model):

@@ -177,7 +177,9 @@ class Resolver:
         spec = dataset.spec
         policy, owner = spec.cache_policy, spec.owner
         rules = [
-            PathRule(path.path.strip("/"), parse_quantity(path.quota) if path.quota else 0, path.pinned)
+            PathRule(
+                path.path.strip("/"), parse_quantity(path.quota) if path.quota else 0, path.pinned, path.replicas or 0
+            )
             for path in policy.paths
         ]
         pinned = {number for _, number in self.references(dataset.key) if number} | {spec.snapshot or 0}
@@ -191,6 +193,7 @@ class Resolver:
             quota_bytes=parse_quantity(policy.quota) if policy.quota else 0,
             # Of a part of the dataset, paths would be others: what it caches belongs to the whole anyway.
             path_rules=() if below else tuple(rules),
+            replicas=policy.replicas or 0,
             keep_count=spec.snapshot_history.count,
             keep_age_s=parse_duration(spec.snapshot_history.age) if spec.snapshot_history.age else 0.0,
             keep_pinned=() if below else tuple(sorted(pinned - {0})),

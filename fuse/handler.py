@@ -18,7 +18,7 @@ from typing import Any
 
 import trio
 
-from forebay.cacheruntime import mounts
+from forebay.cacheruntime import mounts, tracing
 from forebay.cacheruntime.catalogue import Catalogue
 from forebay.cacheruntime.client import AttachedClient, WorkerClient
 from forebay.cacheruntime.config import CacheConfig
@@ -64,7 +64,7 @@ class Handler:
         self._config = config = CacheConfig.from_json(spec.config)
         switch = current_switch(self.folder, self.roster.header("generation"))
         snapshot, catalogue = (switch.snapshot, switch.catalogue) if switch else (spec.snapshot, spec.catalogue)
-        self._client = AttachedClient(WorkerClient(config), spec.source_spec, snapshot)
+        self._client = AttachedClient(WorkerClient(config, cluster_of_folder=True), spec.source_spec, snapshot)
         self._catalogue = Catalogue(Path(catalogue))
         self._index = Index(config.index_dir)
         self._touch = TouchMap(config.cache_dir / "touch")
@@ -182,6 +182,8 @@ def _serve(handler: Handler, resend: bool) -> Callable[[], Coroutine[Any, Any, N
 def main(device: int, spec_descriptor: int, slot: int, incarnation: int, resend: bool) -> int:
     config = CacheConfig.from_json(MountSpec.from_memory(spec_descriptor).config)
     set_up_logs("handler", config.log_format, logging.StreamHandler(sys.stderr))
+    if config.traces:
+        tracing.start("handler")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the supervisor, which unmounts
     # Requests make many tuples and no cycles: looking for these every 700 tuples would cost a tenth of a listing.
     gc.freeze()

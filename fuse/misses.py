@@ -3,6 +3,7 @@
 What is kept here is only a help: a handler that starts anew begins with small windows.
 """
 
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
@@ -10,6 +11,7 @@ from typing import Any
 
 import trio
 
+from forebay.cacheruntime import tracing
 from forebay.cacheruntime.catalogue import Catalogue, Node
 from forebay.cacheruntime.client import AttachedClient
 from forebay.cacheruntime.config import FillConfig
@@ -99,8 +101,9 @@ class Misses:
             return lambda: self._wait_expected(node, offset, size, advice.window_bytes)
         # Sent now, while requests are in their order; waited for in a task.
         request = self._request(node, offset, size, advice.window_bytes)
+        span = self._span(request)
         begun = self._client.begin_fill(request)
-        return lambda: self._wait_filled(node, request, begun)
+        return lambda: self._wait_filled(node, request, begun, span=span)
 
     def read_ahead(self, node: Node, handle: int, offset: int, size: int) -> None:
         """After a hit in a file that is not whole: have what comes next fetched."""
@@ -162,16 +165,26 @@ class Misses:
         return await self._wait_filled(node, self._request(node, offset, length, window), began=began)
 
     async def _wait_filled(
-        self, node: Node, request: pb.FillRequest, begun: FillCall | None = None, began: int = 0
+        self,
+        node: Node,
+        request: pb.FillRequest,
+        begun: FillCall | None = None,
+        began: int = 0,
+        span: tracing.Span | None = None,
     ) -> bytes | None:
+        span = span or self._span(request)
+        error: BaseException | None = None
         began = began or time.monotonic_ns()
         self._asking[node.node] = self._asking.get(node.node, 0) + 1
         try:
             data = await self._client.fill(request, self._config.deadline_s, begun)
-        except SourceStale:
-            await self.entry_is_stale(node.parent, node.name)  # before the reader knows, or it finds the old name
+        except BaseException as failure:
+            error = failure
+            if isinstance(failure, SourceStale):
+                await self.entry_is_stale(node.parent, node.name)  # before the reader knows, or it finds the old name
             raise
         finally:
+            span.end(error)
             self._asking[node.node] -= 1
             if not self._asking[node.node]:
                 del self._asking[node.node]
@@ -182,6 +195,20 @@ class Misses:
         elif len(self._past_tiers) < _READERS:
             self._past_tiers.add(node.node)
         return data
+
+    @staticmethod
+    def _span(request: pb.FillRequest) -> tracing.Span:
+        """Of a miss that somebody waits for; the request carries it to the worker."""
+        span = tracing.begin(
+            "forebay.miss",
+            "CLIENT",
+            root=True,
+            path=os.fsdecode(request.file.path),
+            offset=request.offset,
+            length=request.length,
+        )
+        request.traceparent = span.traceparent
+        return span
 
     async def _arrives_soon(self, node: Node, start: int, end: int) -> bool:
         """Look for bytes that are on their way, while that is likely to be enough."""

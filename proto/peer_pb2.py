@@ -25,17 +25,17 @@ _sym_db = _symbol_database.Default()
 from forebay.proto import worker_pb2 as forebay_dot_proto_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66orebay/proto/peer.proto\x12\x10\x66orebay.cache.v1\x1a\x1a\x66orebay/proto/worker.proto\"!\n\x0fIdentifyRequest\x12\x0e\n\x06\x63\x61ller\x18\x01 \x01(\t\"w\n\rIdentifyReply\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x04 \x01(\x04\x12\x11\n\tdata_port\x18\x05 \x01(\r\x12\x0f\n\x07members\x18\x06 \x03(\t\"u\n\x04Want\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0e\n\x06offset\x18\x05 \x01(\x04\x12\x0e\n\x06length\x18\x06 \x01(\x04\x12\x0f\n\x07suspect\x18\x07 \x01(\x08\"\x8f\x01\n\x0bReadRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12%\n\x05wants\x18\x02 \x03(\x0b\x32\x16.forebay.cache.v1.Want\x12(\n\x04mode\x18\x03 \x01(\x0e\x32\x1a.forebay.cache.v1.ReadMode\x12\x0c\n\x04hops\x18\x04 \x01(\r\x12\r\n\x05token\x18\x05 \x01(\t\"\xa1\x01\n\nReadHeader\x12\x0c\n\x04want\x18\x01 \x01(\r\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.forebay.cache.v1.ReadState\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0e\n\x06length\x18\x04 \x01(\x04\x12\x0c\n\x04unit\x18\x05 \x01(\x04\x12\x0c\n\x04sums\x18\x06 \x03(\x06\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x0e\n\x06spread\x18\x08 \x01(\r\"#\n\rDefineRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\">\n\x0b\x44\x65\x66ineReply\x12/\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x1f.forebay.cache.v1.AttachRequest\"1\n\x0b\x46indRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x12\n\ndataset_id\x18\x02 \x01(\t\"~\n\tFindReply\x12/\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x1f.forebay.cache.v1.AttachRequest\x12\x12\n\ndataset_id\x18\x02 \x01(\t\x12\x10\n\x08snapshot\x18\x03 \x01(\x04\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0c\n\x04rest\x18\x05 \x01(\t\"P\n\x0bListRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\r\n\x05\x66resh\x18\x03 \x01(\x08\x12\x10\n\x08snapshot\x18\x04 \x01(\x04\"J\n\x08ListPage\x12,\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1b.forebay.cache.v1.StatEntry\x12\x10\n\x08snapshot\x18\x02 \x01(\x04\"S\n\x0bLookRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x10\n\x08\x63hildren\x18\x03 \x01(\x08\x12\x10\n\x08snapshot\x18\x04 \x01(\x04\"o\n\x0bLoadRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12%\n\x05wants\x18\x02 \x03(\x0b\x32\x16.forebay.cache.v1.Want\x12\x0e\n\x06medium\x18\x03 \x01(\t\x12\x15\n\rskip_existing\x18\x04 \x01(\x08\"b\n\tLoadReply\x12\x0c\n\x04want\x18\x01 \x01(\r\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x15\n\rbytes_fetched\x18\x03 \x01(\x04\x12\x10\n\x08uncached\x18\x04 \x01(\x08\x12\x0f\n\x07\x64\x61maged\x18\x05 \x01(\x08\"1\n\rReportRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\"\x81\x02\n\x0bReportReply\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12+\n\x05tiers\x18\x04 \x03(\x0b\x32\x1c.forebay.cache.v1.TierStatus\x12\x32\n\x08\x64\x61tasets\x18\x05 \x03(\x0b\x32 .forebay.cache.v1.MemberHoldings\x12,\n\x05peers\x18\x06 \x03(\x0b\x32\x1d.forebay.cache.v1.PeerTraffic\x12\x0c\n\x04gets\x18\x07 \x01(\x04\x12\x15\n\rfetched_bytes\x18\x08 \x01(\x04\x12\x12\n\nleft_bytes\x18\t \x01(\x04\"\x1c\n\x0c\x44rainRequest\x12\x0c\n\x04undo\x18\x01 \x01(\x08\"^\n\rDrainProgress\x12\x12\n\nleft_bytes\x18\x01 \x01(\x04\x12\x13\n\x0bmoved_bytes\x18\x02 \x01(\x04\x12\x12\n\nlost_bytes\x18\x03 \x01(\x04\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08*&\n\x08ReadMode\x12\t\n\x05\x46\x45TCH\x10\x00\x12\x0f\n\x0bONLY_CACHED\x10\x01*9\n\tReadState\x12\x07\n\x03HIT\x10\x00\x12\n\n\x06\x43OMING\x10\x01\x12\x0b\n\x07MISSING\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\x32\xc9\x04\n\x04Peer\x12N\n\x08Identify\x12!.forebay.cache.v1.IdentifyRequest\x1a\x1f.forebay.cache.v1.IdentifyReply\x12H\n\x06\x44\x65\x66ine\x12\x1f.forebay.cache.v1.DefineRequest\x1a\x1d.forebay.cache.v1.DefineReply\x12\x42\n\x04\x46ind\x12\x1d.forebay.cache.v1.FindRequest\x1a\x1b.forebay.cache.v1.FindReply\x12\x43\n\x04List\x12\x1d.forebay.cache.v1.ListRequest\x1a\x1a.forebay.cache.v1.ListPage0\x01\x12\x42\n\x04Look\x12\x1d.forebay.cache.v1.LookRequest\x1a\x1b.forebay.cache.v1.StatReply\x12\x44\n\x04Load\x12\x1d.forebay.cache.v1.LoadRequest\x1a\x1b.forebay.cache.v1.LoadReply0\x01\x12J\n\x05\x44rain\x12\x1e.forebay.cache.v1.DrainRequest\x1a\x1f.forebay.cache.v1.DrainProgress0\x01\x12H\n\x06Report\x12\x1f.forebay.cache.v1.ReportRequest\x1a\x1d.forebay.cache.v1.ReportReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66orebay/proto/peer.proto\x12\x10\x66orebay.cache.v1\x1a\x1a\x66orebay/proto/worker.proto\"!\n\x0fIdentifyRequest\x12\x0e\n\x06\x63\x61ller\x18\x01 \x01(\t\"w\n\rIdentifyReply\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x16\n\x0e\x63\x61pacity_bytes\x18\x04 \x01(\x04\x12\x11\n\tdata_port\x18\x05 \x01(\r\x12\x0f\n\x07members\x18\x06 \x03(\t\"u\n\x04Want\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0f\n\x07version\x18\x04 \x01(\t\x12\x0e\n\x06offset\x18\x05 \x01(\x04\x12\x0e\n\x06length\x18\x06 \x01(\x04\x12\x0f\n\x07suspect\x18\x07 \x01(\x08\"\xa4\x01\n\x0bReadRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12%\n\x05wants\x18\x02 \x03(\x0b\x32\x16.forebay.cache.v1.Want\x12(\n\x04mode\x18\x03 \x01(\x0e\x32\x1a.forebay.cache.v1.ReadMode\x12\x0c\n\x04hops\x18\x04 \x01(\r\x12\r\n\x05token\x18\x05 \x01(\t\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\"\xa1\x01\n\nReadHeader\x12\x0c\n\x04want\x18\x01 \x01(\r\x12*\n\x05state\x18\x02 \x01(\x0e\x32\x1b.forebay.cache.v1.ReadState\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0e\n\x06length\x18\x04 \x01(\x04\x12\x0c\n\x04unit\x18\x05 \x01(\x04\x12\x0c\n\x04sums\x18\x06 \x03(\x06\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12\x0e\n\x06spread\x18\x08 \x01(\r\"#\n\rDefineRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\">\n\x0b\x44\x65\x66ineReply\x12/\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x1f.forebay.cache.v1.AttachRequest\"1\n\x0b\x46indRequest\x12\x0e\n\x06source\x18\x01 \x01(\t\x12\x12\n\ndataset_id\x18\x02 \x01(\t\"~\n\tFindReply\x12/\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x1f.forebay.cache.v1.AttachRequest\x12\x12\n\ndataset_id\x18\x02 \x01(\t\x12\x10\n\x08snapshot\x18\x03 \x01(\x04\x12\x0c\n\x04path\x18\x04 \x01(\t\x12\x0c\n\x04rest\x18\x05 \x01(\t\"P\n\x0bListRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\r\n\x05\x66resh\x18\x03 \x01(\x08\x12\x10\n\x08snapshot\x18\x04 \x01(\x04\"J\n\x08ListPage\x12,\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1b.forebay.cache.v1.StatEntry\x12\x10\n\x08snapshot\x18\x02 \x01(\x04\"S\n\x0bLookRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x10\n\x08\x63hildren\x18\x03 \x01(\x08\x12\x10\n\x08snapshot\x18\x04 \x01(\x04\"o\n\x0bLoadRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12%\n\x05wants\x18\x02 \x03(\x0b\x32\x16.forebay.cache.v1.Want\x12\x0e\n\x06medium\x18\x03 \x01(\t\x12\x15\n\rskip_existing\x18\x04 \x01(\x08\"b\n\tLoadReply\x12\x0c\n\x04want\x18\x01 \x01(\r\x12\r\n\x05\x65rror\x18\x02 \x01(\t\x12\x15\n\rbytes_fetched\x18\x03 \x01(\x04\x12\x10\n\x08uncached\x18\x04 \x01(\x08\x12\x0f\n\x07\x64\x61maged\x18\x05 \x01(\x08\"1\n\rReportRequest\x12\x12\n\ndataset_id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\x0c\"\x81\x02\n\x0bReportReply\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12+\n\x05tiers\x18\x04 \x03(\x0b\x32\x1c.forebay.cache.v1.TierStatus\x12\x32\n\x08\x64\x61tasets\x18\x05 \x03(\x0b\x32 .forebay.cache.v1.MemberHoldings\x12,\n\x05peers\x18\x06 \x03(\x0b\x32\x1d.forebay.cache.v1.PeerTraffic\x12\x0c\n\x04gets\x18\x07 \x01(\x04\x12\x15\n\rfetched_bytes\x18\x08 \x01(\x04\x12\x12\n\nleft_bytes\x18\t \x01(\x04\"\x1c\n\x0c\x44rainRequest\x12\x0c\n\x04undo\x18\x01 \x01(\x08\"^\n\rDrainProgress\x12\x12\n\nleft_bytes\x18\x01 \x01(\x04\x12\x13\n\x0bmoved_bytes\x18\x02 \x01(\x04\x12\x12\n\nlost_bytes\x18\x03 \x01(\x04\x12\x10\n\x08\x66inished\x18\x04 \x01(\x08*&\n\x08ReadMode\x12\t\n\x05\x46\x45TCH\x10\x00\x12\x0f\n\x0bONLY_CACHED\x10\x01*9\n\tReadState\x12\x07\n\x03HIT\x10\x00\x12\n\n\x06\x43OMING\x10\x01\x12\x0b\n\x07MISSING\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\x32\xc9\x04\n\x04Peer\x12N\n\x08Identify\x12!.forebay.cache.v1.IdentifyRequest\x1a\x1f.forebay.cache.v1.IdentifyReply\x12H\n\x06\x44\x65\x66ine\x12\x1f.forebay.cache.v1.DefineRequest\x1a\x1d.forebay.cache.v1.DefineReply\x12\x42\n\x04\x46ind\x12\x1d.forebay.cache.v1.FindRequest\x1a\x1b.forebay.cache.v1.FindReply\x12\x43\n\x04List\x12\x1d.forebay.cache.v1.ListRequest\x1a\x1a.forebay.cache.v1.ListPage0\x01\x12\x42\n\x04Look\x12\x1d.forebay.cache.v1.LookRequest\x1a\x1b.forebay.cache.v1.StatReply\x12\x44\n\x04Load\x12\x1d.forebay.cache.v1.LoadRequest\x1a\x1b.forebay.cache.v1.LoadReply0\x01\x12J\n\x05\x44rain\x12\x1e.forebay.cache.v1.DrainRequest\x1a\x1f.forebay.cache.v1.DrainProgress0\x01\x12H\n\x06Report\x12\x1f.forebay.cache.v1.ReportRequest\x1a\x1d.forebay.cache.v1.ReportReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'forebay.proto.peer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_READMODE']._serialized_start=1832
-  _globals['_READMODE']._serialized_end=1870
-  _globals['_READSTATE']._serialized_start=1872
-  _globals['_READSTATE']._serialized_end=1929
+  _globals['_READMODE']._serialized_start=1853
+  _globals['_READMODE']._serialized_end=1891
+  _globals['_READSTATE']._serialized_start=1893
+  _globals['_READSTATE']._serialized_end=1950
   _globals['_IDENTIFYREQUEST']._serialized_start=74
   _globals['_IDENTIFYREQUEST']._serialized_end=107
   _globals['_IDENTIFYREPLY']._serialized_start=109
@@ -43,35 +43,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WANT']._serialized_start=230
   _globals['_WANT']._serialized_end=347
   _globals['_READREQUEST']._serialized_start=350
-  _globals['_READREQUEST']._serialized_end=493
-  _globals['_READHEADER']._serialized_start=496
-  _globals['_READHEADER']._serialized_end=657
-  _globals['_DEFINEREQUEST']._serialized_start=659
-  _globals['_DEFINEREQUEST']._serialized_end=694
-  _globals['_DEFINEREPLY']._serialized_start=696
-  _globals['_DEFINEREPLY']._serialized_end=758
-  _globals['_FINDREQUEST']._serialized_start=760
-  _globals['_FINDREQUEST']._serialized_end=809
-  _globals['_FINDREPLY']._serialized_start=811
-  _globals['_FINDREPLY']._serialized_end=937
-  _globals['_LISTREQUEST']._serialized_start=939
-  _globals['_LISTREQUEST']._serialized_end=1019
-  _globals['_LISTPAGE']._serialized_start=1021
-  _globals['_LISTPAGE']._serialized_end=1095
-  _globals['_LOOKREQUEST']._serialized_start=1097
-  _globals['_LOOKREQUEST']._serialized_end=1180
-  _globals['_LOADREQUEST']._serialized_start=1182
-  _globals['_LOADREQUEST']._serialized_end=1293
-  _globals['_LOADREPLY']._serialized_start=1295
-  _globals['_LOADREPLY']._serialized_end=1393
-  _globals['_REPORTREQUEST']._serialized_start=1395
-  _globals['_REPORTREQUEST']._serialized_end=1444
-  _globals['_REPORTREPLY']._serialized_start=1447
-  _globals['_REPORTREPLY']._serialized_end=1704
-  _globals['_DRAINREQUEST']._serialized_start=1706
-  _globals['_DRAINREQUEST']._serialized_end=1734
-  _globals['_DRAINPROGRESS']._serialized_start=1736
-  _globals['_DRAINPROGRESS']._serialized_end=1830
-  _globals['_PEER']._serialized_start=1932
-  _globals['_PEER']._serialized_end=2517
+  _globals['_READREQUEST']._serialized_end=514
+  _globals['_READHEADER']._serialized_start=517
+  _globals['_READHEADER']._serialized_end=678
+  _globals['_DEFINEREQUEST']._serialized_start=680
+  _globals['_DEFINEREQUEST']._serialized_end=715
+  _globals['_DEFINEREPLY']._serialized_start=717
+  _globals['_DEFINEREPLY']._serialized_end=779
+  _globals['_FINDREQUEST']._serialized_start=781
+  _globals['_FINDREQUEST']._serialized_end=830
+  _globals['_FINDREPLY']._serialized_start=832
+  _globals['_FINDREPLY']._serialized_end=958
+  _globals['_LISTREQUEST']._serialized_start=960
+  _globals['_LISTREQUEST']._serialized_end=1040
+  _globals['_LISTPAGE']._serialized_start=1042
+  _globals['_LISTPAGE']._serialized_end=1116
+  _globals['_LOOKREQUEST']._serialized_start=1118
+  _globals['_LOOKREQUEST']._serialized_end=1201
+  _globals['_LOADREQUEST']._serialized_start=1203
+  _globals['_LOADREQUEST']._serialized_end=1314
+  _globals['_LOADREPLY']._serialized_start=1316
+  _globals['_LOADREPLY']._serialized_end=1414
+  _globals['_REPORTREQUEST']._serialized_start=1416
+  _globals['_REPORTREQUEST']._serialized_end=1465
+  _globals['_REPORTREPLY']._serialized_start=1468
+  _globals['_REPORTREPLY']._serialized_end=1725
+  _globals['_DRAINREQUEST']._serialized_start=1727
+  _globals['_DRAINREQUEST']._serialized_end=1755
+  _globals['_DRAINPROGRESS']._serialized_start=1757
+  _globals['_DRAINPROGRESS']._serialized_end=1851
+  _globals['_PEER']._serialized_start=1953
+  _globals['_PEER']._serialized_end=2538
 # @@protoc_insertion_point(module_scope)

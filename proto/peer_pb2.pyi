@@ -67,18 +67,20 @@ class Want(_message.Message):
     def __init__(self, content: _Optional[bytes] = ..., path: _Optional[bytes] = ..., size: _Optional[int] = ..., version: _Optional[str] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., suspect: _Optional[bool] = ...) -> None: ...
 
 class ReadRequest(_message.Message):
-    __slots__ = ("dataset_id", "wants", "mode", "hops", "token")
+    __slots__ = ("dataset_id", "wants", "mode", "hops", "token", "traceparent")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     WANTS_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     HOPS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     dataset_id: str
     wants: _containers.RepeatedCompositeFieldContainer[Want]
     mode: ReadMode
     hops: int
     token: str
-    def __init__(self, dataset_id: _Optional[str] = ..., wants: _Optional[_Iterable[_Union[Want, _Mapping]]] = ..., mode: _Optional[_Union[ReadMode, str]] = ..., hops: _Optional[int] = ..., token: _Optional[str] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, dataset_id: _Optional[str] = ..., wants: _Optional[_Iterable[_Union[Want, _Mapping]]] = ..., mode: _Optional[_Union[ReadMode, str]] = ..., hops: _Optional[int] = ..., token: _Optional[str] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class ReadHeader(_message.Message):
     __slots__ = ("want", "state", "offset", "length", "unit", "sums", "error", "spread")

@@ -50,24 +50,28 @@ class ClusterView(_message.Message):
     def __init__(self, dataset_id: _Optional[str] = ..., path: _Optional[str] = ..., snapshot: _Optional[int] = ...) -> None: ...
 
 class CachePolicy(_message.Message):
-    __slots__ = ("policy", "quota_bytes", "paths")
+    __slots__ = ("policy", "quota_bytes", "paths", "replicas")
     POLICY_FIELD_NUMBER: _ClassVar[int]
     QUOTA_BYTES_FIELD_NUMBER: _ClassVar[int]
     PATHS_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
     policy: str
     quota_bytes: int
     paths: _containers.RepeatedCompositeFieldContainer[PathRule]
-    def __init__(self, policy: _Optional[str] = ..., quota_bytes: _Optional[int] = ..., paths: _Optional[_Iterable[_Union[PathRule, _Mapping]]] = ...) -> None: ...
+    replicas: int
+    def __init__(self, policy: _Optional[str] = ..., quota_bytes: _Optional[int] = ..., paths: _Optional[_Iterable[_Union[PathRule, _Mapping]]] = ..., replicas: _Optional[int] = ...) -> None: ...
 
 class PathRule(_message.Message):
-    __slots__ = ("path", "quota_bytes", "pinned")
+    __slots__ = ("path", "quota_bytes", "pinned", "replicas")
     PATH_FIELD_NUMBER: _ClassVar[int]
     QUOTA_BYTES_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
     path: bytes
     quota_bytes: int
     pinned: bool
-    def __init__(self, path: _Optional[bytes] = ..., quota_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ...) -> None: ...
+    replicas: int
+    def __init__(self, path: _Optional[bytes] = ..., quota_bytes: _Optional[int] = ..., pinned: _Optional[bool] = ..., replicas: _Optional[int] = ...) -> None: ...
 
 class AttachReply(_message.Message):
     __slots__ = ("dataset_id", "snapshot", "catalogue")
@@ -90,7 +94,7 @@ class FileRef(_message.Message):
     def __init__(self, path: _Optional[bytes] = ..., size: _Optional[int] = ..., version: _Optional[str] = ...) -> None: ...
 
 class FillRequest(_message.Message):
-    __slots__ = ("dataset_id", "file", "offset", "length", "window", "background", "ahead", "suspect")
+    __slots__ = ("dataset_id", "file", "offset", "length", "window", "background", "ahead", "suspect", "traceparent")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     FILE_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +103,7 @@ class FillRequest(_message.Message):
     BACKGROUND_FIELD_NUMBER: _ClassVar[int]
     AHEAD_FIELD_NUMBER: _ClassVar[int]
     SUSPECT_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     dataset_id: str
     file: FileRef
     offset: int
@@ -107,7 +112,8 @@ class FillRequest(_message.Message):
     background: bool
     ahead: bool
     suspect: bool
-    def __init__(self, dataset_id: _Optional[str] = ..., file: _Optional[_Union[FileRef, _Mapping]] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., window: _Optional[int] = ..., background: _Optional[bool] = ..., ahead: _Optional[bool] = ..., suspect: _Optional[bool] = ...) -> None: ...
+    traceparent: str
+    def __init__(self, dataset_id: _Optional[str] = ..., file: _Optional[_Union[FileRef, _Mapping]] = ..., offset: _Optional[int] = ..., length: _Optional[int] = ..., window: _Optional[int] = ..., background: _Optional[bool] = ..., ahead: _Optional[bool] = ..., suspect: _Optional[bool] = ..., traceparent: _Optional[str] = ...) -> None: ...
 
 class ListDirectoryRequest(_message.Message):
     __slots__ = ("dataset_id", "path", "name")
@@ -292,20 +298,22 @@ class Member(_message.Message):
     def __init__(self, id: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., version: _Optional[str] = ..., me: _Optional[bool] = ..., trouble: _Optional[str] = ..., tiers: _Optional[_Iterable[_Union[TierStatus, _Mapping]]] = ..., datasets: _Optional[_Iterable[_Union[MemberHoldings, _Mapping]]] = ..., gets: _Optional[int] = ..., fetched_bytes: _Optional[int] = ..., left_bytes: _Optional[int] = ...) -> None: ...
 
 class MemberHoldings(_message.Message):
-    __slots__ = ("dataset_id", "name", "bytes", "files", "path_bytes", "path_files")
+    __slots__ = ("dataset_id", "name", "bytes", "files", "path_bytes", "path_files", "replica_bytes")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     FILES_FIELD_NUMBER: _ClassVar[int]
     PATH_BYTES_FIELD_NUMBER: _ClassVar[int]
     PATH_FILES_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_BYTES_FIELD_NUMBER: _ClassVar[int]
     dataset_id: str
     name: str
     bytes: int
     files: int
     path_bytes: int
     path_files: int
-    def __init__(self, dataset_id: _Optional[str] = ..., name: _Optional[str] = ..., bytes: _Optional[int] = ..., files: _Optional[int] = ..., path_bytes: _Optional[int] = ..., path_files: _Optional[int] = ...) -> None: ...
+    replica_bytes: int
+    def __init__(self, dataset_id: _Optional[str] = ..., name: _Optional[str] = ..., bytes: _Optional[int] = ..., files: _Optional[int] = ..., path_bytes: _Optional[int] = ..., path_files: _Optional[int] = ..., replica_bytes: _Optional[int] = ...) -> None: ...
 
 class StatusRequest(_message.Message):
     __slots__ = ()
@@ -352,7 +360,7 @@ class TierStatus(_message.Message):
     def __init__(self, medium: _Optional[str] = ..., path: _Optional[str] = ..., quota_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., state: _Optional[str] = ...) -> None: ...
 
 class DatasetStatus(_message.Message):
-    __slots__ = ("dataset_id", "source", "snapshot", "listing", "listing_error", "files", "bytes", "skipped", "holdings", "fetched_bytes", "gets")
+    __slots__ = ("dataset_id", "source", "snapshot", "listing", "listing_error", "files", "bytes", "skipped", "holdings", "fetched_bytes", "gets", "replica_bytes")
     DATASET_ID_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     SNAPSHOT_FIELD_NUMBER: _ClassVar[int]
@@ -364,6 +372,7 @@ class DatasetStatus(_message.Message):
     HOLDINGS_FIELD_NUMBER: _ClassVar[int]
     FETCHED_BYTES_FIELD_NUMBER: _ClassVar[int]
     GETS_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_BYTES_FIELD_NUMBER: _ClassVar[int]
     dataset_id: str
     source: str
     snapshot: int
@@ -375,7 +384,8 @@ class DatasetStatus(_message.Message):
     holdings: _containers.RepeatedCompositeFieldContainer[TierHoldings]
     fetched_bytes: int
     gets: int
-    def __init__(self, dataset_id: _Optional[str] = ..., source: _Optional[str] = ..., snapshot: _Optional[int] = ..., listing: _Optional[bool] = ..., listing_error: _Optional[str] = ..., files: _Optional[int] = ..., bytes: _Optional[int] = ..., skipped: _Optional[int] = ..., holdings: _Optional[_Iterable[_Union[TierHoldings, _Mapping]]] = ..., fetched_bytes: _Optional[int] = ..., gets: _Optional[int] = ...) -> None: ...
+    replica_bytes: int
+    def __init__(self, dataset_id: _Optional[str] = ..., source: _Optional[str] = ..., snapshot: _Optional[int] = ..., listing: _Optional[bool] = ..., listing_error: _Optional[str] = ..., files: _Optional[int] = ..., bytes: _Optional[int] = ..., skipped: _Optional[int] = ..., holdings: _Optional[_Iterable[_Union[TierHoldings, _Mapping]]] = ..., fetched_bytes: _Optional[int] = ..., gets: _Optional[int] = ..., replica_bytes: _Optional[int] = ...) -> None: ...
 
 class TierHoldings(_message.Message):
     __slots__ = ("tier", "bytes", "files")

@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 
-from forebay.cacheruntime import rpc
+from forebay.cacheruntime import rpc, tracing
 from forebay.cacheruntime.cluster.membership import Address
 from forebay.cacheruntime.cluster.security import ReloadingChannel, Security
 from forebay.proto import peer_pb2_grpc
@@ -18,6 +18,23 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 5_000),
 )
+
+
+class _Traced(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):  # type: ignore[misc]
+    """Puts the current span into the metadata of calls."""
+
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(_with_span(details), request)
+
+    def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(_with_span(details), request)
+
+
+def _with_span(details: Any) -> Any:
+    current = tracing.current()
+    if not current:
+        return details
+    return details._replace(metadata=[*(details.metadata or ()), (tracing.TRACEPARENT, current)])
 
 
 class Channels:
@@ -38,7 +55,8 @@ class Channels:
             channel = self._channels.get(address)
             if channel is None:
                 channel = self._channels[address] = ReloadingChannel(self._security, address, _OPTIONS)
-        return channel.get()
+        found = channel.get()
+        return grpc.intercept_channel(found, _Traced()) if tracing.is_on() else found
 
     def stub(self, address: Address) -> Any:
         """Of the Peer service, for the next call."""

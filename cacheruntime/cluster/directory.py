@@ -44,7 +44,7 @@ class Dns:
     def addresses(self) -> set[str]:
         try:
             found = self._resolve(self._host, self._port, type=socket.SOCK_STREAM)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # UnicodeError: of a name that is none, like a..b
             raise SourceUnavailable(f"{self._host} cannot be resolved ({error})") from error
         return {join_address(str(entry[4][0]), self._port) for entry in found}
 

@@ -8,11 +8,16 @@ time, after a backoff that doubles from 1 s to 60 s, with jitter, so that thousa
 the first probe that is answered brings it back. The backoff goes on from where it was if the peer fails again soon, so
 one that comes and goes is asked less and less.
 
+A peer that left a question unanswered and has said nothing since, to anybody's question of this node, is silent: it is
+asked as before, but not waited for as long (`worker/peer_source.py`), so that one that is stopped costs
+a reader one long time-out and not one for each request of the window.
+
 Nodes do not tell each other. Where their opinions differ, a slice has two owners for a while, which costs a miss.
 
 Pure: the clock is passed in, in seconds of any monotonic clock; no I/O, no lock.
 """
 
+import math
 import random
 from collections import deque
 from collections.abc import Collection
@@ -67,6 +72,10 @@ class PeerHealth:
         """Time of the next probe; None: its last outcome was good."""
         self._probing = False
         """A probe is under way, and the peer is set aside."""
+        self._heard = -math.inf
+        """When it answered last."""
+        self.is_silent = False
+        """Whether it has said nothing since it left a question unanswered."""
 
     def record(self, good: bool, began: float, now: float) -> bool:
         """Take note of the outcome of a request, or of a probe.
@@ -79,6 +88,7 @@ class PeerHealth:
         Returns:
             Whether the peer was set aside or brought back by it.
         """
+        self.hear(good, began, now)
         if not self.usable:
             return self._record_aside(good, began, now)
         self._outcomes.append(Outcome(good, now))
@@ -94,6 +104,14 @@ class PeerHealth:
             self._set_aside(now)
             return True
         return False
+
+    def hear(self, answered: bool, began: float, now: float) -> None:
+        """Take note that a question of any kind was answered or not; it counts for `is_silent` alone. Arguments as
+        `record`'s."""
+        if answered:
+            self._heard, self.is_silent = now, False
+        elif began > self._heard:
+            self.is_silent = True
 
     def take_probe(self, now: float) -> bool:
         """Whether the caller is to probe the peer now; it says so once for each backoff.
@@ -153,13 +171,20 @@ class Health:
 
     def record(self, peer: WorkerId, good: bool, began: float, now: float) -> None:
         """As `PeerHealth.record`."""
-        health = self._peers.get(peer)
-        if health is None:
-            health = self._peers[peer] = PeerHealth(self._rng)
+        health = self._of(peer)
         if health.record(good, began, now):
             self.changed = now
             (self.aside.discard if health.usable else self.aside.add)(peer)
         (self._failing.discard if health.probe_at is None else self._failing.add)(peer)
+
+    def hear(self, peer: WorkerId, answered: bool, began: float, now: float) -> None:
+        """As `PeerHealth.hear`."""
+        self._of(peer).hear(answered, began, now)
+
+    def is_silent(self, peer: WorkerId) -> bool:
+        """Whether it has said nothing since it left a question unanswered."""
+        health = self._peers.get(peer)
+        return health is not None and health.is_silent
 
     def usable(self, peer: WorkerId) -> bool:
         """Whether it is asked; true of one that nothing is known of."""
@@ -173,6 +198,12 @@ class Health:
         """When `take_probes` will name somebody; None: nobody has failed."""
         times = [self._peers[peer].probe_at for peer in self._failing]
         return min((at for at in times if at is not None), default=None)
+
+    def _of(self, peer: WorkerId) -> PeerHealth:
+        health = self._peers.get(peer)
+        if health is None:
+            health = self._peers[peer] = PeerHealth(self._rng)
+        return health
 
     def keep(self, peers: Collection[WorkerId]) -> None:
         """Forget all others: they are in no view any more."""

@@ -5,12 +5,20 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from forebay.cacheruntime import rpc
 from forebay.cacheruntime.cluster.certs import Identity
 from forebay.cacheruntime.config import LimitConfig
 from forebay.cacheruntime.errors import LimitReached
 
+_PINGS_EVERY_MS = 5_000
+"""Callers see by pings whether this side lives while it has nothing to say (`channels.py`); gRPC's own default, five
+minutes, ends a call of theirs after 220 s (measured) with "too many pings"."""
+
 _METADATA_BYTES = 16 << 10
 """Of a call: a token (8 KiB at most) and what gRPC and tracing put beside it."""
+
+_KEEP_ALIVE_MS = 30_000
+"""A client that is stopped or cut off takes up threads for no longer than twice this; gRPC's own default is 2 h."""
 
 
 class ClientLimit:
@@ -68,13 +76,31 @@ class ClientLimit:
             return {f"{role} {name}": count for (role, name), count in self._held.items()}
 
 
+class Share:
+    """What one party may have of one kind of thing; see `ClientLimit`."""
+
+    def __init__(self, limit: ClientLimit, identity: Identity) -> None:
+        self._limit = limit
+        self._identity = identity
+
+    def take(self) -> None:
+        """Raises: LimitReached."""
+        self._limit.take(self._identity)
+
+    def give_back(self) -> None:
+        self._limit.give_back(self._identity)
+
+
 def server_options(limits: LimitConfig) -> tuple[tuple[str, int], ...]:
     """Options of the gRPC server that other nodes reach."""
     return (
         ("grpc.max_receive_message_length", limits.message_bytes),
-        ("grpc.max_send_message_length", limits.message_bytes),
+        ("grpc.max_send_message_length", rpc.MESSAGE_BYTES),  # a directory's names are one message
         ("grpc.max_concurrent_streams", limits.streams),
         ("grpc.max_metadata_size", _METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", _METADATA_BYTES),
         ("grpc.so_reuseport", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", _PINGS_EVERY_MS),
+        ("grpc.keepalive_time_ms", _KEEP_ALIVE_MS),
+        ("grpc.keepalive_timeout_ms", _KEEP_ALIVE_MS),
     )

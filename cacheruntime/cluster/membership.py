@@ -9,6 +9,7 @@ it is draining.
 import json
 import logging
 import secrets
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -106,12 +107,18 @@ class Membership:
         self._by_address: dict[Address, Known] = self._remembered()
         self._addresses: set[Address] = set()
         self._told: set[Address] = set()
+        self._heard: set[Address] = set()
+        """What members have told in this round."""
         self._answered: set[Address] = set()
+        self._trouble = ""
+        """With the directory, as it was logged last."""
+        self._doubles: set[Address] = set()
+        """Of workers with this one's id, as they were logged."""
         self.changed = trio.Event()
         self.looked = trio.Event()
         """Set when all that are known were asked once."""
-        self.on_seen: Callable[[WorkerId, bool], None] = lambda _worker, _alive: None
-        """Told of each answer, or that none came."""
+        self.on_seen: Callable[[WorkerId, bool, float], None] = lambda _worker, _alive, _began: None
+        """Told of each answer, or that none came, and when it was asked, by `time.monotonic`."""
         self.view = View(mine.id if mine else None, {}, (mine.member,) if mine else ())
         if isinstance(directory, Static):
             self._addresses = {Address(text) for text in directory.addresses()}
@@ -147,20 +154,32 @@ class Membership:
         try:
             found = await trio.to_thread.run_sync(self._directory.addresses, abandon_on_cancel=True)
             self._addresses = {Address(text) for text in found}
+            self._trouble = ""
         except ForebayError as error:
-            log.warning("the directory of the cluster does not answer: %s", error)
+            if self._trouble != str(error):  # it is asked every few seconds
+                self._trouble = str(error)
+                log.warning("the directory of the cluster does not answer: %s", error)
+        before, self._heard = self._told, set()
         asked: set[Address] = {self._mine.address} if self._mine is not None else set()
-        # Who is told of on the way is asked at once: a client node is to read from all from the start.
-        while fresh := {*self._addresses, *self._told} - asked:
+        await self._ask_all(self._addresses, asked)
+        if not self._heard:  # none of them answers
+            await self._ask_all(before, asked)
+        # All that anybody named: members may know different ones, and the last to answer is not right before others.
+        self._told = self._heard or before
+        self._see()
+        self.looked.set()
+
+    async def _ask_all(self, addresses: set[Address], asked: set[Address]) -> None:
+        """These, and whom they tell of: a client node is to read from all from the start."""
+        while fresh := {*addresses, *self._heard} - asked:
             asked |= fresh
             async with trio.open_nursery() as nursery:
                 for address in fresh:
                     nursery.start_soon(self._ask, address)
-        self._see()
-        self.looked.set()
 
     async def _ask(self, address: Address) -> None:
         request = pb.IdentifyRequest(caller=self._mine.id if self._mine else "")
+        began = time.monotonic()
         try:
             reply = await rpc.call(self._channels(address).Identify, request, _CALL_S)
         except ForebayError as error:
@@ -169,17 +188,30 @@ class Membership:
             self._answered.discard(address)
             known = self._by_address.get(address)
             if known is not None:
-                self.on_seen(known.id, False)
+                self.on_seen(known.id, False, began)
             return
         self._answered.add(address)
         known = Known(WorkerId(reply.id), address, reply.data_port, reply.capacity_bytes, reply.state, reply.version)
         if self._learn:
-            self._told = {Address(text) for text in reply.members}
+            self._heard |= {Address(text) for text in reply.members}
+            self._told |= self._heard
+        mine = self._mine
+        if mine is not None and known.id == mine.id and known.data_port != mine.data_port:
+            self._note_double(address)
         if known != self._by_address.get(address):
             self._by_address[address] = known
             self._remember()
-        self.on_seen(known.id, True)
+        self.on_seen(known.id, True, began)
         self._see()
+
+    def _note_double(self, address: Address) -> None:
+        if address not in self._doubles:
+            self._doubles.add(address)
+            log.warning(
+                "the worker at %s has the id of this one, as when a cache folder was copied: both take the same share"
+                " for theirs; end one of them, remove worker-id from its cache folder, and start it again",
+                address,
+            )
 
     def _see(self) -> None:
         """Make the next view of what is known."""

@@ -5,6 +5,7 @@ For threads. The data port is tried first; where nobody can connect to it, gRPC 
 
 import logging
 import queue
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,8 +31,11 @@ SEND_S = 5.0
 STALL_S = 3 * peer_wire.KEEP_ALIVE_S
 """Nothing for so long, where COMING is said every second: the other side is stopped, or cut off."""
 
-_IDLE = 64
-"""Connections that are kept for the next request."""
+AT_ONCE = 32
+"""Requests under way to one worker: half of what it allows one party, which two nodes behind one address may be."""
+
+_IDLE = 16
+"""Connections that are kept for the next request, to each of perhaps hundreds of workers."""
 
 _GRPC_FOR_S = 30.0
 """After the data port could not be reached, gRPC is used for this long."""
@@ -41,6 +45,10 @@ READ_METHOD = "/forebay.cache.v1.PeerData/Read"
 
 class WrongBytes(PeerBroken):
     """What came is not what its sums say: damaged on the way, or where it was kept."""
+
+
+class NoTurn(PeerBroken):
+    """As much as may be is under way to that worker. It is not to blame."""
 
 
 class Exchange(Protocol):
@@ -65,9 +73,10 @@ class Exchange(Protocol):
 class _SocketExchange:
     """Over the data port."""
 
-    def __init__(self, channel: Channel, give_back: Callable[[Channel], None]) -> None:
+    def __init__(self, channel: Channel, ended: Callable[[Channel | None], None]) -> None:
+        """Args: ended: called once, with the channel if it can be used again."""
         self._channel = channel
-        self._give_back = give_back
+        self._ended = ended
         self._open = True
 
     def wait(self, timeout_s: float) -> bool:
@@ -84,19 +93,23 @@ class _SocketExchange:
     def finished(self) -> None:
         if self._open:
             self._open = False
-            self._give_back(self._channel)
+            self._ended(self._channel)
 
     def close(self) -> None:
         if self._open:
             self._open = False
             self._channel.close()
+            self._ended(None)
 
 
 class _GrpcExchange:
     """Over a gRPC stream of raw messages; a thread puts them into a queue, so that there can be a time-out."""
 
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Any, ended: Callable[[Channel | None], None]) -> None:
+        """Args: ended: called once."""
         self._call = call
+        self._ended = ended
+        self._open = True
         self._queue: queue.Queue[bytes | BaseException | None] = queue.Queue(4)
         self._next: bytes | BaseException | None = b""
         self._has_next = False
@@ -153,6 +166,9 @@ class _GrpcExchange:
         self.close()
 
     def close(self) -> None:
+        if self._open:
+            self._open = False
+            self._ended(None)
         self._call.cancel()
         with suppress(queue.Empty):
             while True:
@@ -184,6 +200,7 @@ class PeerClient:
         self._wrap = wrap
         self._token = token
         self._idle: list[Channel] = []
+        self._turns = threading.BoundedSemaphore(AT_ONCE)
         self._lock = threading.Lock()
         self._grpc_until = 0.0
 
@@ -200,38 +217,59 @@ class PeerClient:
             self._grpc_until = 0.0
             self.close()
 
+    def take_turn(self, wait_s: float) -> None:
+        """Wait until one more request may be sent, by the `begin` that follows.
+
+        Raises:
+            NoTurn: not within that time. Who has a turn with another worker must not wait: that one may wait for this.
+        """
+        if not self._turns.acquire(timeout=wait_s):
+            raise NoTurn(f"{AT_ONCE} requests to worker {self.known.id} are under way, the most that there may be")
+
     def begin(self, request: pb.ReadRequest) -> Exchange:
-        """Send a request. Raises: PeerBroken."""
+        """Send a request, after `take_turn`: the turn ends with the exchange. Raises: PeerBroken."""
+        try:
+            return self._begin(request)
+        except BaseException:
+            self._turns.release()
+            raise
+
+    def _begin(self, request: pb.ReadRequest) -> Exchange:
         request.token = self._token()
         message = request.SerializeToString()
         while (channel := self._take_idle()) is not None:
             if channel.wait(0):  # nothing should come now: its other side has closed it
                 channel.close()
                 continue
-            try:
-                channel.send(message, SEND_S)
-                return _SocketExchange(channel, self._give_back)
-            except PeerBroken:
-                channel.close()
+            with suppress(PeerBroken):
+                return self._sent(channel, message)
         if not self.known.data_port or time.monotonic() < self._grpc_until:
             return self._by_grpc(message)
         host, _ = split_address(self.known.address)
         try:
             channel = peer_wire.connect(host, self.known.data_port, CONNECT_S, self._wrap)
         except PeerBroken as error:
-            if not isinstance(error.__cause__, ConnectionRefusedError):
+            if isinstance(error.__cause__, ssl.SSLError):
                 raise
-            # It was started anew on another port, or only that port is shut; or it is away, as gRPC will find out too.
+            # It was started anew on another port, or only that port is shut, by a firewall that says so or one that
+            # drops what comes; or it is away, as gRPC will find out too.
             log.info("the data port of %s: %s; gRPC is used for a while", self.known.address, error)
             self._grpc_until = time.monotonic() + _GRPC_FOR_S
             return self._by_grpc(message)
-        channel.send(message, SEND_S)
-        return _SocketExchange(channel, self._give_back)
+        return self._sent(channel, message)
+
+    def _sent(self, channel: Channel, message: bytes) -> Exchange:
+        try:
+            channel.send(message, SEND_S)
+        except PeerBroken:
+            channel.close()
+            raise
+        return _SocketExchange(channel, self._ended)
 
     def _by_grpc(self, message: bytes) -> Exchange:
         try:
             method = self._grpc_channel(self.known.address).unary_stream(READ_METHOD)
-            return _GrpcExchange(method(message))
+            return _GrpcExchange(method(message), self._ended)
         except ValueError as error:  # the channel was closed meanwhile
             raise PeerBroken(str(error)) from error
 
@@ -239,7 +277,11 @@ class PeerClient:
         with self._lock:
             return self._idle.pop() if self._idle else None
 
-    def _give_back(self, channel: Channel) -> None:
+    def _ended(self, channel: Channel | None) -> None:
+        """An exchange has ended; its channel, if it can be used again."""
+        self._turns.release()
+        if channel is None:
+            return
         with self._lock:
             if len(self._idle) < _IDLE:
                 self._idle.append(channel)

@@ -9,11 +9,13 @@ full, with MISSING or with FAILED; only then may the next request follow on the 
 rest closes the connection.
 """
 
+import math
 import os
 import select
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Callable
 
 from forebay.cacheruntime.config import MIB
@@ -63,15 +65,34 @@ class Channel:
         pending = isinstance(self.socket, ssl.SSLSocket) and self.socket.pending()
         return bool(pending) or bool(_poll(self.socket, timeout_s))
 
-    def send(self, message: bytes, timeout_s: float) -> None:
-        """Send a frame. Raises: PeerBroken."""
-        self.send_bytes(FRAME.pack(len(message)) + message, timeout_s)
+    def has_left(self) -> bool:
+        """Whether the other side has closed the connection, though what it sent before may still be there."""
+        poll = select.poll()
+        poll.register(self.socket, select.POLLRDHUP)
+        return bool(poll.poll(0))
+
+    def send(self, message: bytes, timeout_s: float, *, more: bool = False) -> None:
+        """Send a frame.
+
+        Args:
+            message: of the frame.
+            timeout_s: for the other side to take nothing.
+            more: bytes follow at once, so it need not be woken for this alone.
+
+        Raises:
+            PeerBroken.
+        """
+        flags = socket.MSG_MORE if more and self.is_plain else 0
+        self._send(FRAME.pack(len(message)) + message, timeout_s, flags)
 
     def send_bytes(self, data: bytes | memoryview, timeout_s: float) -> None:
         """Raises: PeerBroken, also when the other side takes nothing for that long."""
+        self._send(data, timeout_s)
+
+    def _send(self, data: bytes | memoryview, timeout_s: float, flags: int = 0) -> None:
         try:
             self._limit(socket.SO_SNDTIMEO, timeout_s)
-            self.socket.sendall(data)
+            self.socket.sendall(data, flags)
         except (OSError, ValueError) as error:
             raise PeerBroken(f"the connection broke off while sending ({_why(error)})") from error
 
@@ -97,22 +118,32 @@ class Channel:
 
         Args:
             most: bytes that it may have.
-            timeout_s: for nothing to come.
+            timeout_s: for all of it to come: who sends a byte now and then holds nothing for long.
 
         Raises:
             PeerBroken: also when it is longer.
         """
+        give_up = time.monotonic() + timeout_s
         head = bytearray(FRAME.size)
-        self.receive_into(memoryview(head), timeout_s)
+        self.receive_into(memoryview(head), timeout_s, give_up)
         (length,) = FRAME.unpack(head)
         if length > most:
             raise PeerBroken(f"a frame of {length} bytes; {most} is the most")
         message = bytearray(length)
-        self.receive_into(memoryview(message), timeout_s)
+        self.receive_into(memoryview(message), timeout_s, give_up)
         return bytes(message)
 
-    def receive_into(self, target: memoryview, timeout_s: float) -> None:
-        """Fill `target` with what comes next. Raises: PeerBroken, also when nothing comes for that long."""
+    def receive_into(self, target: memoryview, timeout_s: float, give_up: float = math.inf) -> None:
+        """Fill `target` with what comes next.
+
+        Args:
+            target: all of it.
+            timeout_s: for nothing to come.
+            give_up: when all has to be there, by `time.monotonic`.
+
+        Raises:
+            PeerBroken: also when it does not come in time.
+        """
         flags = socket.MSG_WAITALL if self.is_plain else 0
         have = 0
         try:
@@ -122,6 +153,8 @@ class Channel:
                 if not got:
                     raise PeerBroken("the other side closed the connection")
                 have += got
+                if have < len(target) and time.monotonic() > give_up:
+                    raise PeerBroken("the other side sends too slowly")
         except (OSError, ValueError) as error:
             raise PeerBroken(f"the connection broke off while receiving ({_why(error)})") from error
 

@@ -173,14 +173,16 @@ class Router:
         """
         replicas = max(replicas, 1)
         fetches = max(self._fetches, replicas)
-        spread = self._spread(content, now) if hops == 0 else 1
+        # Readers are spread over all owners: one that has it not yet gets it from those before it, one GET for all.
+        spread = max(self._spread(content, now), replicas) if hops == 0 else 1
         order = self._usable(content, slice_, max(fetches, spread))
         if hops and self.me not in order:
             order = self._above(content, slice_, order)
         if self.me in order:
             asked = order[: order.index(self.me)]
         elif spread > 1:
-            first = self._number % min(spread, max(len(order), 1))
+            # By content too: a single reader is to ask each of the owners for some.
+            first = (self._number + _number_of(content)) % min(spread, max(len(order), 1))
             asked = order[first:] + order[:first]
         else:
             asked = order
@@ -227,3 +229,7 @@ class Router:
             del self._hints[content]
             return 1
         return spread
+
+
+def _number_of(content: ContentId) -> int:
+    return int.from_bytes(content[:8], "big")

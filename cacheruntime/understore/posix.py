@@ -9,6 +9,7 @@ import logging
 import os
 import stat as modes
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from forebay.cacheruntime.errors import (
@@ -42,6 +43,8 @@ _PASSING = frozenset({
 })  # fmt: skip
 
 _TYPE_BITS, _PERMISSION_BITS = 0o170000, 0o7777  # stat.S_IFMT and S_IMODE, without a call
+
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +141,7 @@ class PosixStore:
         if not path and not os.path.isdir(self._root):
             return [self.stat(os.path.basename(self._root))]
         try:
-            with os.scandir(self._full(path)) as items:
+            with self._reached(path, inside=True) as folder, os.scandir(folder) as items:
                 found = [_entry(item, f"{path}/{item.name}" if path else item.name) for item in items]
         except OSError as error:
             raise _mapped(error, self._full(path)) from error
@@ -148,9 +151,10 @@ class PosixStore:
         """See `UnderStore.stat`; a link is described, not followed."""
         full = self._full(path)
         try:
-            # A root that is a link to a file is followed like one to a folder.
-            status = os.stat(full, follow_symlinks=full == self._root)
-            entry = _described(path, status, lambda: os.readlink(full))
+            with self._reached(path) as reached:
+                # A root that is a link to a file is followed like one to a folder.
+                status = os.stat(reached, follow_symlinks=full == self._root)
+                entry = _described(path, status, lambda: os.readlink(reached))
         except OSError as error:
             raise _mapped(error, full) from error
         if entry is None:
@@ -168,7 +172,8 @@ class PosixStore:
         # A link is an entry of its own; a file that became one is another version, so it is not followed.
         follow = 0 if full == self._root else os.O_NOFOLLOW
         try:
-            descriptor = os.open(full, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | follow)
+            with self._reached(path) as reached:
+                descriptor = os.open(reached, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | follow)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 raise SourceStale(f"{full!r} is gone since it was listed") from error
@@ -194,6 +199,35 @@ class PosixStore:
 
     def close(self) -> None:
         """Nothing is held."""
+
+    @contextmanager
+    def _reached(self, path: str, *, inside: bool = False) -> Iterator[str]:
+        """A name of a path for one system call, by way of folders only: what a link points to is not in the tree.
+
+        Args:
+            path: below the root.
+            inside: it is a folder too.
+
+        Raises:
+            OSError: a folder on the way is none.
+        """
+        full = self._full(path)
+        if full == self._root:
+            yield full
+            return
+        parts = path.split("/")
+        if any(part in ("", ".", "..") or "\0" in part for part in parts):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        *above, name = [*parts, "."] if inside else parts
+        folder = os.open(self._root, _FOLDER)
+        try:
+            for part in above:
+                inner = os.open(part, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
+                os.close(folder)
+                folder = inner
+            yield f"/proc/self/fd/{folder}/{name}"
+        finally:
+            os.close(folder)
 
     def _full(self, path: str) -> str:
         if not path:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import trio
 
+from forebay.cacheruntime import tracing
 from forebay.cacheruntime.config import CacheConfig
 from forebay.cacheruntime.errors import ForebayError
 from forebay.cacheruntime.logs import set_up_logs
@@ -54,6 +55,7 @@ async def _serve(config: CacheConfig, storage: Storage) -> None:
         server = start_server(core, socket)
         if core.cluster is not None:
             await core.cluster.start()
+            config.remember_cluster()  # not before: with settings that do not work no mount could start a worker
         await core.metrics.serve_remembered()
         _say("ready")
         _detach_output()
@@ -108,10 +110,11 @@ def main() -> int:
             return 0
         output = logging.handlers.RotatingFileHandler(config.cache_dir / "worker.log", maxBytes=4 << 20, backupCount=1)
         set_up_logs("worker", config.log_format, output)
+        if config.traces:
+            tracing.start("worker")
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         storage = Storage(config, boot_id)
         config.remember_tiers()
-        config.remember_cluster()
     except ForebayError as error:
         _say(f"error {type(error).__name__}: {error}")
         return 1
@@ -134,6 +137,7 @@ def main() -> int:
         raise
     finally:
         storage.close()
+        tracing.stop()
     # Fetches that were under way sit in threads that nothing can interrupt; their bytes count as never fetched.
     os._exit(0)
 

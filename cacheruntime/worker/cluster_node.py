@@ -17,6 +17,7 @@ from forebay.cacheruntime.cluster.certs import SERVER_NAME
 from forebay.cacheruntime.cluster.channels import Channels
 from forebay.cacheruntime.cluster.directory import join_address, parse_directory
 from forebay.cacheruntime.cluster.health import Health
+from forebay.cacheruntime.cluster.limits import Share
 from forebay.cacheruntime.cluster.membership import DRAINING, SERVING, Address, Known, Membership, worker_id
 from forebay.cacheruntime.cluster.peer_client import PeerClient
 from forebay.cacheruntime.cluster.placement import Placement, slice_of
@@ -32,6 +33,7 @@ from forebay.cacheruntime.entry_messages import entry_message
 from forebay.cacheruntime.errors import (
     AccessDenied,
     ForebayError,
+    LimitReached,
     NotAttached,
     SourceNotFound,
     SourceStale,
@@ -45,11 +47,12 @@ from forebay.cacheruntime.understore.factory import canonical_source
 from forebay.cacheruntime.understore.retry import RetryingStore
 from forebay.cacheruntime.worker.catalogue_tree import CatalogueTree
 from forebay.cacheruntime.worker.cluster_report import peer_traffic, report, survey
+from forebay.cacheruntime.worker.copies import Copies
 from forebay.cacheruntime.worker.dataset import Dataset
 from forebay.cacheruntime.worker.definitions import definition_of, refuse_local, take_secrets_away
 from forebay.cacheruntime.worker.memory import Lease
 from forebay.cacheruntime.worker.peer_gate import DATASET_SCHEME, PeerGate, client_side
-from forebay.cacheruntime.worker.peer_loads import load, note_stale
+from forebay.cacheruntime.worker.peer_loads import load, note_stale, refuse_outside, wanted
 from forebay.cacheruntime.worker.peer_reads import NotOurs, PeerReads
 from forebay.cacheruntime.worker.peer_server import DataPort
 from forebay.cacheruntime.worker.peer_service import set_health, start_peer_server
@@ -91,18 +94,31 @@ class Drain:
 
     rebalance: Rebalance
     finished: bool = False
+    ended: bool = False
+    """Finished, or somebody has ended it."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
     async def run(self) -> None:
-        with self.scope:
-            await self.rebalance.drain()
-            self.finished = True
+        try:
+            with self.scope:
+                await self.rebalance.drain()
+                self.finished = True
+        finally:
+            self.ended = True
 
     def progress(self) -> pb.DrainProgress:
         return pb.DrainProgress(
             left_bytes=self.rebalance.left_bytes, moved_bytes=self.rebalance.moved_bytes,
             lost_bytes=self.rebalance.lost_bytes, finished=self.finished,
         )  # fmt: skip
+
+
+@dataclass
+class _Defining:
+    """A dataset that others are asked for."""
+
+    ended: trio.Event = field(default_factory=trio.Event)
+    error: ForebayError | None = None
 
 
 class ClusterNode:
@@ -120,12 +136,13 @@ class ClusterNode:
         self.nursery = nursery
         self._config = config
         self._core = core
+        self._token = trio.lowlevel.current_trio_token()
         self.security = Security.from_setting(cluster.tls or INSECURE)
         self.channels = Channels(self.security)
         self._server: grpc.Server | None = None
         self._checks: Any = None
         self._data: DataPort | None = None
-        self._defining = trio.Lock()
+        self._defining: dict[str, _Defining] = {}
         self._anew: set[DatasetId] = set()
         self.id = worker_id(config.cache_dir)
         mine = None
@@ -149,6 +166,9 @@ class ClusterNode:
         )  # fmt: skip
         self.membership.on_seen = self.source.seen
         self.rebalance = Rebalance(core, self)
+        self._drain: Drain | None = None
+        """The last one."""
+        self.copies = Copies(core, self)
         self._draining_path = config.cache_dir / "draining"
 
     @property
@@ -168,6 +188,7 @@ class ClusterNode:
                 self.membership.set_mine(state=DRAINING)
             self._serve()
             self.nursery.start_soon(self.rebalance.run)
+            self.nursery.start_soon(self.copies.run)
         self.source.see()
         self.nursery.start_soon(self._follow)
         self.nursery.start_soon(self.membership.run)
@@ -176,10 +197,10 @@ class ClusterNode:
                 await self.membership.looked.wait()
 
     def _serve(self) -> None:
-        token = trio.lowlevel.current_trio_token()
-        reads = PeerReads(self, self._core.storage.index.reader, self._core.storage.touch, token)
+        storage = self._core.storage
         authorizer = Authorizer(self.security.folder)
-        gate = PeerGate(self.security, authorizer, self.cluster.limits, self.name_of, self.name_asked)
+        gate = PeerGate(self.security, authorizer, self.cluster.limits, self.named, self.name_asked)
+        reads = PeerReads(self, storage.index.reader, storage.touch, self._token, gate.fills)
         self._data = self._open_data_port(reads, gate)
         assert self.membership.mine is not None
         self.membership.set_mine(data_port=self._data.port)
@@ -201,10 +222,17 @@ class ClusterNode:
         return data
 
     async def _follow(self) -> None:
+        shown = None
         while True:
             changed = self.membership.changed
             self.source.see()
+            if self.cluster.is_member and self.source.placement.members != shown:
+                shown = self.source.placement.members
+                self._core.storage.rooms.replicas.follow(self._owns)
             await changed.wait()
+
+    def _owns(self, content: ContentId, slice_: int, copies: int) -> bool:
+        return self.id in self.source.placement.owners(content, slice_, copies or self.cluster.replicas)
 
     async def stop(self) -> None:
         """No more for others. What they have under way gets a moment."""
@@ -214,7 +242,7 @@ class ClusterNode:
             stopped = self._server.stop(_STOP_GRACE_S)
             await trio.to_thread.run_sync(stopped.wait, _STOP_GRACE_S + 1)
         if self._data is not None:
-            self._data.close()
+            await trio.to_thread.run_sync(self._data.close, _STOP_GRACE_S)
         self.channels.close()
 
     # Asked by other nodes
@@ -234,11 +262,11 @@ class ClusterNode:
         return _name(dataset) if dataset is not None else dataset_id
 
     def name_asked(self, request: pb.FindRequest) -> str:
-        """The name that a token must be for. In any thread."""
+        """The name that a token must be for. As `named`."""
         found = self._found(request)
         if found is not None:
             return _name(found[0])
-        return request.dataset_id or plain_name(request.source)
+        return self.named(request.dataset_id) if request.dataset_id else plain_name(request.source)
 
     def _found(self, request: pb.FindRequest) -> tuple[Dataset, str, str] | None:
         """The dataset that is asked for, the path in it, and the part of that below a store. In any thread."""
@@ -253,21 +281,26 @@ class ClusterNode:
             return (max(found, key=lambda each: each.last_used), "", "") if found else None
         best: tuple[int, bool] = (0, False)
         inside: tuple[Dataset, str, str] | None = None
-        for wanted in _spellings(request.source):
+        for sought in _spellings(request.source):
             for dataset in known:
                 for path, url in _places(dataset):
                     rank = len(url), not dataset.definition.stores
-                    if rank > best and f"{wanted}/".startswith(f"{url}/"):
-                        rest = wanted[len(url) :].strip("/")
+                    if rank > best and f"{sought}/".startswith(f"{url}/"):
+                        rest = sought[len(url) :].strip("/")
                         best, inside = rank, (dataset, "/".join(filter(None, (path, rest))), rest)
         return inside
 
-    def may_read(self, dataset_id: str, owner: DatasetId) -> bool:
-        """Whether what is cached as one dataset's is to be had through another. In any thread."""
+    def may_read(self, dataset_id: str, owner: DatasetId, want: pb.Want) -> bool:
+        """Whether what is cached as one dataset's is to be had through another: it has that very file too. In any
+        thread."""
         if dataset_id == owner:
             return True
         dataset = self._core.datasets.all.get(DatasetId(dataset_id))
-        return dataset is not None and owner in dataset.owners
+        if dataset is None or owner in dataset.owners:
+            return dataset is not None
+        with suppress(ForebayError):
+            return dataset.file(os.fsdecode(want.path), want.size, want.version).content == want.content
+        return False
 
     def spread_of(self, content: ContentId, offset: int, size: int) -> int:
         """In any thread."""
@@ -291,15 +324,14 @@ class ClusterNode:
         with self._core.busy():
             dataset = await self.dataset(request.dataset_id)
             path = os.fsdecode(want.path)
-            file = dataset.file(path, want.size, want.version, request.hops)
-            if file.content != want.content:
-                raise UsageError(f"{path!r} of that size and version is another file here: the sources differ")
+            file = wanted(dataset, want, request.hops)
             if self._core.filler.waits_for_peer(file.content, request.hops):
                 raise NotOurs
             if want.suspect and offset == want.offset:
                 self._core.filler.verifier.suspected.add(file.content)
             try:
-                return await self._core.filler.fill(file, offset, upto - offset, end - offset, lease=lease)
+                window = min(end - offset, self._core.filler.window_bytes)
+                return await self._core.filler.fill(file, offset, upto - offset, window, lease=lease)
             except SourceStale:
                 await self._core.datasets.refresh_file(dataset, path)
                 raise
@@ -310,28 +342,51 @@ class ClusterNode:
         try:
             with self._core.busy():
                 dataset = await self.dataset(dataset_id)
-                file = dataset.file(path, want.size, want.version, 1)
-                if file.content != want.content:
-                    raise UsageError(f"{path!r} of that size and version is another file here: the sources differ")
+                file = wanted(dataset, want, 1)
                 return await load(self._core, file, want, medium, skip_existing)
         except ForebayError as error:
             await note_stale(self._core, error, dataset_id, path)
             return failed(error)
 
-    def begin_load(self, request: pb.LoadRequest, replies: "queue.SimpleQueue[pb.LoadReply]") -> trio.CancelScope:
-        """Bring all pieces of a request, and put a reply for each into the queue."""
+    def begin_load(
+        self, request: pb.LoadRequest, replies: "queue.SimpleQueue[pb.LoadReply]", share: Share
+    ) -> trio.CancelScope:
+        """Bring all pieces of a request, as many at once as its sender may have, and put a reply for each into the
+        queue."""
         scope = trio.CancelScope()
 
-        async def one(number: int, want: pb.Want) -> None:
-            reply = await self.load_one(request.dataset_id, want, request.medium, request.skip_existing)
+        async def one(number: int, want: pb.Want, ended: trio.Event) -> None:
+            try:
+                reply = await self.load_one(request.dataset_id, want, request.medium, request.skip_existing)
+            finally:
+                share.give_back()
+                del running[ended]
+                ended.set()
             reply.want = number
             replies.put(reply)
+
+        async def begin(nursery: trio.Nursery, number: int, want: pb.Want) -> None:
+            while True:
+                try:
+                    share.take()
+                    break
+                except LimitReached as error:
+                    if not running:
+                        reply = failed(error)
+                        reply.want = number
+                        replies.put(reply)
+                        return
+                    await next(iter(running)).wait()
+            running[ended := trio.Event()] = None
+            nursery.start_soon(one, number, want, ended)
+
+        running: dict[trio.Event, None] = {}
 
         async def run() -> None:
             with scope:
                 async with trio.open_nursery() as nursery:
                     for number, want in enumerate(request.wants):
-                        nursery.start_soon(one, number, want)
+                        await begin(nursery, number, want)
 
         self.nursery.start_soon(run)
         return scope
@@ -392,7 +447,9 @@ class ClusterNode:
                 raise UsageError("there is no other worker that could take what is here")
             write_durably(self._draining_path, "")
             self.membership.set_mine(state=DRAINING)
-        drain = Drain(self.rebalance, finished=request.undo)
+        if self._drain is not None:
+            self._drain.scope.cancel()
+        drain = self._drain = Drain(self.rebalance, finished=request.undo)
         if not request.undo:
             self.nursery.start_soon(drain.run)
         return drain
@@ -413,6 +470,7 @@ class ClusterNode:
 
     async def look(self, request: pb.LookRequest) -> worker_pb.StatReply:
         """One file or directory as the source has it now, or a snapshot of it."""
+        refuse_outside(request.path)
         dataset = await self.dataset(request.dataset_id)
         if not request.snapshot:
             return await self._core.stat(
@@ -436,16 +494,35 @@ class ClusterNode:
         Raises:
             NotAttached: nobody knows it.
         """
-        if DatasetId(name) in self._core.datasets.all:
-            return self._core.datasets.get(name)
-        async with self._defining:
-            if DatasetId(name) not in self._core.datasets.all:
+        while DatasetId(name) not in self._core.datasets.all:
+            under_way = self._defining.get(name)
+            if under_way is not None:  # with its sources, it may take seconds
+                await under_way.ended.wait()
+                if under_way.error is not None:
+                    raise NotAttached(str(under_way.error))
+                continue
+            under_way = self._defining[name] = _Defining()
+            try:
                 await self._define_from_others(name)
+            except ForebayError as error:
+                under_way.error = error
+                raise
+            finally:
+                del self._defining[name]
+                under_way.ended.set()
         return self._core.datasets.get(name)
+
+    def named(self, dataset_id: str) -> str:
+        """As `name_of`, of a dataset that only others know too. In any thread but the event loop's; waits for it."""
+        if DatasetId(dataset_id) not in self._core.datasets.all:
+            with suppress(ForebayError, trio.RunFinishedError, trio.Cancelled):
+                trio.from_thread.run(self.dataset, dataset_id, trio_token=self._token)
+        return self.name_of(dataset_id)
 
     async def _define_from_others(self, name: str) -> None:
         trouble: ForebayError = NotAttached(f"dataset {name} is not attached")
-        for known in self.membership.view.workers.values():
+        workers = self.membership.view.workers.values()
+        for known in sorted(workers, key=lambda known: self.membership.is_away(known.address)):
             try:
                 reply = await rpc.call(
                     self.channels.stub(known.address).Define, pb.DefineRequest(dataset_id=name), _DEFINE_S

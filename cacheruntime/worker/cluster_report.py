@@ -1,6 +1,7 @@
 """Which worker of the cluster holds how much of what: each tells of itself, and who is asked gathers."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -8,7 +9,7 @@ import trio
 from forebay.cacheruntime import rpc
 from forebay.cacheruntime.catalogue import Catalogue
 from forebay.cacheruntime.cluster.membership import Address
-from forebay.cacheruntime.errors import ForebayError
+from forebay.cacheruntime.errors import ForebayError, NotAttached
 from forebay.cacheruntime.index import Index
 from forebay.cacheruntime.selection import Selection
 from forebay.proto import peer_pb2 as pb
@@ -48,8 +49,11 @@ async def report(
         for size, files in core.storage.held_of(held).values():
             shown.bytes += size
             shown.files += files
-    if request.dataset_id and request.path:
-        for shown in reply.datasets:
+        shown.replica_bytes = core.storage.rooms.replicas.bytes_of(held)
+    if request.dataset_id and request.path and reply.datasets:
+        # Nobody may know any more what the dataset is made of: it was not attached since the worker started.
+        with suppress(NotAttached):
+            (shown,) = reply.datasets
             shown.path_bytes, shown.path_files = await _below(core, node, request.dataset_id, request.path)
     reply.peers.extend(peer_traffic(node))
     return reply
@@ -113,4 +117,12 @@ async def survey(core: "Core", node: "ClusterNode", request: worker_pb.MembersRe
     for worker in node.membership.view.workers.values():
         if worker.address in found and not found[worker.address].id:
             found[worker.address].id = worker.id
-    return worker_pb.MembersReply(members=[found[address] for address in sorted(found)])
+    # A worker may stand in the list by several names: shown is the one by which it is asked.
+    asked_by = {worker.address for worker in node.membership.view.workers.values()}
+    if node.membership.mine is not None:
+        asked_by.add(node.membership.mine.address)
+    members: dict[str, worker_pb.Member] = {}
+    for address in sorted(found, key=lambda address: address not in asked_by):
+        members.setdefault(found[address].id or address, found[address])
+    shown = sorted(members.values(), key=lambda member: member.address)
+    return worker_pb.MembersReply(members=shown)

@@ -141,10 +141,11 @@ class Core:
             if request.suspect:
                 self.filler.verifier.suspected.add(file.content)
             try:
-                return await self.filler.fill(
-                    file, request.offset, request.length, request.window,
-                    background=request.background, through=not request.ahead, lease=lease,
-                )  # fmt: skip
+                with self.filler.traced(file, request.offset, request.length, request.traceparent):
+                    return await self.filler.fill(
+                        file, request.offset, request.length, request.window,
+                        background=request.background, through=not request.ahead, lease=lease,
+                    )  # fmt: skip
             except SourceStale:
                 await self.datasets.refresh_file(dataset, path)
                 raise
@@ -271,6 +272,7 @@ class Core:
             for number, (size, files) in self._storage.held_of(dataset.id).items():
                 if number in position:
                     shown.holdings.add(tier=position[number], bytes=size, files=files)
+            shown.replica_bytes = self._storage.rooms.replicas.bytes_of(dataset.id)
         return reply
 
     async def members(self, request: pb.MembersRequest) -> pb.MembersReply:

@@ -1,5 +1,7 @@
 """One dataset in the worker: what it is made of, and what of it is open."""
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from forebay.cacheruntime.dataset_source import ClusterView, StoreMount
@@ -9,6 +11,7 @@ from forebay.cacheruntime.understore.base import UnderStore
 from forebay.cacheruntime.understore.composite import CompositeStore
 from forebay.cacheruntime.worker.fetch import Peers, SourceFile
 from forebay.cacheruntime.worker.snapshot import Snapshot
+from forebay.cacheruntime.worker.space import is_below
 from forebay.proto import worker_pb2 as pb
 
 
@@ -42,6 +45,8 @@ class Dataset:
     """As it was last attached with one."""
     peers: Peers | None = None
     """Other workers that may have its files."""
+    attached: Mapping[DatasetId, "Dataset"] = field(default_factory=dict, repr=False)
+    """All datasets of the worker."""
 
     @property
     def newest(self) -> Snapshot | None:
@@ -70,11 +75,29 @@ class Dataset:
             SourceNotFound: the path is in no store.
         """
         if not isinstance(self.store, CompositeStore):
-            return SourceFile(self.id, self.store, path, size, version, path, self.id, path, self.peers, hops, content)
+            replicas = self._replicas(self.id, path)
+            return SourceFile(
+                self.id, self.store, path, size, version, path, self.id, path, self.peers, hops, content, replicas
+            )
         place = self.store.locate(path)
         owner = DatasetId(place.owner or self.id)
         view = self.in_cluster
         return SourceFile(
             owner, place.store, place.path, size, version, place.owner_path, view.dataset_id, view.below(path),
-            self.peers, hops, content,
+            self.peers, hops, content, self._replicas(owner, place.owner_path),
         )  # fmt: skip
+
+    def _replicas(self, owner: DatasetId, path: str) -> int:
+        """Of a file, by the dataset that it belongs to; by this one's where that one is not known here."""
+        if self.peers is None:
+            return 0
+        known = self.attached.get(owner)
+        if known is not None and known.policy is not None:
+            return replicas_of(known.policy, os.fsencode(path))
+        return self.policy.replicas if self.policy is not None else 0
+
+
+def replicas_of(policy: pb.CachePolicy, path: bytes) -> int:
+    """How many workers are to have a file: by the longest path that says so, else by the dataset; 0: not said."""
+    rules = [rule for rule in policy.paths if rule.replicas and is_below(path, rule.path)]
+    return max(rules, key=lambda rule: len(rule.path)).replicas if rules else policy.replicas

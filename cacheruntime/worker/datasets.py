@@ -124,7 +124,9 @@ class Datasets:
             return known
         roots = Roots(store.url, store.roots()) if isinstance(store, CompositeStore) else Roots(store.url)
         peers = self.cluster.source if self.cluster is not None else None
-        self.all[name] = Dataset(name, definition, store, roots, last_used=time.monotonic(), peers=peers)
+        self.all[name] = Dataset(
+            name, definition, store, roots, last_used=time.monotonic(), peers=peers, attached=self.all
+        )
         self._note_source(self.all[name])
         return self.all[name]
 

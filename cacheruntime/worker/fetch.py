@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import xxhash
 
+from forebay.cacheruntime import tracing
 from forebay.cacheruntime.blocks import Span, sums_of
 from forebay.cacheruntime.errors import SourceStale
 from forebay.cacheruntime.keys import ContentId, DatasetId, content_id
+from forebay.cacheruntime.understore.address import without_userinfo
 from forebay.cacheruntime.understore.base import UnderStore
 
 if TYPE_CHECKING:
@@ -36,8 +38,18 @@ class Peers(Protocol):
     def read(self, file: "SourceFile", start: int, length: int) -> "Iterator[Buffer]":
         """Bytes of a file, of its owners, else of its store; each piece verified. Errors as `UnderStore.read_range`."""
 
+    def read_many(self, files: "Sequence[SourceFile]") -> "Iterator[tuple[int, list[memoryview]]]":
+        """Small files that one worker is to be asked for, by one request: positions in `files` with all their bytes,
+        verified, in any order. What does not come is to be had by `read`."""
+
+    def first(self, file: "SourceFile") -> str | None:
+        """Id of the worker that is asked first for a small file; None: nobody is, its store gives it."""
+
     def drain_taken(self) -> "Iterator[Taken]":
         """What reads took since the last call. In the event loop."""
+
+    def is_replica(self, file: "SourceFile", offset: int) -> bool:
+        """Whether the slice at `offset` belongs to others, and this worker has a share of its own."""
 
     def relays(self, file: "SourceFile") -> bool:
         """Whether an owner is asked to fetch it, rather than its store by this worker."""
@@ -64,6 +76,8 @@ class SourceFile:
     """Workers that passed the request on to this one; 0: it is this node's own."""
     known_content: ContentId | None = None
     """Its name, where it is known already."""
+    replicas: int = 0
+    """Workers that are to have it; 0: as many as the cluster is set to."""
 
     @cached_property
     def content(self) -> ContentId:
@@ -74,11 +88,35 @@ class SourceFile:
         """Whether another worker is asked to fetch it."""
         return self.peers is not None and self.peers.relays(self)
 
+    def is_replica(self, offset: int = 0) -> bool:
+        """Whether the slice at `offset` is another worker's to keep."""
+        return self.peers is not None and self.peers.is_replica(self, offset)
+
     def read(self, start: int, length: int) -> "Iterator[Buffer]":
         """As `UnderStore.read_range`, from another worker where one has it."""
-        if self.peers is None:
-            return self.store.read_range(self.path, start, length, self.version)
-        return self.peers.read(self, start, length)
+        return self.peers.read(self, start, length) if self.peers is not None else self.read_store(start, length)
+
+    def read_store(self, start: int, length: int) -> "Iterator[Buffer]":
+        """As `UnderStore.read_range`; a GET in the trace."""
+        pieces = self.store.read_range(self.path, start, length, self.version)
+        return _traced(self, start, length, pieces) if tracing.is_on() else pieces
+
+
+def _traced(file: SourceFile, start: int, length: int, pieces: "Iterator[Buffer]") -> "Iterator[Buffer]":
+    url = without_userinfo(file.store.url)
+    span = tracing.begin("forebay.store.get", "CLIENT", url=url, path=file.path, offset=start, length=length)
+    got = 0
+    error: BaseException | None = None
+    try:
+        for piece in pieces:
+            got += memoryview(piece).nbytes
+            yield piece
+    except BaseException as failure:
+        error = failure
+        raise
+    finally:
+        span.set(bytes=got)
+        span.end(error if got < length else None)
 
 
 class Fetched(NamedTuple):

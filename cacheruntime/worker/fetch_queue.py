@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, field
 
+from forebay.cacheruntime import tracing
 from forebay.cacheruntime.blocks import BLOCK_BYTES, Span
 from forebay.cacheruntime.config import Medium
 from forebay.cacheruntime.index import Cached
@@ -27,6 +28,8 @@ class Part:
     """What has not come yet."""
     memory_ahead_bytes: int = field(init=False)
     """Memory that nobody had asked for when it was started."""
+    trace: str = field(default_factory=tracing.current)
+    """`traceparent` of the span that has begun it."""
     queued_ns: int = field(default_factory=time.monotonic_ns)
     """When it was made (monotonic)."""
 

@@ -11,12 +11,14 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple, TypeVar
 
 import trio
 
+from forebay.cacheruntime import tracing
 from forebay.cacheruntime.blocks import (
     BLOCK_BYTES,
     LEAST_BYTES,
@@ -92,13 +94,7 @@ class _Want:
 
     @property
     def target(self) -> Target:
-        return Target(
-            self.content,
-            self.file.size,
-            self.file.dataset,
-            os.fsencode(self.file.dataset_path or self.file.path),
-            self.medium,
-        )
+        return _target(self.file, self.start, self.medium)
 
     @property
     def size(self) -> int:
@@ -137,6 +133,8 @@ class Whole(NamedTuple):
     checksum: int
     error: ForebayError | None
     took_ns: int
+    straight: bool
+    """From its store, past the other workers of the cluster."""
 
 
 @dataclass
@@ -258,6 +256,22 @@ class Filler:
                 held.release()
         assert deadline.cancelled_caught
         raise SourceTimeout(f"{file.store.url}: {file.path!r} did not arrive within {self._config.deadline_s:g} s")
+
+    @contextmanager
+    def traced(self, file: SourceFile, offset: int, length: int, parent: str) -> Iterator[None]:
+        """The span of one `fill`; it says where its bytes come from, as far as that is known when it begins."""
+        if not parent or not tracing.is_on():
+            yield
+            return
+        cached = self._storage.find(file.content)
+        source = "peer" if file.is_relayed else "store"
+        if cached is not None and cached.has(offset, min(offset + length, file.size)):
+            source = "tier"
+        with tracing.span(
+            "forebay.fill", "SERVER", parent, dataset=file.dataset, path=file.path, source=source,
+            offset=offset, length=length,
+        ):  # fmt: skip
+            yield
 
     def _want(self, file: SourceFile, offset: int, end: int, window: int, medium: Medium | None) -> _Want:
         """`window` 0: only for the request."""
@@ -438,7 +452,10 @@ class Filler:
         longest = self._part_blocks(len(missing))
         for run in _runs(missing, longest):
             sizes = [span.size for span in run]
-            fitting = self._storage.reserve(want.content, cached, sizes) if cached is not None else 0
+            fitting = 0
+            if cached is not None:
+                replica = want.file.is_replica(run[0].start)
+                fitting = self._storage.reserve(want.content, cached, sizes, replica=replica)
             # More than was asked for would only push out of memory what is about to be read.
             rest = [span for span in run[fitting:] if into_memory and span.start < want.stop]
             if not demand:
@@ -480,7 +497,9 @@ class Filler:
         disk: OSError | None = None
         began = time.monotonic_ns()
         try:
-            await self._in_thread(partial(self._fetch, part, trio.lowlevel.current_trio_token()))
+            fetch = partial(self._fetch, part, trio.lowlevel.current_trio_token())
+            with tracing.span("forebay.fetch", parent=part.trace, blocks=len(part.run)):
+                await self._in_thread(fetch)
         except OSError as failure:
             disk = failure
         except ForebayError as failure:
@@ -596,7 +615,8 @@ class Filler:
         data = b""
         began = time.monotonic_ns()
         try:
-            data = await self._in_thread(partial(fetch_whole, file))
+            with tracing.span("forebay.fetch", parent=part.trace, blocks=1):
+                data = await self._in_thread(partial(fetch_whole, file))
         except ForebayError as failure:
             error = failure
         finally:
@@ -605,14 +625,9 @@ class Filler:
         if error is not None:
             self._give_up(content, set(part.run), error)
         else:
-            kept = self._storage.keep_small(self._small_target(part), data, checksum_of(data))
+            kept = self._storage.keep_small(_target(part.file, 0, part.medium), data, checksum_of(data))
             self._finish(content, part.run[0], None if kept else data)
         self._pump()
-
-    @staticmethod
-    def _small_target(part: Part) -> Target:
-        file = part.file
-        return Target(part.content, file.size, file.dataset, os.fsencode(file.dataset_path or file.path), part.medium)
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         return await trio.to_thread.run_sync(work, limiter=self._threads, abandon_on_cancel=True)
@@ -627,7 +642,7 @@ class Filler:
         part = Part(file, file.content, [Span(0, file.size)], None, False, medium)
         if part.content in self._flights or self._storage.find(part.content) is not None:
             return False
-        if not self._storage.has_room(self._small_target(part)):
+        if not self._storage.has_room(_target(part.file, 0, part.medium)):
             return False
         self._flights[part.content] = {0: [_Flight(part.run[0], part)]}
         return True
@@ -641,14 +656,18 @@ class Filler:
         good = []
         for whole in wholes:
             failed = whole.error is not None
-            self._count(whole.file, 0 if failed else whole.file.size, whole.took_ns, failed=failed)
+            size = 0 if failed else whole.file.size
+            self._count(whole.file, size, whole.took_ns, failed=failed, straight=whole.straight)
             if whole.error is not None:
                 self._give_up(whole.file.content, {Span(0, whole.file.size)}, whole.error)
             else:
                 good.append(whole)
         parts = [self._flights[whole.file.content][0][0].part for whole in good]
         kept = self._storage.keep_small_files(
-            [(self._small_target(part), whole.pieces, whole.checksum) for part, whole in zip(parts, good, strict=True)]
+            [
+                (_target(part.file, 0, part.medium), whole.pieces, whole.checksum)
+                for part, whole in zip(parts, good, strict=True)
+            ]
         )
         for whole, is_kept in zip(good, kept, strict=True):
             self._finish(whole.file.content, Span(0, whole.file.size), None if is_kept else b"".join(whole.pieces))
@@ -666,8 +685,8 @@ class Filler:
         parts = {id(flight.part): flight.part for flight in flights}
         return any(part.file.hops < hops and part.file.is_relayed for part in parts.values())
 
-    def _count(self, file: SourceFile, size: int, took_ns: int, *, failed: bool) -> None:
-        if file.peers is not None:
+    def _count(self, file: SourceFile, size: int, took_ns: int, *, failed: bool, straight: bool = False) -> None:
+        if file.peers is not None and not straight:
             for taken in file.peers.drain_taken():
                 self._count_one(taken.dataset, taken.bytes, taken.took_ns, taken.failed, taken.peer is not None)
         else:
@@ -698,3 +717,8 @@ def _runs(spans: list[Span], longest: int) -> Iterator[list[Span]]:
         run.append(span)
     if run:
         yield run
+
+
+def _target(file: SourceFile, offset: int, medium: Medium | None) -> Target:
+    path = os.fsencode(file.dataset_path or file.path)
+    return Target(file.content, file.size, file.dataset, path, medium, file.is_replica(offset))

@@ -333,13 +333,22 @@ class IndexWriter:
 
     # Packs
 
-    def new_pack(self, tier: TierNumber, dataset: DatasetId, share: int = 0, pinned: bool = False) -> PackNumber:
+    def new_pack(
+        self, tier: TierNumber, dataset: DatasetId, share: int = 0, pinned: bool = False, replica: bool = False
+    ) -> PackNumber:
         """Mint a pack; the number is spent even if the pack stays empty."""
         with self._txn() as txn:
             number = PackNumber(self._mint(txn, b"last_pack", 4))
-            pack = Pack(number, tier, share, 0, 0, 0, dataset, self.session, WRITING, pinned)
+            pack = Pack(number, tier, share, 0, 0, 0, dataset, self.session, WRITING, pinned, replica)
             self._put(txn, "packs", pack_key(number), pack_pack(pack))
         return number
+
+    def mark_replica(self, number: PackNumber, replica: bool) -> None:
+        """A pack's files are by now mostly those of others, or of this worker."""
+        with self._txn() as txn:
+            pack = self._pack(txn, number)
+            if pack is not None:
+                self._put(txn, "packs", pack_key(number), pack_pack(pack._replace(replica=replica)))
 
     def add_packed(self, number: PackNumber, entries: Iterable[Appended]) -> bool:
         """Record whole small files whose bytes are in a pack. False, with nothing recorded: the pack is gone."""

@@ -94,10 +94,10 @@ def worker_metrics(status: pb.StatusReply, traffic: pb.TrafficReply) -> Iterator
     yield from _dataset_metrics(status)
     yield from _store_metrics(status, traffic)
     if status.cluster:
-        yield from _peer_metrics(traffic)
+        yield from peer_metrics(traffic)
 
 
-def _peer_metrics(traffic: pb.TrafficReply) -> Iterator[Metric]:
+def peer_metrics(traffic: pb.TrafficReply) -> Iterator[Metric]:
     """What came from other workers of the cluster."""
     requests = CounterMetricFamily("forebay_peer_requests", "Reads from another worker", labels=["peer"])
     size = CounterMetricFamily("forebay_peer_bytes", "Read from another worker", labels=["peer"])
@@ -130,6 +130,9 @@ def _dataset_metrics(status: pb.StatusReply) -> Iterator[Metric]:
     where = [*_DATASET, *_TIER]
     held_files = GaugeMetricFamily("forebay_dataset_cached_files", "Wholly or partly cached, by tier", labels=where)
     held_bytes = GaugeMetricFamily("forebay_dataset_cached_bytes", "Cached, by tier", labels=where)
+    replicas = GaugeMetricFamily(
+        "forebay_dataset_replica_bytes", "Cached here, and owned by other workers of the cluster", labels=_DATASET
+    )
     ratio = GaugeMetricFamily("forebay_dataset_cached_ratio", "Cached bytes / bytes of the snapshot", labels=_DATASET)
     for dataset in status.datasets:
         labels = [dataset.dataset_id, dataset.source]
@@ -139,9 +142,10 @@ def _dataset_metrics(status: pb.StatusReply) -> Iterator[Metric]:
             tier = status.tiers[held.tier]
             held_files.add_metric([*labels, tier.medium, tier.path], held.files)
             held_bytes.add_metric([*labels, tier.medium, tier.path], held.bytes)
+        replicas.add_metric(labels, dataset.replica_bytes)
         if dataset.bytes:
             ratio.add_metric(labels, sum(held.bytes for held in dataset.holdings) / dataset.bytes)
-    yield from (files, size, held_files, held_bytes, ratio)
+    yield from (files, size, held_files, held_bytes, replicas, ratio)
 
 
 def _store_metrics(status: pb.StatusReply, traffic: pb.TrafficReply) -> Iterator[Metric]:

@@ -1,4 +1,4 @@
-"""The packs that still take files: one for each dataset, share, tier, and for what is pinned."""
+"""The packs that still take files: one for each dataset, share, tier, and for what is pinned or a replica."""
 
 import os
 import time
@@ -19,8 +19,8 @@ PACK_BYTES = 256 * MIB
 PACK_FILES = 1 << 15
 """And with so many files, as all others wait while they are forgotten: 0.13 s."""
 
-PackKey = tuple[DatasetId, int, bool, TierNumber]
-"""Dataset, share, pinned, tier."""
+PackKey = tuple[DatasetId, int, bool, TierNumber, bool]
+"""Dataset, share, pinned, tier, replica."""
 
 
 @dataclass
@@ -129,8 +129,8 @@ class Packs:
         return pack
 
     def _make(self, key: PackKey, tier: Tier) -> OpenPack:
-        dataset, share, pinned, _ = key
-        number = self._index.new_pack(tier.number, dataset, share, pinned)
+        dataset, share, pinned, _, replica = key
+        number = self._index.new_pack(tier.number, dataset, share, pinned, replica)
         path = pack_path(tier.config.path, number)
         try:
             path.unlink(missing_ok=True)
@@ -186,4 +186,4 @@ class Packs:
 
 
 def _key(pack: Pack) -> PackKey:
-    return pack.dataset, pack.share, pack.pinned, pack.tier
+    return pack.dataset, pack.share, pack.pinned, pack.tier, pack.replica

@@ -9,18 +9,21 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 import xxhash
 
-from forebay.cacheruntime import rpc
+from forebay.cacheruntime import rpc, tracing
 from forebay.cacheruntime.blocks import BLOCK_BYTES, PIECE_BYTES, SUM_BYTES, blocks_of
+from forebay.cacheruntime.cluster.certs import Identity
+from forebay.cacheruntime.cluster.limits import ClientLimit, Share
 from forebay.cacheruntime.cluster.peer_wire import KEEP_ALIVE_S
 from forebay.cacheruntime.content import ContentReader
-from forebay.cacheruntime.errors import ForebayError, UsageError, WorkerUnavailable
+from forebay.cacheruntime.errors import ForebayError, LimitReached, UsageError, WorkerUnavailable
 from forebay.cacheruntime.index import Cached, Index
 from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.touch import TouchMap
@@ -34,6 +37,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_WANTS = 4096
+
+LARGEST_BYTES = 1 << 43
+"""Of a file: 8 TiB. A larger size is a claim that would be believed until a GET fails: ext4 has no file above 16 TiB,
+and a bitmap of what is cached takes a megabyte by then."""
 
 _EVICTED_TRIES = 3
 """Of a block that is evicted again before it could be sent."""
@@ -76,6 +83,8 @@ class _Come(NamedTuple):
     error: str = ""
     missing: bool = False
     lease: Lease | None = None
+    last: bool = False
+    """Nothing more comes of this want, unless it is begun again."""
 
 
 @dataclass
@@ -83,26 +92,72 @@ class _Fills:
     """The event loop's part of one request."""
 
     request: pb.ReadRequest
+    share: Share
+    trace: str
+    """`traceparent` of its span."""
+    running: int = 0
+    """Counted by whoever answers: begun, and their last report not taken yet."""
     come: "queue.SimpleQueue[_Come]" = field(default_factory=queue.SimpleQueue)
     stopped: bool = False
     """Whoever asked has gone: what was begun comes to its end, nothing more is begun."""
+
+    # In the event loop
+
+    def report(self, come: _Come) -> None:
+        if not self.stopped:
+            self.come.put(come)
+        elif come.lease is not None:
+            come.lease.release()
+
+    def stop(self) -> None:
+        self.stopped = True
+        while not self.come.empty():
+            come = self.come.get_nowait()
+            if come.lease is not None:
+                come.lease.release()
 
 
 class PeerReads:
     """Answers reads of other nodes. Safe to use from many threads."""
 
-    def __init__(self, node: "ClusterNode", index: Index, touch: TouchMap, token: trio.lowlevel.TrioToken) -> None:
+    def __init__(
+        self,
+        node: "ClusterNode",
+        index: Index,
+        touch: TouchMap,
+        token: trio.lowlevel.TrioToken,
+        limit: ClientLimit,
+    ) -> None:
+        """Args: limit: of wants that are fetched for one party at once."""
         self._node = node
+        self._limit = limit
         self._index = index
         self._token = token
         self._reader = ContentReader(index, touch)
         self._lock = threading.Lock()
 
-    def answer(self, request: pb.ReadRequest) -> Iterator[Answer]:
+    def answer(self, request: pb.ReadRequest, identity: Identity) -> Generator[Answer, None, None]:
         """Headers and what follows them, until each want is answered.
 
-        Each payload is to be sent, and its `done` called, before the next is taken. Dropping the iterator stops it.
+        Each payload is to be sent, and its `done` called, before the next is taken. Closing the iterator stops it.
+
+        Args:
+            request: what is wanted.
+            identity: who wants it.
+
+        Raises:
+            UsageError: it wants too much.
         """
+        span = tracing.begin(
+            "forebay.peer.serve", "SERVER", request.traceparent, dataset=request.dataset_id, wants=len(request.wants),
+            mode=pb.ReadMode.Name(request.mode) if request.mode in pb.ReadMode.values() else "", hops=request.hops,
+        )  # fmt: skip
+        try:
+            yield from self._answers(request, identity, span.traceparent)
+        finally:
+            span.end()
+
+    def _answers(self, request: pb.ReadRequest, identity: Identity, trace: str) -> Iterator[Answer]:
         if len(request.wants) > MOST_WANTS:
             raise UsageError(f"{len(request.wants)} wants in one request; {MOST_WANTS} are the most")
         asked: list[_Asked] = []
@@ -110,9 +165,12 @@ class PeerReads:
             if want.offset % PIECE_BYTES or want.offset + want.length > want.size or not (want.length or not want.size):
                 yield _failed(number, UsageError("a read begins at a multiple of 16 KiB, inside the file"))
                 continue
+            if want.size > LARGEST_BYTES:
+                yield _failed(number, UsageError(f"a file of {want.size} bytes; {LARGEST_BYTES} are the most"))
+                continue
             offset = want.offset
             if want.suspect:
-                rpc.in_loop(self._token, lambda want=want: self._node.suspect(ContentId(want.content)))  # type: ignore[misc]
+                self._suspect(request.dataset_id, want)
             else:
                 for answer in self._cached(request.dataset_id, number, want, offset):
                     yield answer
@@ -124,7 +182,13 @@ class PeerReads:
             else:
                 asked.append(_Asked(number, want, offset))
         if asked:
-            yield from self._fetched(request, asked)
+            yield from self._fetched(_Fills(request, Share(self._limit, identity), trace), asked)
+
+    def _suspect(self, dataset: str, want: pb.Want) -> None:
+        content = ContentId(want.content)
+        cached = self._index.find(content)
+        if cached is not None and self._node.may_read(dataset, cached.dataset, want):
+            rpc.in_loop(self._token, lambda: self._node.suspect(content))
 
     def _cached(self, dataset: str, number: int, want: pb.Want, offset: int) -> Iterator[Answer]:
         """What of [offset, end of the want) is cached, from its start on."""
@@ -143,7 +207,7 @@ class PeerReads:
         with self._lock:
             cached = self._index.find(content)
             # A token is good for one dataset: what another one has is not to be had through it.
-            if cached is None or cached.size != want.size or not self._node.may_read(dataset, cached.dataset):
+            if cached is None or cached.size != want.size or not self._node.may_read(dataset, cached.dataset, want):
                 return None
             place = self._reader.find(content, offset, end)
             if place is None:
@@ -180,13 +244,13 @@ class PeerReads:
         except OSError:
             return None
 
-    def _fetched(self, request: pb.ReadRequest, asked: list[_Asked]) -> Iterator[Answer]:
-        fills = _Fills(request)
+    def _fetched(self, fills: _Fills, asked: list[_Asked]) -> Iterator[Answer]:
+        request = fills.request
+        waiting = deque(asked)
         ends = {one.number: one.want.offset + one.want.length for one in asked}
         left = {one.number for one in asked}
         try:
-            for one in asked:
-                rpc.in_loop(self._token, lambda one=one: self._begin(fills, one))  # type: ignore[misc]
+            self._begin_some(fills, waiting)
             yield pb.ReadHeader(want=asked[0].number, state=pb.COMING), None
             while left:
                 try:
@@ -195,6 +259,8 @@ class PeerReads:
                     yield pb.ReadHeader(want=min(left), state=pb.COMING), None
                     continue
                 one = come.asked
+                fills.running -= come.last
+                self._begin_some(fills, waiting)
                 if come.data is not None and come.end <= one.offset:
                     self._give_back(come)  # asked for again meanwhile, and sent
                     continue
@@ -217,9 +283,7 @@ class PeerReads:
                 if one.offset >= ends[one.number] and one.number in left and not (come.error or come.missing):
                     left.discard(one.number)
         finally:
-            fills.stopped = True
-            while not fills.come.empty():
-                self._give_back(fills.come.get_nowait())
+            rpc.in_loop(self._token, fills.stop)
 
     def _give_back(self, come: _Come) -> None:
         if come.lease is not None:
@@ -231,7 +295,32 @@ class PeerReads:
             gone = WorkerUnavailable("what was fetched was evicted before it could be sent")
             fills.come.put(_Come(one, one.offset, error=_text(gone)))
         else:
-            rpc.in_loop(self._token, lambda: self._begin(fills, one))
+            self._begin(fills, one)
+
+    def _begin_some(self, fills: _Fills, waiting: "deque[_Asked]") -> None:
+        """As many as the party may have at once; the others when some of these have come."""
+        while waiting:
+            try:
+                fills.share.take()
+            except LimitReached as error:
+                if fills.running:
+                    return
+                one = waiting.popleft()
+                fills.come.put(_Come(one, one.offset, error=_text(error)))
+            else:
+                self._start(fills, waiting.popleft())
+
+    def _begin(self, fills: _Fills, one: _Asked) -> None:
+        try:
+            fills.share.take()
+        except LimitReached as error:
+            fills.come.put(_Come(one, one.offset, error=_text(error)))
+        else:
+            self._start(fills, one)
+
+    def _start(self, fills: _Fills, one: _Asked) -> None:
+        fills.running += 1
+        rpc.in_loop(self._token, lambda: self._node.nursery.start_soon(self._fill, fills, one))
 
     def _through(self, come: _Come) -> Answer:
         """Bytes that no tier had room for."""
@@ -243,33 +332,41 @@ class PeerReads:
 
     # In the event loop
 
-    def _begin(self, fills: _Fills, one: _Asked) -> None:
-        self._node.nursery.start_soon(self._fill, fills, one)
-
     async def _fill(self, fills: _Fills, one: _Asked) -> None:
         """Have the rest of a want in the cache, and report each block."""
-        want, end, offset = one.want, one.want.offset + one.want.length, one.offset
         try:
-            while not fills.stopped:
-                upto = min(_block_end(offset), end)
-                lease = self._node.lease()
-                try:
-                    ahead = end if want.length >= BLOCK_BYTES else upto  # who wants less reads here and there
-                    data = await self._node.fill(fills.request, want, offset, upto, ahead, lease)
-                except NotOurs:
-                    fills.come.put(_Come(one, offset, missing=True))
-                    return
-                if data is None:
+            with tracing.span("forebay.peer.fill", parent=fills.trace, offset=one.offset):
+                last = await self._bring(fills, one)
+        finally:
+            fills.share.give_back()  # before the report: whoever takes that begins the next one
+        fills.report(last._replace(last=True))
+
+    async def _bring(self, fills: _Fills, one: _Asked) -> _Come:
+        """Returns the last report."""
+        want, end, offset = one.want, one.want.offset + one.want.length, one.offset
+        while True:
+            upto = min(_block_end(offset), end)
+            ahead = end if want.length >= BLOCK_BYTES else upto  # who wants less reads here and there
+            lease = self._node.lease()
+            kept = False
+            try:
+                data = await self._node.fill(fills.request, want, offset, upto, ahead, lease)
+                kept = bool(data)
+            except NotOurs:
+                return _Come(one, offset, missing=True)
+            except ForebayError as error:
+                return _Come(one, offset, error=_text(error))
+            except Exception as error:
+                log.exception("a read for another node failed")
+                return _Come(one, offset, error=_text(ForebayError(f"the cache worker failed: {error!r}")))
+            finally:
+                if not kept:
                     lease.release()
-                fills.come.put(_Come(one, upto, data or None, lease=lease if data else None))
-                offset = upto
-                if offset >= end:
-                    return
-        except ForebayError as error:
-            fills.come.put(_Come(one, offset, error=_text(error)))
-        except Exception as error:
-            log.exception("a read for another node failed")
-            fills.come.put(_Come(one, offset, error=_text(ForebayError(f"the cache worker failed: {error!r}"))))
+            come = _Come(one, upto, data or None, lease=lease if data else None)
+            offset = upto
+            if offset >= end or fills.stopped:
+                return come
+            fills.report(come)
 
 
 def _block_end(offset: int) -> int:

@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -16,6 +17,7 @@ from google.protobuf.message import DecodeError
 
 from forebay.cacheruntime.cluster import peer_wire
 from forebay.cacheruntime.cluster.certs import Identity
+from forebay.cacheruntime.cluster.directory import join_address
 from forebay.cacheruntime.cluster.peer_wire import Channel, PeerBroken
 from forebay.cacheruntime.config import MIB
 from forebay.cacheruntime.errors import ForebayError, UsageError
@@ -32,6 +34,10 @@ _SEND_S = 30.0
 """A reader that takes nothing for so long is stopped or gone."""
 
 _IDLE_S = 600.0
+
+_CLOSE_LOOK_S = 0.02
+_ACCEPT_AGAIN_S = 0.2
+"""After there were no descriptors: some may be closed by then."""
 
 
 class DataPort:
@@ -50,38 +56,45 @@ class DataPort:
         self._gate = gate
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
+        self._busy: set[socket.socket] = set()
+        """Of these: with a request under way."""
         self._closed = False
         try:
-            self._listening = socket.create_server(
-                (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=256
-            )
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            every = host == "::" and socket.has_dualstack_ipv6()  # as gRPC takes it
+            self._listening = socket.create_server((host, port), family=family, backlog=256, dualstack_ipv6=every)
         except OSError as error:
-            raise UsageError(f"cannot listen on {host}:{port}: {error.strerror or error}; name another address") from (
-                error
-            )
+            where = join_address(host, port) if port else host
+            raise UsageError(f"cannot listen on {where}: {error.strerror or error}; name another address") from error
         self.port: int = self._listening.getsockname()[1]
         threading.Thread(target=self._accept, name="peers", daemon=True).start()
 
-    def close(self) -> None:
+    def close(self, grace_s: float = 0.0) -> None:
+        """End it. Requests that are under way may come to their end within that time; blocks as long."""
         with self._lock:
             self._closed = True
-            connections = list(self._connections)
+            idle = self._connections - self._busy
         with suppress(OSError):
             self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
-        for connection in connections:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        _shut(idle)
+        give_up = time.monotonic() + grace_s
+        while self._busy and time.monotonic() < give_up:
+            time.sleep(_CLOSE_LOOK_S)
+        with self._lock:
+            rest = set(self._connections)
+        _shut(rest)
 
     def _accept(self) -> None:
         while not self._closed:
             try:
                 connection, address = self._listening.accept()
             except OSError:
-                if not self._closed:
-                    log.exception("the data port cannot accept")
-                    continue
-                return
+                if self._closed:
+                    return
+                log.exception("the data port cannot accept")
+                time.sleep(_ACCEPT_AGAIN_S)
+                continue
             with self._lock:
                 full = len(self._connections) >= CONNECTIONS or self._closed
                 if not full:
@@ -90,7 +103,13 @@ class DataPort:
                 log.warning("connection from %s refused: %d are open, the most that there may be", address, CONNECTIONS)
                 connection.close()
                 continue
-            threading.Thread(target=self._serve, args=(connection,), name="peer", daemon=True).start()
+            try:
+                threading.Thread(target=self._serve, args=(connection,), name="peer", daemon=True).start()
+            except RuntimeError as error:
+                log.warning("connection from %s refused: %s", address, error)
+                with self._lock:
+                    self._connections.discard(connection)
+                connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
         wrapped = connection
@@ -98,8 +117,8 @@ class DataPort:
             connection.settimeout(_HANDSHAKE_S)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             wrapped, identity = self._gate.wrap(connection)
-            with self._gate.streams.held(identity):
-                self._answer_all(Channel(wrapped), identity)
+            with self._gate.connections.held(identity):
+                self._answer_all(connection, Channel(wrapped), identity)
         except (PeerBroken, OSError) as error:
             log.debug("a connection of the data port ended: %s", error)
         except (ForebayError, DecodeError) as error:
@@ -109,27 +128,44 @@ class DataPort:
         finally:
             wrapped.close()
             with self._lock:
+                self._busy.discard(connection)
                 self._connections.discard(connection)
 
-    def _answer_all(self, channel: Channel, identity: Identity) -> None:
+    def _answer_all(self, connection: socket.socket, channel: Channel, identity: Identity) -> None:
         while channel.wait(_IDLE_S):
+            with self._lock:
+                if self._closed:
+                    return
+                self._busy.add(connection)
             message = channel.receive(peer_wire.REQUEST_BYTES, _SEND_S)
             request = pb.ReadRequest.FromString(message)
+            if channel.has_left() and not any(want.suspect for want in request.wants):
+                return  # this worker stood still for so long that another was asked: a fetch would be one too many
             try:
                 self._gate.check_read(identity, request)
+                self._gate.streams.take(identity)
             except ForebayError as error:
                 refuse(channel.send, request, error)
+                self._is_idle(connection)
                 continue
-            answers = self._reads.answer(request)
+            answers = self._reads.answer(request, identity)
             try:
                 for header, payload in answers:
                     self._send(channel, header, payload)
             finally:
-                answers.close()  # type: ignore[attr-defined]
+                answers.close()
+                self._gate.streams.give_back(identity)
+            self._is_idle(connection)
+
+    def _is_idle(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._busy.discard(connection)
+            if self._closed:
+                _shut({connection})
 
     def _send(self, channel: Channel, header: pb.ReadHeader, payload: Payload | None) -> None:
         try:
-            channel.send(header.SerializeToString(), _SEND_S)
+            channel.send(header.SerializeToString(), _SEND_S, more=payload is not None and payload.length > 0)
             if payload is None:
                 return
             if payload.data is not None:
@@ -142,6 +178,12 @@ class DataPort:
         finally:
             if payload is not None:
                 payload.done()
+
+
+def _shut(connections: set[socket.socket]) -> None:
+    for connection in connections:
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 def refuse(send: Callable[[bytes, float], None], request: pb.ReadRequest, error: ForebayError) -> None:

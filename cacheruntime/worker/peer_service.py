@@ -4,7 +4,7 @@ import queue
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -14,8 +14,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from forebay.cacheruntime import rpc
+from forebay.cacheruntime.cluster.certs import Identity
 from forebay.cacheruntime.cluster.guard import Guard
-from forebay.cacheruntime.cluster.limits import server_options
+from forebay.cacheruntime.cluster.limits import Share, server_options
 from forebay.cacheruntime.cluster.peer_client import READ_METHOD
 from forebay.cacheruntime.cluster.peer_wire import PeerBroken
 from forebay.cacheruntime.entry_messages import entry_message
@@ -30,7 +31,8 @@ from forebay.proto import worker_pb2 as worker_pb
 if TYPE_CHECKING:
     from forebay.cacheruntime.worker.cluster_node import ClusterNode
 
-_THREADS = 64
+_THREADS_PER_STREAM = 4
+"""Four parties may have all the streams that they may have, and Identify is still answered."""
 
 _LOOK_S = 0.5
 """Whether the caller is still there."""
@@ -56,14 +58,15 @@ class PeerService(peer_pb2_grpc.PeerServicer):
         return rpc.enter(self._token, self._node.find, context, request)
 
     def List(self, request: pb.ListRequest, context: grpc.ServicerContext) -> Iterator[pb.ListPage]:
-        listing = rpc.enter(self._token, self._node.begin_list, context, request)
-        try:
-            for page in listing.pages():
-                yield pb.ListPage(entries=[entry_message(entry) for entry in page], snapshot=listing.number)
-        except ForebayError as error:
-            rpc.abort(context, error)
-        finally:
-            rpc.in_loop(self._token, listing.end)
+        with self._stream(context):
+            listing = rpc.enter(self._token, self._node.begin_list, context, request)
+            try:
+                for page in listing.pages():
+                    yield pb.ListPage(entries=[entry_message(entry) for entry in page], snapshot=listing.number)
+            except ForebayError as error:
+                rpc.abort(context, error)
+            finally:
+                rpc.in_loop(self._token, listing.end)
 
     def Look(self, request: pb.LookRequest, context: grpc.ServicerContext) -> worker_pb.StatReply:
         return rpc.enter(self._token, self._node.look, context, request)
@@ -73,34 +76,54 @@ class PeerService(peer_pb2_grpc.PeerServicer):
             rpc.abort(context, UsageError(f"{len(request.wants)} pieces in one request; {MOST_WANTS} are the most"))
         replies: queue.SimpleQueue[pb.LoadReply] = queue.SimpleQueue()
 
-        async def begin() -> trio.CancelScope:
-            return self._node.begin_load(request, replies)
+        fills = Share(self._gate.fills, self._gate.security.identity_of_call(context))
 
-        scope = rpc.enter(self._token, begin, context)
-        try:
-            left = len(request.wants)
-            while left and context.is_active():
-                with suppress(queue.Empty):
-                    yield replies.get(timeout=_LOOK_S)
-                    left -= 1
-        finally:
-            rpc.in_loop(self._token, scope.cancel)
+        async def begin() -> trio.CancelScope:
+            return self._node.begin_load(request, replies, fills)
+
+        with self._stream(context):
+            scope = rpc.enter(self._token, begin, context)
+            try:
+                left = len(request.wants)
+                while left and context.is_active():
+                    with suppress(queue.Empty):
+                        yield replies.get(timeout=_LOOK_S)
+                        left -= 1
+            finally:
+                rpc.in_loop(self._token, scope.cancel)
 
     def Drain(self, request: pb.DrainRequest, context: grpc.ServicerContext) -> Iterator[pb.DrainProgress]:
-        drain = rpc.enter(self._token, self._node.begin_drain, context, request)
-        try:
-            while True:
-                progress = drain.progress()
-                yield progress
-                if progress.finished or not context.is_active():
-                    return
-                time.sleep(_LOOK_S)
-        finally:
-            rpc.in_loop(self._token, drain.scope.cancel)
+        with self._stream(context):
+            drain = rpc.enter(self._token, self._node.begin_drain, context, request)
+            try:
+                while True:
+                    ended = drain.ended
+                    progress = drain.progress()
+                    yield progress
+                    if progress.finished or not context.is_active():
+                        return
+                    if ended:
+                        rpc.abort(context, UsageError("the drain was ended by another one, or undone"))
+                    time.sleep(_LOOK_S)
+            finally:
+                rpc.in_loop(self._token, drain.scope.cancel)
 
     def Report(self, request: pb.ReportRequest, context: grpc.ServicerContext) -> pb.ReportReply:
         allowed = self._gate.lists(context)
         return rpc.enter(self._token, self._node.report, context, request, allowed)
+
+    @contextmanager
+    def _stream(self, context: grpc.ServicerContext) -> Iterator[None]:
+        """A thread that a caller has for as long as he likes to read: each party has so many."""
+        identity = self._gate.security.identity_of_call(context)
+        try:
+            self._gate.streams.take(identity)
+        except ForebayError as error:
+            rpc.abort(context, error)
+        try:
+            yield
+        finally:
+            self._gate.streams.give_back(identity)
 
 
 class _RawReads(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -118,24 +141,26 @@ class _RawReads(grpc.GenericRpcHandler):  # type: ignore[misc]
     def _read(self, message: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
         try:
             request = pb.ReadRequest.FromString(message)
-            with self._gate.streams.held(self._gate.security.identity_of_call(context)):
-                yield from self._frames(request)
+            identity = self._gate.security.identity_of_call(context)
+            with self._gate.streams.held(identity):
+                yield from self._frames(request, identity)
         except DecodeError:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the request is no ReadRequest")
         except ForebayError as error:
             rpc.abort(context, error)
 
-    def _frames(self, request: pb.ReadRequest) -> Iterator[bytes]:
-        for header, payload in self._reads.answer(request):
-            try:
-                yield header.SerializeToString()
-                if payload is not None:
-                    yield from pieces_of(payload)
-            except PeerBroken:
-                return
-            finally:
-                if payload is not None:
-                    payload.done()
+    def _frames(self, request: pb.ReadRequest, identity: Identity) -> Iterator[bytes]:
+        with closing(self._reads.answer(request, identity)) as answers:
+            for header, payload in answers:
+                try:
+                    yield header.SerializeToString()
+                    if payload is not None:
+                        yield from pieces_of(payload)
+                except PeerBroken:
+                    return
+                finally:
+                    if payload is not None:
+                        payload.done()
 
 
 def start_peer_server(
@@ -146,9 +171,11 @@ def start_peer_server(
     Raises:
         UsageError: the address cannot be used.
     """
+    threads = _THREADS_PER_STREAM * gate.limits.streams
     server = grpc.server(
-        ThreadPoolExecutor(_THREADS, thread_name_prefix="peer-rpc"),
+        ThreadPoolExecutor(threads, thread_name_prefix="peer-rpc"),
         options=server_options(gate.limits),
+        maximum_concurrent_rpcs=2 * threads,
         handlers=[_RawReads(reads, gate)],
         interceptors=[Guard(gate.security, gate.authorizer, gate.rules())],
     )

@@ -1,8 +1,10 @@
 """Who gets room, and who has to go for it: policies, pins, quotas and watermarks over all datasets of a cache.
 
-The order in which room is made: what nobody uses, of the dataset that was used longest ago; then, where its policy
-replaces files, of the dataset that wants it; then of others in use whose policies do. What is pinned, or is being
-written, stays. Nothing waits here: dropping is an unlink.
+The order in which room is made: replicas (`replicas.py`) of any dataset, those that were read longest ago first; then
+what nobody uses, of the dataset that was used longest ago; then, where its policy replaces files, of the dataset that
+wants it; then of others in use whose policies do. What is pinned, or is being written, stays. A replica that comes gets
+room in that order too, but of replicas only, and none for its own sake: those of a dataset in use whose policy keeps
+what is in stay, for readers in random order gain nothing by an exchange. Nothing waits here: dropping is an unlink.
 """
 
 import time
@@ -14,8 +16,8 @@ from forebay.cacheruntime.blocks import BLOCK_BYTES
 from forebay.cacheruntime.config import MIB
 from forebay.cacheruntime.index import PackNumber, TierNumber
 from forebay.cacheruntime.keys import ContentId
-from forebay.cacheruntime.touch import slot_of
-from forebay.cacheruntime.worker.space import Item, Space
+from forebay.cacheruntime.worker.replicas import Replicas
+from forebay.cacheruntime.worker.space import Item, Space, slot_of_item
 from forebay.cacheruntime.worker.tier import Tier, in_order
 
 if TYPE_CHECKING:
@@ -37,6 +39,12 @@ _HELD_SHARE = 1 / 64
 """Of a tier: so much of what was evicted may be open somewhere before it is waited for. Else a reader that does not run
 for a while, with one file open, keeps all others from getting room."""
 
+_KEPT_FREE_SHARE = 1 / 16
+"""Of a tier, at most `_KEPT_FREE_BYTES`: what no replica takes, and for what is owned replicas go until so much is free
+again. Whoever has read a replica may have it open, so its room comes back a little later than it is needed."""
+
+_KEPT_FREE_BYTES = 1024 * MIB
+
 _LOOK_S = 1.0
 """Touch bits are looked at this often at most."""
 
@@ -53,20 +61,23 @@ class Rooms:
         self._looked_at = -_LOOK_S
         self._departed_at = -_DEPARTED_S
         self._reads_at = -_READS_S
+        self.replicas = Replicas(storage)
         self.note_reads: Callable[[Callable[[ContentId], bool]], None] = lambda take: None
         """Tells policies what was read of posted orders, see `Orders.note_reads`; set by the core."""
 
     # What policies are told
 
     def inserted(self, space: Space, item: Item, size: int) -> None:
+        self.replicas.inserted(item, size)
         if space.is_loaded:
-            space.items[_slot(item)] = item
+            space.items[slot_of_item(item)] = item
             space.policy.inserted(item, size)
 
     def removed(self, space: Space, item: Item) -> None:
+        self.replicas.removed(item)
         if space.is_loaded:
-            if space.items.get(_slot(item)) == item:
-                del space.items[_slot(item)]
+            if space.items.get(slot_of_item(item)) == item:
+                del space.items[slot_of_item(item)]
             space.touched.discard(item)
             space.policy.removed(item)
 
@@ -84,6 +95,7 @@ class Rooms:
 
     def load_more(self) -> None:
         """To be called now and then: goes on with datasets of very many files, a piece at a time."""
+        self.replicas.load_more()
         for space in self._storage.spaces:
             if space.to_load is not None:
                 self._load_more(space, _LOADED_AT_ONCE // 4)
@@ -102,6 +114,9 @@ class Rooms:
     def note_touches(self, space: Space) -> None:
         """Tell policies what was read since the last look."""
         self.load(space)
+        self._look()
+
+    def _look(self) -> None:
         now = self._clock()
         if now - self._reads_at >= _READS_S:
             self._reads_at = now
@@ -111,6 +126,8 @@ class Rooms:
         self._looked_at = now
         loaded = [space for space in self._storage.spaces if space.is_loaded]
         for slot in self._storage.touch.touched():
+            if self.replicas.touched(slot):
+                self._storage.touch.take(slot)
             for known in loaded:
                 item = known.items.get(slot)
                 if item is not None:
@@ -120,9 +137,10 @@ class Rooms:
 
     def take_touch(self, content: ContentId) -> bool:
         """Whether a file of its own was read since the last look; policies are told."""
-        slot = _slot(content)
+        slot = slot_of_item(content)
         if not self._storage.touch.take(slot):
             return False
+        self.replicas.touched(slot)
         for space in self._storage.spaces:
             if space.is_loaded and (item := space.items.get(slot)) is not None:
                 space.policy.accessed(item)
@@ -144,20 +162,48 @@ class Rooms:
         wanted = target.size if whole else min(target.size, AHEAD_BYTES)
         tiers = in_order(self._storage.tiers, target.medium)
         quota = space.room_bytes(share)
+        replica = target.replica and not space.is_pinned(target.path)
         if quota is None or quota >= wanted:
             for tier in tiers:
-                if tier.room_bytes() >= target.size:
+                if self.room_bytes(tier, replica) >= target.size:
+                    if not replica:
+                        self._free_ahead(tier, target)
                     return tier
-        self.make(wanted, space, share, target.content, tiers)
+        self.make(wanted, space, share, target.content, tiers, replica=replica)
         quota = space.room_bytes(share)
         if quota is not None and quota < least:
             return None
-        best = next((tier for tier in tiers if tier.room_bytes() >= wanted), None)
-        best = best or max(tiers, key=Tier.room_bytes, default=None)
-        return best if best is not None and best.room_bytes() >= least else None
+        rooms = {tier.number: self.room_bytes(tier, replica) for tier in tiers}
+        best = next((tier for tier in tiers if rooms[tier.number] >= wanted), None)
+        best = best or max(tiers, key=lambda tier: rooms[tier.number], default=None)
+        return best if best is not None and rooms[best.number] >= least else None
 
-    def make(self, need: int, space: Space, share: int, coming: ContentId, tiers: list[Tier]) -> None:
-        """Drop what may go until a dataset's quota, and one of the tiers, has room for `need` bytes."""
+    @staticmethod
+    def room_bytes(tier: Tier, replica: bool) -> int:
+        """What a tier may take of what is owned, or of replicas."""
+        return tier.room_bytes() - _kept_free(tier) if replica else tier.room_bytes()
+
+    def _free_ahead(self, tier: Tier, target: "Target") -> None:
+        """Before the room that is kept free is used up."""
+        if not self.replicas.is_following:
+            return
+        missing = target.size + _kept_free(tier) - tier.room_bytes() - self._storage.departed.pending_bytes(tier)
+        if missing > 0:
+            self._look()
+            self._drop(self.replicas.choose(missing, tier.number, target.content)[0])
+
+    def make(
+        self, need: int, space: Space, share: int, coming: ContentId, tiers: list[Tier], *, replica: bool = False
+    ) -> None:
+        """Drop what may go until a dataset's quota, and one of the tiers, has room for `need` bytes.
+
+        Args:
+            need: bytes.
+            space, share: whose they are.
+            coming: the file; never dropped itself.
+            tiers: that may take it.
+            replica: only replicas may go for it.
+        """
         storage = self._storage
         now = self._clock()
         if now - self._departed_at >= _DEPARTED_S:
@@ -167,27 +213,26 @@ class Rooms:
             return  # to drop something would bring nothing
         quota = space.room_bytes(share)
         if quota is not None and quota < need:
-            if not self._gives(space, coming, need - quota):
-                return
-            of_share = share if space.quotas.get(share) else None
-            coming_free = storage.departed.pending_of(space)
-            pending = coming_free.get(share, 0) if of_share is not None else sum(coming_free.values())
-            if need - quota > pending:
-                self._drop(self._choose(space, need - quota - pending, None, coming, of_share))
+            self._make_in_quota(need, space, share, coming, replica)
             quota = space.room_bytes(share)
             if quota is not None and quota < need:
                 return
-        missing = {tier.number: self._missing(tier, need) for tier in tiers if not tier.paused}
+        missing = {tier.number: self._missing(tier, need, replica) for tier in tiers if not tier.paused}
         if not missing or min(missing.values()) <= 0:
             return
         usable = [tier for tier in tiers if tier.number in missing]
+        others = [other for other in storage.spaces if other is not space and storage.idle(other.dataset) is None]
+        others.sort(key=lambda other: -sum(other.used.values()))
+        if replica:
+            self._drop_for_replica(usable, missing, coming, [space, *others])
+            return
+        if self._drop_replicas(usable, missing, coming):
+            return
         for tier in usable:
             chosen = self._choose_idle(tier, missing[tier.number])
             if chosen is not None:
                 self._drop(chosen)
                 return
-        others = [other for other in storage.spaces if other is not space and storage.idle(other.dataset) is None]
-        others.sort(key=lambda other: -sum(other.used.values()))
         for giver in [space, *others]:
             if self._gives(giver, coming if giver is space else None, min(missing.values())):
                 for tier in usable:
@@ -196,16 +241,64 @@ class Rooms:
                         self._drop(chosen)
                         return
 
+    def _make_in_quota(self, need: int, space: Space, share: int, coming: ContentId, replica: bool) -> None:
+        counts = space.counts(share)
+        of_share = counts if space.quotas.get(counts) else None
+
+        def missing() -> int:
+            coming_free = self._storage.departed.pending_of(space)
+            pending = sum(size for one, size in coming_free.items() if of_share in (None, space.counts(one)))
+            return need - (space.room_bytes(share) or 0) - pending
+
+        if missing() > 0 and self.replicas.is_following and (not replica or self._gives(space, coming, missing())):
+            self._look()
+            self._drop(self.replicas.choose(missing(), None, coming, space, of_share)[0])
+        if missing() > 0 and not replica and self._gives(space, coming, missing()):
+            self._drop(self._choose(space, missing(), None, coming, of_share))
+
+    def _drop_replicas(self, usable: list[Tier], missing: dict[TierNumber, int], coming: ContentId) -> bool:
+        """Replicas go; whether they suffice in one of the tiers. `missing` tells then what is missing beyond them."""
+        if not self.replicas.is_following:
+            return False
+        self._look()
+        found = [(tier, *self.replicas.choose(missing[tier.number], tier.number, coming)) for tier in usable]
+        tier, chosen, freed = next(
+            (one for one in found if one[2] >= missing[one[0].number]), max(found, key=lambda one: one[2])
+        )
+        self._drop(chosen)
+        missing[tier.number] -= freed
+        return missing[tier.number] <= 0
+
+    def _drop_for_replica(
+        self, usable: list[Tier], missing: dict[TierNumber, int], coming: ContentId, in_use: list[Space]
+    ) -> None:
+        """Replicas of those that give go for another one, of the first of `in_use`."""
+        least = min(missing.values())
+        givers = self.idle_spaces()
+        givers += [g for g in in_use if self._gives(g, coming if g is in_use[0] else None, least) and g not in givers]
+        self._look()
+        for tier in usable:
+            left, chosen = missing[tier.number], list[Item]()
+            for giver in givers:
+                found, freed = self.replicas.choose(left, tier.number, coming, giver)
+                chosen += found
+                left -= freed
+                if left <= 0:
+                    self._drop(chosen)
+                    return
+
     def _gives(self, space: Space, coming: ContentId | None, missing: int) -> bool:
         if not space.policy.replaces:
             return False
         self.note_touches(space)
         return coming is None or space.policy.admits(coming, missing)
 
-    def _missing(self, tier: Tier, need: int) -> int:
+    def _missing(self, tier: Tier, need: int, replica: bool) -> int:
         """What is to be dropped in a tier; what was dropped already and is still open somewhere will come."""
         pending = self._storage.departed.pending_bytes(tier)
-        return need - tier.room_bytes() - (pending if pending > _HELD_SHARE * tier.config.quota_bytes else 0)
+        return (
+            need - self.room_bytes(tier, replica) - (pending if pending > _HELD_SHARE * tier.config.quota_bytes else 0)
+        )
 
     def _choose_idle(self, tier: Tier, missing: int) -> list[Item] | None:
         """What of unused datasets would do; None when all of it would not suffice."""
@@ -225,7 +318,12 @@ class Rooms:
         return [space for _, space in sorted(unused, key=lambda pair: pair[0])]
 
     def _choose(
-        self, space: Space, missing: int, tier: Tier | None, coming: ContentId, share: int | None = None
+        self,
+        space: Space,
+        missing: int,
+        tier: Tier | None,
+        coming: ContentId,
+        share: int | None = None,
     ) -> list[Item]:
         chosen: list[Item] = []
         for item, size in self.victims(space, tier, coming, share):
@@ -261,8 +359,13 @@ class Rooms:
         passed = 0
         try:
             for item in walk:
-                where, of_share, size = self._place(item)
-                if size and item != coming and (tier is None or where == tier.number) and share in (None, of_share):
+                where, of_share, size = self.place(item)
+                if (
+                    size
+                    and item != coming
+                    and (tier is None or where == tier.number)
+                    and share in (None, space.counts(of_share))
+                ):
                     passed = 0
                     yield item, size
                     continue
@@ -275,7 +378,7 @@ class Rooms:
             if is_long:
                 space.walks[key] = walk
 
-    def _place(self, item: Item) -> tuple[TierNumber, int, int]:
+    def place(self, item: Item) -> tuple[TierNumber, int, int]:
         """Tier, share and bytes of what may go; 0 bytes: it may not."""
         reader = self._storage.index.reader
         if isinstance(item, bytes):
@@ -293,5 +396,5 @@ class Rooms:
             self._storage.drop(item)
 
 
-def _slot(item: Item) -> int:
-    return slot_of(item, PackNumber(0)) if isinstance(item, bytes) else slot_of(ContentId(b""), item)
+def _kept_free(tier: Tier) -> int:
+    return min(int(tier.config.quota_bytes * _KEPT_FREE_SHARE), _KEPT_FREE_BYTES)

@@ -2,17 +2,18 @@
 
 Where a reader waits for one small file, the way there is a task, a thread and a transaction (`fill.py`). For a hundred
 thousand files that way is what takes the time. Here a thread takes one file after another, or one thread has many under
-way at once where the store can do that (`ReadsMany`); meanwhile one task writes all that has come since its last turn
-with one write into the pack and one transaction of the index. Readers who want a file that is on its way wait for it as
-for any other.
+way at once where the store can do that (`ReadsMany`), and what another worker of the cluster is asked for goes into one
+request with others of the same; meanwhile one task writes all that has come since its last turn with one write into the
+pack and one transaction of the index. Readers who want a file that is on its way wait for it as for any other.
 """
 
 import logging
 import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_AT_ONCE = 256
+
+_BATCH, _BATCH_BYTES = 64, 4 * MIB
+"""Of one request to another worker at most: a worker that is lost takes little with it."""
+
+_BATCHES = 4
+"""Under way to one worker: while one is received, others are sent, or wait for its store."""
+
+_SINGLE = 16
+"""Files that another worker is asked for one by one, after a batch did not bring them: a worker cuts off a party with
+more than 64 connections (`LimitConfig.streams`), and whoever is cut off comes back with as many."""
 
 _WAIT_S = 1.0
 """Whoever has something for a thread that waits calls it."""
@@ -56,12 +67,33 @@ class _Fetched:
     error: ForebayError | None = None
     began_ns: int = 0
     took_ns: int = 0
+    straight: bool = False
+    """By a lane: from the store."""
+    posted: bool = False
+    """Another worker was asked for it."""
 
     def take(self, pieces: "Sequence[Buffer]") -> None:
         """Its bytes have come."""
         self.pieces = [memoryview(piece) for piece in pieces]
         self.checksum = _checksum(self.pieces)
         self.took_ns = time.monotonic_ns() - self.began_ns
+
+
+@dataclass
+class _Outbox:
+    """Files that one worker is to be asked for, and how many requests to it are under way."""
+
+    items: deque[_Fetched] = field(default_factory=deque)
+    senders: int = 0
+
+    def batch(self) -> list[_Fetched]:
+        """What goes into one request."""
+        found: list[_Fetched] = []
+        size = 0
+        while self.items and len(found) < _BATCH and size < _BATCH_BYTES:
+            found.append(self.items.popleft())
+            size += found[-1].file.size
+        return found
 
 
 class _Lane:
@@ -144,6 +176,9 @@ class SmallFiles:
         self._limiter = trio.CapacityLimiter(MOST_AT_ONCE)
         self._threads = 0
         self._lanes: dict[UnderStore, _Lane | None] = {}
+        self._single = threading.Semaphore(_SINGLE)
+        self._outboxes: dict[tuple[str, str, int], _Outbox] = {}
+        """By worker, dataset and hops: what goes into one request has these in common."""
         self._users = 0
         self._under_way = 0
         self._bytes = 0
@@ -188,16 +223,64 @@ class SmallFiles:
             return False
         self._under_way += 1
         self._bytes += file.size
-        item = _Fetched(file, done)
-        lane = self._lane(file.store) if file.size and file.peers is None else None
-        if lane is not None:
-            lane.put(item)
-            return True
-        self._put(item)
+        self._route(_Fetched(file, done))
         return True
+
+    def _route(self, item: _Fetched) -> None:
+        """Have it fetched in the way that is cheapest."""
+        file = item.file
+        worker = file.peers.first(file) if file.peers is not None else None
+        if worker is not None and file.size:
+            self._post(worker, item)
+        elif file.size and (lane := self._lane(file.store)) is not None:
+            item.straight = True
+            lane.put(item)
+        else:
+            self._put(item)
+
+    def _post(self, worker: str, item: _Fetched) -> None:
+        """Have a worker be asked for it, with others."""
+        item.posted = True
+        file = item.file
+        outbox = self._outboxes.setdefault((worker, file.asked_of or file.dataset, file.hops), _Outbox())
+        outbox.items.append(item)
+        if outbox.senders < _BATCHES:
+            outbox.senders += 1
+            self._nursery.start_soon(self._send_all, outbox)
+
+    async def _send_all(self, outbox: _Outbox) -> None:
+        token = trio.lowlevel.current_trio_token()
+        try:
+            await trio.lowlevel.checkpoint()  # others of the same moment come along
+            while outbox.items:
+                await trio.to_thread.run_sync(
+                    self._read_batch, outbox.batch(), token, limiter=self._limiter, abandon_on_cancel=True
+                )
+        finally:
+            outbox.senders -= 1
+
+    def _read_batch(self, batch: list[_Fetched], token: trio.lowlevel.TrioToken) -> None:
+        """In a thread: one request. What does not come by it is fetched by itself: that way knows what to do."""
+        began_ns = time.monotonic_ns()
+        left = dict(enumerate(batch))
+        peers = batch[0].file.peers
+        assert peers is not None
+        try:
+            for number, pieces in peers.read_many([item.file for item in batch]):
+                item = left.pop(number)
+                item.began_ns = began_ns
+                item.take(pieces)
+                self._landed.append(item)
+                self._announce(token)
+        except Exception:
+            log.exception("many files of another worker at once: going on one by one")
+        for item in left.values():
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(self._put, item)
 
     def _put(self, item: _Fetched) -> None:
         """Have a thread fetch it."""
+        item.straight = False
         self._todo.put(item)
         if self._threads < min(self._under_way, MOST_AT_ONCE):
             self._threads += 1
@@ -252,7 +335,8 @@ class SmallFiles:
         while (item := self._todo.get()) is not None:
             item.began_ns = time.monotonic_ns()
             try:
-                item.take(fetch_pieces(item.file))
+                with self._single if item.posted else nullcontext():
+                    item.take(fetch_pieces(item.file))
             except ForebayError as error:
                 item.error = error
             except Exception as error:
@@ -287,7 +371,9 @@ class SmallFiles:
         self._write_soon()  # a thread may have seen us at work
 
     def _write_batch(self, batch: list[_Fetched]) -> None:
-        wholes = [Whole(item.file, item.pieces, item.checksum, item.error, item.took_ns) for item in batch]
+        wholes = [
+            Whole(item.file, item.pieces, item.checksum, item.error, item.took_ns, item.straight) for item in batch
+        ]
         kept = self._filler.end_wholes(wholes)
         self._under_way -= len(batch)
         self._bytes -= sum(item.file.size for item in batch)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from forebay.cacheruntime.index import PackNumber, TierNumber
 from forebay.cacheruntime.keys import ContentId, DatasetId
 from forebay.cacheruntime.policies import Policy, policy_named
+from forebay.cacheruntime.touch import slot_of
 
 Item = ContentId | PackNumber
 """What can be dropped: a file of its own or a pack."""
@@ -35,6 +36,9 @@ class Space:
     """Share -> bytes."""
     shares: dict[bytes, int] = field(default_factory=dict)
     """Path -> share."""
+    replicas: int = 0
+    """Copies that a cluster is to have; 0: as many as it is set to."""
+    replicas_by_path: dict[bytes, int] = field(default_factory=dict)
     pins: list[bytes] = field(default_factory=list)
     """By command."""
     manifest_pins: list[bytes] = field(default_factory=list)
@@ -54,9 +58,29 @@ class Space:
         rooms = []
         if self.quota_bytes:
             rooms.append(self.quota_bytes - sum(self.used.values()))
-        if quota := self.quotas.get(share):
-            rooms.append(quota - self.used.get(share, 0))
+        counts = self.counts(share)
+        if quota := self.quotas.get(counts):
+            rooms.append(quota - sum(used for one, used in self.used.items() if self.counts(one) == counts))
         return max(0, min(rooms)) if rooms else None
+
+    def counts(self, share: int) -> int:
+        """The share by whose quota another one is bounded: itself, or that of the longest path above that has one."""
+        if share in self.quotas or not self.quotas:
+            return share
+        path = self._path_of(share)
+        above = [known for known, number in self.shares.items() if number in self.quotas and is_below(path, known)]
+        return self.shares[max(above, key=len)] if above else share
+
+    def replicas_of(self, share: int) -> int:
+        """Copies that a cluster is to have of a share's files; 0: as many as it is set to."""
+        if not self.replicas_by_path:
+            return self.replicas
+        path = self._path_of(share)
+        above = [known for known in self.replicas_by_path if is_below(path, known)]
+        return self.replicas_by_path[max(above, key=len)] if above else self.replicas
+
+    def _path_of(self, share: int) -> bytes:
+        return next((path for path, number in self.shares.items() if number == share), b"")
 
     def take(self, share: int, size: int) -> None:
         self.used[share] = self.used.get(share, 0) + size
@@ -75,6 +99,11 @@ class Space:
             self.policy = policy_named(name)
             self.name, self.is_loaded = name, False
             self.walks.clear()
+
+
+def slot_of_item(item: Item) -> int:
+    """Its touch slot."""
+    return slot_of(item, PackNumber(0)) if isinstance(item, bytes) else slot_of(ContentId(b""), item)
 
 
 def is_below(path: bytes, parent: bytes) -> bool:

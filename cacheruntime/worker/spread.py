@@ -7,6 +7,7 @@ piece whose owner does not answer goes to the next in order.
 
 import os
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -100,7 +101,7 @@ class Spread:
         first: pb.LoadReply | None = None
         refused: set[WorkerId] = set()
         trouble = "no worker of the cluster answers"
-        for place in range(self._node.cluster.replicas):
+        for place in range(self._node.source.copies(file)):
             while len(refused) < _TRIES:
                 order = [worker for worker in self._node.source.order(file, offset) if worker not in refused]
                 if place >= len(order):
@@ -117,6 +118,28 @@ class Spread:
         if first is None:
             raise WorkerUnavailable(trouble)
         return first
+
+    async def copy(self, file: SourceFile, offset: int, length: int) -> tuple[int, bool]:
+        """Have a piece that this worker holds with its other owners.
+
+        Args:
+            file, offset, length: a whole file or a part of one slice of it.
+
+        Returns:
+            Bytes that they loaded for it, and whether all of them have answered that they have it.
+        """
+        source, loaded, all_have = self._node.source, 0, True
+        for worker in source.owners(file, offset):
+            if worker == self._node.id:
+                continue
+            reply = None
+            if source.usable(worker):
+                reply = await self._ask(worker, _Piece(file, offset, length, False))
+            if reply is None or reply.error:
+                all_have = False
+            else:
+                loaded += reply.bytes_fetched
+        return loaded, all_have
 
     async def _ask(self, worker: WorkerId, piece: _Piece) -> pb.LoadReply | None:
         """What a worker says of a piece; None when it does not answer."""
@@ -152,7 +175,7 @@ class Spread:
             skip_existing=self._skip_existing,
         )  # fmt: skip
         token = trio.lowlevel.current_trio_token()
-        call = self._node.channels.stub(known.address).Load(request)
+        call = None
 
         def answered(reply: pb.LoadReply) -> None:
             if reply.want < len(batch):
@@ -160,20 +183,24 @@ class Spread:
                 piece.reply = reply
                 piece.answered.set()
 
-        def receive() -> None:
-            for reply in call:
+        def receive(replies: Iterable[pb.LoadReply]) -> None:
+            for reply in replies:
                 rpc.in_loop(token, lambda reply=reply: answered(reply))  # type: ignore[misc]
 
         try:
-            await trio.to_thread.run_sync(receive, abandon_on_cancel=True)
-        except (grpc.RpcError, ValueError) as error:
-            failure = rpc.to_error(error)
+            call = self._node.channels.stub(known.address).Load(request)
+            # A limiter of its own: what others wait for must not stand behind calls that last as long as fetches do.
+            alone = trio.CapacityLimiter(1)
+            await trio.to_thread.run_sync(receive, call, limiter=alone, abandon_on_cancel=True)
+        except (grpc.RpcError, ValueError, ForebayError) as error:
+            failure = error if isinstance(error, ForebayError) else rpc.to_error(error)
             if not isinstance(failure, WorkerUnavailable):
                 text = f"{type(failure).__name__}: {failure}"
                 for piece in batch:
                     piece.reply = piece.reply or pb.LoadReply(error=text)
         finally:
-            call.cancel()
+            if call is not None:
+                call.cancel()
             await _settle(batch)
 
 

@@ -66,6 +66,8 @@ class Target:
     """Below the dataset's root."""
     medium: Medium | None = None
     """Only there; None for the fastest with room."""
+    replica: bool = False
+    """Other workers of the cluster own it, and this one does not."""
 
 
 @dataclass
@@ -237,6 +239,10 @@ class Storage:
         space.use_policy(wanted.policy)
         space.quota_bytes = wanted.quota_bytes
         space.quotas = {self._share(space, rule.path): rule.quota_bytes for rule in wanted.paths if rule.quota_bytes}
+        space.replicas = wanted.replicas
+        space.replicas_by_path = {rule.path: rule.replicas for rule in wanted.paths if rule.replicas}
+        for path in space.replicas_by_path:
+            self._share(space, path)  # by which the records of its files tell how many copies there are to be
         pinned = [rule.path for rule in wanted.paths if rule.pinned]
         fresh = [path for path in pinned if path not in space.manifest_pins]
         for path in fresh:
@@ -370,12 +376,16 @@ class Storage:
         self.writes.begin(content, cached.seal)
         return True
 
-    def reserve(self, content: ContentId, cached: Cached, sizes: list[int]) -> int:
-        """Take room in a file's tier for as many spans of these sizes, from the first, as there is room for."""
+    def reserve(self, content: ContentId, cached: Cached, sizes: list[int], *, replica: bool = False) -> int:
+        """Take room in a file's tier for as many spans of these sizes, from the first, as there is room for.
+
+        Args: replica: they are of a slice that this worker does not own.
+        """
         tier, space = self.tier(cached.tier), self.space(cached.dataset)
-        self.rooms.make(sum(sizes), space, cached.share, content, [tier])
-        quota = space.room_bytes(cached.share)
-        room = tier.room_bytes() if quota is None else min(tier.room_bytes(), quota)
+        replica = replica and not cached.pinned
+        self.rooms.make(sum(sizes), space, cached.share, content, [tier], replica=replica)
+        quota, room = space.room_bytes(cached.share), self.rooms.room_bytes(tier, replica)
+        room = room if quota is None else min(room, quota)
         fitting = taken = 0
         for size in sizes:
             if taken + size > room:
@@ -435,6 +445,7 @@ class Storage:
                 self._take(self.tier(known.tier), self.space(known.dataset), known.share, again)
                 return False
         self._reserved -= sum(span.size for span in sums)
+        self.rooms.replicas.grew(content, known)
         return True
 
     def keep_small(self, target: Target, data: bytes, checksum: int) -> bool:
@@ -459,7 +470,7 @@ class Storage:
             if tier is None:
                 kept.append(False)
                 continue
-            key = (space.dataset, share, space.is_pinned(target.path), tier.number)
+            key = (space.dataset, share, space.is_pinned(target.path), tier.number, target.replica)
             if run.pack is not None and (run.key != key or run.end + target.size > PACK_BYTES):
                 self._append_run(run, kept)
                 run = _Run()
@@ -495,7 +506,7 @@ class Storage:
         pack = run.pack
         if pack is None or run.key is None:
             return
-        dataset, share, _, number = run.key
+        dataset, share, _, number, _ = run.key
         size = run.end - run.entries[0].offset
         try:
             added = self._packs.append(run.key, pack, run.pieces, run.entries, run.end)
@@ -517,7 +528,7 @@ class Storage:
             return False
         if not data:
             return True
-        if not self.reserve(target.content, cached, [len(data)]):
+        if not self.reserve(target.content, cached, [len(data)], replica=target.replica):
             self.drop_file(target.content)
             return False
         try:
@@ -543,6 +554,16 @@ class Storage:
         self.damage.files += 1
         self.drop_pack(pack)
 
+    def mark_replica(self, number: PackNumber, replica: bool) -> bool:
+        """A pack counts as what most of its files are; False: that cannot be recorded."""
+        try:
+            self._packs.close(number)
+            self.index.mark_replica(number, replica)
+        except IndexUnwritable as error:
+            self.index_failed(error)
+            return False
+        return True
+
     def repack(self, pack: Pack, files: Iterable[tuple[ContentId, bytes]]) -> bool:
         """Append files of a pack, with their bytes, to others, which have them from then on; what is not in it any more
         is passed over. False: the tier or the index takes nothing, and the rest stays where it is."""
@@ -559,7 +580,7 @@ class Storage:
                 continue
             if tier.room_bytes() < size:
                 return False
-            key = (pack.dataset, pack.share, pinned, pack.tier)
+            key = (pack.dataset, pack.share, pinned, pack.tier, pack.replica)
             try:
                 target = self._packs.ready(key, tier, size, pack.number)
                 entries, end = [], target.end

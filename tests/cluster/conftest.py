@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
+sys.path.insert(1, str(Path(__file__).parents[1] / "unit"))
 
 from host import build_clock
 from network import Network, unavailable

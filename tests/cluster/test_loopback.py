@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
@@ -13,11 +14,13 @@ from typing import Any
 
 import grpc
 import pytest
-from loopback import Loopback, Node, until
+from loopback import Loopback, Node, free_ports, until
 from range_server import RangeServer
 from source_tree import MIB
 
-from forebay.cacheruntime.config import FillConfig
+from forebay.cacheruntime.config import ClusterConfig, FillConfig
+from forebay.cacheruntime.dataset_source import SourceSpec, StoreMount, Tree
+from forebay.cacheruntime.errors import SourceDenied
 from forebay.proto import peer_pb2 as peer_pb
 from forebay.proto import worker_pb2 as pb
 
@@ -102,12 +105,17 @@ def test_a_worker_that_is_gone_costs_no_read(make_server: Any, make_cluster: Any
     reader, gone = cluster.members[0], cluster.members[1]
     for one in range(6):
         assert digest(reader, one) == server.digest(one)
+    before = gone.traffic()
     if number is signal.SIGSTOP:
         os.kill(gone.pid, number)
     else:
         gone.end(number)
     for one in range(12):
         assert digest(reader, one) == server.digest(one)
+    if number is signal.SIGSTOP:
+        os.kill(gone.pid, signal.SIGCONT)
+        time.sleep(0.5)  # for what should not come
+        assert gone.traffic() == before, "it has fetched what nobody waits for any more"
 
 
 def test_what_is_damaged_at_rest_is_never_taken(make_server: Any, make_cluster: Any) -> None:
@@ -306,3 +314,85 @@ def _streamed(node: Node, number: int) -> str:
 def _peak_bytes(pid: int) -> int:
     (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
+
+
+def test_a_drain_that_cannot_list_says_what_is_lost_and_harms_nobody(
+    make_server: Any, make_cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make_server(8, 2 * MIB)
+    cluster = make_cluster(2, server)
+    for one in range(8):
+        digest(cluster.members[0], one)
+    leaving = cluster.members[1]  # it was never asked for a listing
+    before, pid = held(cluster)[1], leaving.pid
+    assert before
+    monkeypatch.setattr(server, "refuses_listings", True)
+    *_, last = cluster.stub(1).Drain(peer_pb.DrainRequest())
+    assert (last.finished, last.lost_bytes, leaving.pid) == (True, before, pid)
+
+
+def test_a_drain_ends_when_it_is_undone(make_server: Any, make_cluster: Any) -> None:
+    server = make_server(1, MIB)
+    cluster = make_cluster(2, server)
+    drain = cluster.stub(0).Drain(peer_pb.DrainRequest())
+    assert not next(drain).finished
+    assert next(iter(cluster.stub(0).Drain(peer_pb.DrainRequest(undo=True)))).finished
+    with pytest.raises(grpc.RpcError, match="undone"):
+        list(drain)
+    assert cluster.stub(0).Identify(peer_pb.IdentifyRequest()).state == "serving"
+
+
+def test_hundreds_of_reads_at_once_are_no_more_than_a_worker_allows(make_server: Any, make_cluster: Any) -> None:
+    """A worker that says that it has too much under way would be taken for one that fails."""
+    server = make_server(600, 5000)
+    cluster = make_cluster(2, server)
+    client = cluster.client()
+    dataset = client.client.attach(cluster.spec(server.source), list_tree=True).dataset_id
+    *_, last = client.client.warmup(pb.WarmupRequest(dataset_id=dataset, local=True))
+    assert (last.state, last.files_done) == ("done", 600)
+    assert "under way, which is the limit" not in "".join(member.log() for member in cluster.members)
+
+
+def test_a_client_node_hears_what_the_owners_say_of_the_source_without_waiting(
+    make_server: Any, make_cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make_server(2, MIB)
+    cluster = make_cluster(2, server)
+    client = cluster.client()
+    assert digest(client, 0) == server.digest(0)
+    monkeypatch.setattr(server, "refuses_gets", True)
+    began = time.monotonic()
+    with pytest.raises(SourceDenied, match="HTTP 403"):
+        digest(client, 1)
+    assert time.monotonic() - began < 15  # with nothing to say but that nobody gives it, half a minute is tried
+    monkeypatch.setattr(server, "refuses_gets", False)
+    assert digest(client, 1) == server.digest(1)
+
+
+def test_a_file_of_two_datasets_is_to_be_had_through_either(make_server: Any, make_cluster: Any) -> None:
+    """It is cached once, as the first one's."""
+    server = make_server(6, 2 * MIB)
+    cluster = make_cluster(2, server)
+    for one in range(6):
+        digest(cluster.members[0], one)
+    gets = len(server.gets)
+    options = cluster.spec(server.source).options
+    named = SourceSpec("dataset://default/both", {}, Tree((StoreMount("in", server.source, options),), "epoch"))
+    cluster.members[0].client.attach(named)
+    client = cluster.client()
+    dataset = client.client.attach(named, list_tree=True).dataset_id
+    *_, last = client.client.warmup(pb.WarmupRequest(dataset_id=dataset, local=True))
+    assert (last.state, last.files_done, last.files_failed) == ("done", 6, 0)
+    assert len(server.gets) == gets
+
+
+def test_a_worker_that_the_list_names_twice_is_one_member(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    own = f"127.0.0.1:{port}"
+    node = Node(tmp_path, ClusterConfig(listen=own, advertise=own, peers=f"static:localhost:{port},{own}"), {})
+    try:
+        node.start()
+        members = node.client.call("Members", pb.MembersRequest()).members
+        assert [(member.address, member.me) for member in members] == [(own, True)]
+    finally:
+        node.close()

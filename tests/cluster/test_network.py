@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from forebay_command import alive, wait_until
+from forebay_command import Forebay, alive, wait_until
 from host import NAMESPACES, Host, in_namespaces
 from network import Network, Unsupported
 from tasks import Conversation
@@ -171,6 +171,15 @@ def test_a_hosts_mounts_are_its_own(network: Network) -> None:
     assert str(a.folder / "disk") in a.run("cat", "/proc/self/mountinfo").out
     assert str(a.folder / "disk") not in b.run("cat", "/proc/self/mountinfo").out
     assert str(a.folder / "disk") not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_a_host_keeps_no_mount_of_the_machine(network: Network, forebay: Forebay, tmp_path: Path) -> None:
+    """A copy of it in the host's namespace would keep the mount's processes, which the fixture looks for, alive."""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "file").write_text("1")
+    mount = forebay.mount(f"file://{tmp_path}/source")
+    assert "fuse.forebay" not in network.host("a").run("cat", "/proc/self/mounts").out
+    assert (mount / "file").read_text() == "1", "it is left alone"
 
 
 def test_a_limited_link_is_slow(network: Network, talk: Callable[[Host], Conversation]) -> None:

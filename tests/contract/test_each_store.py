@@ -222,6 +222,26 @@ class TestPages:
         assert set(tree(pages_place.open())) == {"f"}
 
 
+class TestFolders:
+    @pytest.mark.parametrize(
+        "path", ["../secret", "d/../../secret", "up/secret", "up/root/f", "d/.", ".", "..", "d//f", "/f", "f/", "f\0"]
+    )
+    def test_no_path_leads_out_of_the_folder(self, tmp_path: Path, path: str) -> None:
+        """Not even by a link: what it points to is no part of the tree."""
+        (tmp_path / "root/d").mkdir(parents=True)
+        for place in ("secret", "root/f", "root/d/f"):
+            (tmp_path / place).write_bytes(b"12345")
+        (tmp_path / "root/up").symlink_to("..")
+        store = open_store(str(tmp_path / "root"), {}, QUICK_RETRY)
+        assert bytes(next(iter(store.read_range("d/f", 0, 5, "")))) == b"12345"
+        with pytest.raises(SourceError):
+            list(store.read_range(path, 0, 5, ""))
+        with pytest.raises(SourceNotFound):
+            store.stat(path)
+        with pytest.raises(SourceNotFound):
+            store.list_directory(path)
+
+
 class TestClaims:
     def test_its_content_is_that_of_the_folder(self, tmp_path: Path) -> None:
         options = {"root": str(tmp_path)}

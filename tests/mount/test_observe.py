@@ -8,12 +8,17 @@ import subprocess
 import tarfile
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from forebay_command import Forebay, wait_until
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from source_tree import MIB, payload
+
+from forebay.cacheruntime.worker.metrics import peer_metrics
+from forebay.proto import worker_pb2 as pb
 
 pytestmark = [pytest.mark.slow]
 
@@ -179,10 +184,17 @@ def test_the_dashboard_names_only_metrics_that_exist(forebay: Forebay, bucket: A
     assert json.loads(board)["title"] == "Forebay"
     named = set(re.findall(r"forebay_[a-z_]+", " ".join(re.findall(r'"(?:expr|query)": "((?:[^"\\]|\\.)*)"', board))))
     assert len(named) > 12
-    assert named <= set(found), named - set(found)
+    assert named <= {*found, *_peer_metrics()}, named - set(found)
     bucket.link.release()
     forebay.run("jobs", "1", "--watch")
     forebay.umount(mount)
+
+
+def _peer_metrics() -> set[str]:
+    """Names of those that a worker of a cluster has besides."""
+    traffic = pb.TrafficReply(peers=[pb.PeerTraffic(id="w", header_counts=[1])], certificate_left_s=1.0)
+    text = generate_latest(SimpleNamespace(collect=lambda: peer_metrics(traffic))).decode()  # type: ignore[arg-type]
+    return set(re.findall(r"^(forebay_[a-z_]+)", text, re.MULTILINE))
 
 
 def test_logs_are_json_when_asked_for(forebay: Forebay, bucket: Any) -> None:

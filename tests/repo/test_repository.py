@@ -19,7 +19,7 @@ def test_generated_protobuf_modules_are_current(tmp_path: Path) -> None:
     out.mkdir(parents=True)
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-Iforebay/proto={ROOT}/proto"]
     command += [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
-    subprocess.run([*command, str(ROOT / "proto/worker.proto")], check=True)
+    subprocess.run([*command, *map(str, (ROOT / "proto").glob("*.proto"))], check=True)
     for made in out.iterdir():
         assert made.read_text() == (ROOT / "proto" / made.name).read_text(), f"{made.name} is stale: run make proto"
 

@@ -96,6 +96,8 @@ def test_what_the_user_wrote_is_what_is_kept() -> None:
         ("spec.mounts.0.name", "a/b", "spec.mounts[0].name: 'a/b' has a slash in it"),
         ("spec.placement", "Alone", "spec.placement: \"Alone\" is not allowed; allowed: 'Exclusive', 'Shared', ''"),
         ("spec.cachePolicy", {"policy": "fifo"}, "allowed: 'epoch', 'sieve', 'lru', 'next-use'"),
+        ("spec.cachePolicy", {"replicas": 0}, "spec.cachePolicy.replicas"),
+        ("spec.cachePolicy", {"paths": [{"path": "/a", "replicas": "2"}]}, "spec.cachePolicy.paths[0].replicas"),
         ("spec.cachePolicy", {"quota": "3 apples"}, "spec.cachePolicy.quota: size '3 apples' is not a positive number"),
         ("spec.syncPolicy", {"interval": "10 min"}, "spec.syncPolicy.interval: '10 min' is not a duration; write"),
         ("spec.snapshot", 0, "spec.snapshot: 0: input should be greater than or equal to 1"),

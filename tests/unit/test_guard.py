@@ -29,6 +29,7 @@ RULES = {
     "/t/Upload": WORKERS,
     "/t/Status": Rule(Verb.LIST),
     "/t/Echo": OPEN,
+    "/t/Names": OPEN,
     "/t/Misruled": on_dataset(Verb.READ, bytes.decode),
 }
 
@@ -46,7 +47,7 @@ class Methods(grpc.GenericRpcHandler):
 
         def unary(request: bytes, _: grpc.ServicerContext) -> bytes:
             self.calls.append(method)
-            return request
+            return 100 * request if method == "/t/Names" else request
 
         def stream(request: bytes, _: grpc.ServicerContext) -> Iterator[bytes]:
             self.calls.append(method)
@@ -175,6 +176,12 @@ def test_messages_have_a_bound(parties: Parties, door: Door) -> None:
     assert len(door.call(worker, "Echo", b"x" * (LIMITS.message_bytes - 100))) == LIMITS.message_bytes - 100
     with pytest.raises(ForebayError, match="RESOURCE_EXHAUSTED"):
         door.call(worker, "Echo", b"x" * (LIMITS.message_bytes + 1))
+
+
+def test_what_a_worker_says_is_as_long_as_it_is(parties: Parties, door: Door) -> None:
+    """The names of a directory are one message."""
+    worker = Security(parties.folder / "w")
+    assert len(door.call(worker, "Names", b"x" * 10_000)) == 1_000_000
 
 
 @pytest.mark.semantics("K6")

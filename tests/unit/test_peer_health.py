@@ -219,3 +219,21 @@ def test_a_peer_that_failed_once_is_in_order_again_with_the_first_answer() -> No
     assert not health.record(True, due, due + 0.1)
     assert health.usable
     assert not health.take_probe(1000)
+
+
+def test_a_peer_is_silent_from_a_question_unanswered_until_it_says_anything() -> None:
+    health = Health(random.Random(1))
+    assert not health.is_silent(A)
+    health.record(A, True, 0.0, 1.0)
+    health.record(A, False, 0.5, 2.5)  # sent before it said something
+    assert not health.is_silent(A)
+    health.hear(A, False, 3.0, 5.0)
+    assert health.is_silent(A)
+    assert health.usable(A), "one question sets nobody aside"
+    assert not health.is_silent(B)
+    health.hear(A, True, 6.0, 6.1)
+    assert not health.is_silent(A)
+    health.record(A, False, 7.0, 9.0)
+    assert health.is_silent(A)
+    health.record(A, True, 9.5, 9.6)
+    assert not health.is_silent(A)

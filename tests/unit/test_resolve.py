@@ -196,7 +196,10 @@ def test_a_manifest_means_the_same_stores_in_every_shell() -> None:
 def test_what_travels_comes_back() -> None:
     view = dataset(
         "view", ("dataset://both@3/train", "/old"), ("s3://c", "/c"),
-        cachePolicy={"policy": "lru", "quota": "2Gi", "paths": [{"path": "/c/x", "pinned": True, "quota": "1Gi"}]},
+        cachePolicy={
+            "policy": "lru", "quota": "2Gi", "replicas": 2,
+            "paths": [{"path": "/c/x", "pinned": True, "quota": "1Gi", "replicas": 3}],
+        },
         snapshotHistory={"count": 3, "age": "2d"}, syncPolicy={"interval": "10m", "onMount": False},
     )  # fmt: skip
     tree = source("dataset://view", BOTH, view).tree
@@ -204,7 +207,10 @@ def test_what_travels_comes_back() -> None:
     assert Tree.from_json(tree.to_json()) == tree
     assert tuple(StoreMount.from_proto(store.to_proto()) for store in tree.stores) == tree.stores
     policy = pb.CachePolicy(
-        policy="lru", quota_bytes=2 << 30, paths=[pb.PathRule(path=b"c/x", quota_bytes=1 << 30, pinned=True)]
+        policy="lru",
+        quota_bytes=2 << 30,
+        replicas=2,
+        paths=[pb.PathRule(path=b"c/x", quota_bytes=1 << 30, pinned=True, replicas=3)],
     )
     assert tree.cache_policy() == policy
     asked = SourceSpec("dataset://view", {}, tree).attach_request(cache_policy="next-use").cache_policy

@@ -565,13 +565,13 @@ def test_a_search_for_victims_is_bounded_and_the_next_one_goes_on(
     storage.pin(box.dataset, b"kept", [file.content for file in kept])
     monkeypatch.setattr(room_module, "_PASSED_OVER", 8)
     looks = [0]
-    place = storage.rooms._place
+    place = storage.rooms.place
 
     def counted(item: Any) -> Any:
         looks[0] += 1
         return place(item)
 
-    monkeypatch.setattr(storage.rooms, "_place", counted)
+    monkeypatch.setattr(storage.rooms, "place", counted)
     found: list[Any] = []
     for _ in range(200):
         looks[0] = 0

@@ -67,8 +67,19 @@ def test_everybody_else_asks_the_first_two() -> None:
 def test_more_replicas_are_more_to_ask() -> None:
     key = KEYS[0]
     ranked = order(key)
-    assert fetches(router("client").route(key, 0, 3, 0, SETTLED)) == ranked[:3]
+    asked = fetches(router("client").route(key, 0, 3, 0, SETTLED))
+    assert sorted(asked) == sorted(ranked[:3])
     assert fetches(router(ranked[2]).route(key, 0, 3, 0, SETTLED)) == ranked[:2]
+
+
+@pytest.mark.parametrize("replicas", [2, 3])
+def test_a_reader_asks_each_owner_for_some(replicas: int) -> None:
+    client = router("client")
+    places = Counter(order(key).index(fetches(client.route(key, 0, replicas, 0, SETTLED))[0]) for key in KEYS)
+    assert set(places) == set(range(replicas))
+    assert min(places.values()) > 0.8 * len(KEYS) / replicas
+    for key in KEYS[:20]:
+        assert len({fetches(client.route(key, 0, replicas, hops, SETTLED))[0] for hops in (1, 2)}) == 1, "no rounds"
 
 
 def test_a_slice_is_asked_of_its_own_owner() -> None:

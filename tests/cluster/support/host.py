@@ -64,6 +64,8 @@ class Host:
         assert self._init.stdout.readline() == "up\n", f"{self.name} did not start"
         unshare = self._init.pid
         self.pid = int(Path(f"/proc/{unshare}/task/{unshare}/children").read_text())
+        # Copies of the machine's mounts, whose processes would live as long as this host.
+        self.run("umount", "--all", "--lazy", "--types", "fuse.forebay")
         self.run("mount", "--bind", self._names, "/etc/hosts")
         for folder, size in self._disks.items():
             self._mount_disk(folder, size)

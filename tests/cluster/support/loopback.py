@@ -125,6 +125,7 @@ class Loopback:
         *,
         quota_bytes: int = GIB,
         later: int = 0,
+        traces: bool = False,
         **more: object,
     ) -> None:
         """Args: later: members of `count` that do not run yet; more: fields of each member's ClusterConfig."""
@@ -138,11 +139,14 @@ class Loopback:
             Node(root / f"w{number}", replace(settings, listen=own, advertise=own), options, quota_bytes)
             for number, own in enumerate(addresses)
         ]
+        for member in self.members:
+            member.config = replace(member.config, traces=traces)
         self.clients: list[Node] = []
         running = self.members[: count - later]
         for member in running:
             member.start()
-        self.settled(running)
+        if len(running) > 1:
+            self.settled(running)
 
     @staticmethod
     def settled(running: list[Node]) -> None:

@@ -35,7 +35,15 @@ class Trial:
     """A cluster that goes from epoch to epoch, each over files that nobody has read before, and from fault to fault."""
 
     def __init__(
-        self, network: Network, clock_library: Path, sets: list[FileSet], clients: int, latency_s: float
+        self,
+        network: Network,
+        clock_library: Path | None,
+        sets: list[FileSet],
+        clients: int,
+        latency_s: float,
+        *,
+        members: int = 4,
+        tls: bool = False,
     ) -> None:
         self.network = network
         self.store = Store(network.host("store"))
@@ -43,7 +51,7 @@ class Trial:
         for files in (*sets, *self._probes):
             self.store.fill(files)
         self.store.chaos.add(Rule(latency_s=latency_s))
-        self.cluster = Cluster(network, self.store, 4, 512 * MIB, clock_library)
+        self.cluster = Cluster(network, self.store, members, 512 * MIB, clock_library, tls=tls)
         self.clients = [self.cluster.client() for _ in range(clients)]
 
     def converge(self) -> None:
@@ -61,6 +69,13 @@ class Trial:
         mark = self.store.chaos.mark()
         reports = Epoch(files, self.cluster.places, order=order).results(timeout_s)
         return self.judge(name, files, mark, reports, len(files.names) * len(reports))
+
+    def read_again(self, name: str, files: FileSet, timeout_s: float) -> None:
+        """Have a client that has nothing yet read files of which the members have all; no GET may come of it."""
+        mark, fresh = self.store.chaos.mark(), self.cluster.client()
+        reports = Epoch(files, [(fresh, self.cluster.mounts[fresh.name])], order=0).results(timeout_s)
+        found = self.judge(name, files, mark, reports, len(files.names), 0.0)
+        assert not found, f"{name}: GETs of what the members had"
 
     def epoch(self, order: int, stage: Stage, timeout_s: float) -> None:
         """Have all clients read the next set of files, with a fault from a tenth of it on and until its end."""
@@ -95,7 +110,7 @@ class Trial:
         seen = [one for one in gets(self.store.chaos.seen(mark), self.store.path) if one.path in ours]
         counted = gets_per_block(seen, MIB, self.store.sizes)
         assert len(counted) >= share * self.blocks(files), "there was no need for them"
-        found = counted.total() / len(counted)
+        found = counted.total() / max(len(counted), 1)
         seconds, slowest = (max(getattr(one, what) for one in reports) for what in ("seconds", "slowest_s"))
         print(f"{name}: {found:.3f} GETs per block, {seconds:.1f} s, slowest file {slowest:.1f} s", flush=True)
         return found

@@ -21,6 +21,7 @@ class RangeServer:
         self.count, self.size = count, size
         self.gets: list[tuple[str, int, int]] = []
         """(name, start, end) of each GET of bytes."""
+        self.refuses_listings = self.refuses_gets = False
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -50,6 +51,9 @@ class RangeServer:
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         name = re.fullmatch(r"/bucket/(\d+)", handler.path)
+        if self.refuses_listings if name is None else self.refuses_gets:
+            _send(handler, 403, {}, b"")
+            return
         if name is None:
             _send(handler, 200, {"Content-Type": "application/xml"}, self._listing().encode())
             return
