@@ -21,12 +21,15 @@ def shadow(state: State, job: Job) -> Hold | None:
     """When the job can start for certain, by the bounds of those that run, and where; None: not by them.
 
     Victims of evictions count as gone. Nodes that are held for others are left alone: two that hold one node would keep
-    each other off it.
+    each other off it. So are those where data that it waits for is not warm now.
     """
     free = np.ones(len(state.table), dtype=np.bool_)
     for hold in state.holds.values():
         if hold.job != job.name:
             free[[state.table.index[node] for node in hold.nodes if node in state.table.index]] = False
+    view = state.warm.view(job, state.shape(job).gpus, state.now)
+    if view is not None and view.warm is not None:
+        free &= view.warm[state.warm.domain_of]
     leaving = [live for live in state.running.values() if live.running.ending]
     bounded = [live for live in state.running.values() if not live.running.ending and live.job.max_run_s is not None]
     ends = [state.now] * len(leaving) + ends_of(bounded, state.now).tolist()

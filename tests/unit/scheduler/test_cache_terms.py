@@ -235,3 +235,13 @@ def test_loading_counts_for_backfill() -> None:
     nodes = rack("r0")
     assert admitted(decided([head, behind], data(r0=SIZE), queues=queues, running=running, nodes=nodes)) == ["x"]
     assert admitted(decided([head, behind], data(), queues=queues, running=running, nodes=nodes)) == []
+
+
+def test_regression_nodes_are_held_where_the_data_is_warm() -> None:
+    """The head may run in r0 only, which is busy until 160; r1, which is idle, is not held for it."""
+    queues = [Queue("q", policy="fifo")]
+    running = [on(job("r", gpus=8, max_run_s=60.0), "b-r0-n0", cards=[tuple(range(8))], started=100.0)]
+    head = reader("head", DataNeed("d", mode="require"), max_run_s=100.0)
+    found = decided([head, job("x", gpus=8, submitted=1.0)], data(r0=SIZE), queues=queues, running=running)
+    assert [(hold.job, hold.start, hold.nodes) for hold in found.holds] == [("head", 160.0, ("b-r0-n0",))]
+    assert admitted(found) == ["x"]
