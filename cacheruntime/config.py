@@ -289,7 +289,7 @@ class CacheConfig:
         path = self.cache_dir / "cluster"
         try:
             return ClusterConfig.from_raw(json.loads(path.read_text()))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, TypeError) as error:
             raise UsageError(f"{path} cannot be read ({error}); remove it and start forebay worker again") from error

@@ -15,7 +15,7 @@ from forebay.cacheruntime.cluster.tokens import Authorizer, Verb
 from forebay.cacheruntime.config import LimitConfig
 from forebay.proto import peer_pb2 as pb
 
-_CONNECTIONS_PER_STREAM = 4
+CONNECTIONS_PER_STREAM = 4
 
 DATASET_SCHEME = "dataset://"
 
@@ -44,7 +44,7 @@ class PeerGate:
         self.authorizer = authorizer
         self.limits = limits
         self.streams = ClientLimit("streams", limits.streams)
-        self.connections = ClientLimit("connections", _CONNECTIONS_PER_STREAM * limits.streams)
+        self.connections = ClientLimit("connections", CONNECTIONS_PER_STREAM * limits.streams)
         """Of the data port: most of them idle."""
         self.fills = ClientLimit("fetches", limits.fills)
         self._name_of = name_of

@@ -3,8 +3,10 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -57,16 +59,20 @@ def bucket(s3_client: Any, s3_endpoint: str) -> Bucket:
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
+def make() -> Iterator[Callable[..., Cluster]]:
     made: list[Cluster] = []
+    # The path of a Unix socket has 107 bytes: pytest's own folder takes too many of them.
+    folder = Path(tempfile.mkdtemp(prefix="fbc-", dir="/tmp"))
 
     def cluster(count: int, security: list[list[str]] | None = None) -> Cluster:
-        made.append(Cluster(tmp_path, count, security))
+        made.append(Cluster(folder, count, security))
         return made[-1]
 
     yield cluster
     wrong = [found for each in made for found in each.end()]
-    assert not wrong, "left behind, or unexpected in a log:\n" + "\n".join(wrong)
+    if not wrong:
+        shutil.rmtree(folder)
+    assert not wrong, f"left behind, or unexpected in a log (see {folder}):\n" + "\n".join(wrong)
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -275,7 +275,7 @@ def test_wrong_bytes_of_a_worker_are_refused_counted_and_mended(make_server: Any
 
 
 @pytest.mark.semantics("M7")
-def test_a_folder_of_one_machine_is_not_another_machine_s(tmp_path: Path) -> None:
+def test_folders_are_each_machine_s_own(tmp_path: Path) -> None:
     """A worker that is told of file:///... by another opens nothing."""
     (tmp_path / "f").write_bytes(b"x" * 3 * MIB)
     cluster = Loopback(tmp_path / "n", 2, {})

@@ -91,7 +91,7 @@ class Cluster:
             self.asked.append((known.id, made))
             return made
 
-        return SimpleNamespace(known=known, begin=begin, close=lambda: None)
+        return SimpleNamespace(known=known, begin=begin, take_turn=lambda wait_s: None, close=lambda: None)
 
     def peers(self) -> list[WorkerId]:
         return [peer for peer, _ in self.asked]
