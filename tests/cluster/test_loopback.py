@@ -275,12 +275,14 @@ def test_wrong_bytes_of_a_worker_are_refused_counted_and_mended(make_server: Any
 
 
 @pytest.mark.semantics("M7")
-def test_folders_are_each_machine_s_own(tmp_path: Path) -> None:
+def test_local_folders(tmp_path: Path) -> None:
     """A worker that is told of file:///... by another opens nothing."""
-    (tmp_path / "f").write_bytes(b"x" * 3 * MIB)
-    cluster = Loopback(tmp_path / "n", 2, {})
+    source = tmp_path / "s"
+    source.mkdir()
+    (source / "f").write_bytes(b"x" * 3 * MIB)
+    cluster = Loopback(tmp_path, 2, {})
     try:
-        assert cluster.members[0].read(f"file://{tmp_path}", "f") == b"x" * 3 * MIB
+        assert cluster.members[0].read(f"file://{source}", "f") == b"x" * 3 * MIB
         dataset = cluster.members[0].client.attach(cluster.spec("file:///")).dataset_id
         with pytest.raises(grpc.RpcError, match="attach it on this worker too"):
             list(cluster.stub(1).List(peer_pb.ListRequest(dataset_id=dataset)))
