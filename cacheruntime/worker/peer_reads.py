@@ -210,7 +210,9 @@ class PeerReads:
             if cached is None or cached.size != want.size or not self._node.may_read(dataset, cached.dataset, want):
                 return None
             place = self._reader.find(content, offset, end)
-            if place is None:
+            # Blocks come between two looks: the sums are those of a record that is no older than the place.
+            cached = self._index.find(content) if place is not None else None
+            if place is None or cached is None or not cached.has(offset, end):
                 return None
             descriptor = os.dup(place.descriptor)
         unit, sums = self._sums(content, cached, offset, end)
@@ -231,7 +233,9 @@ class PeerReads:
         if offset % BLOCK_BYTES or (end % BLOCK_BYTES and end != cached.size):
             return BLOCK_BYTES, []
         extents = list(self._index.extents(content, cached, blocks_of(offset, end)))
-        whole = all(len(sums) == SUM_BYTES and span.is_block(cached.size) for span, sums in extents)
+        whole = len(extents) == len(blocks_of(offset, end)) and all(
+            len(sums) == SUM_BYTES and span.is_block(cached.size) for span, sums in extents
+        )
         return BLOCK_BYTES, [int.from_bytes(sums, "big") for _, sums in extents] if whole else []
 
     def _verified(self, content: ContentId, cached: Cached, descriptor: int, offset: int, end: int) -> bytes | None:
