@@ -107,15 +107,15 @@ class _Data:
 
     @property
     def keyless(self) -> Origin:
-        """For nodes that cannot read the store."""
-        options = dict(word.split("=", 1) for word in self.endpoint.options())
-        return Origin(self.endpoint.source(self.name), options)
+        """For nodes that cannot read the store, and know no option of it."""
+        return Origin(self.endpoint.source(self.name), {})
 
     @property
     def origin(self) -> Origin:
         """For nodes that may read the store."""
         keys = {name.removeprefix("AWS_").lower(): value for name, value in self.endpoint.environ.items()}
-        return Origin(self.keyless.url, {**self.keyless.options, **keys})
+        options = dict(word.split("=", 1) for word in self.endpoint.options())
+        return Origin(self.keyless.url, {**options, **keys})
 
 
 class Cluster:

@@ -141,6 +141,7 @@ def _read_peer(port: int, size: int, tls: str, path: str, *, by_grpc: bool) -> R
                 content=content, path=os.fsencode(entry.path), size=entry.size, version=entry.version, offset=offset,
                 length=_WANT_BYTES,
             )  # fmt: skip
+            client.take_turn(30.0)
             exchange = client.begin(pb.ReadRequest(dataset_id=found.dataset_id, wants=[want], hops=1))
             got = 0
             while got < _WANT_BYTES:
