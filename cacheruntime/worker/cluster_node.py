@@ -325,7 +325,7 @@ class ClusterNode:
             dataset = await self.dataset(request.dataset_id)
             path = os.fsdecode(want.path)
             file = wanted(dataset, want, request.hops)
-            if self._core.filler.waits_for_peer(file.content, request.hops):
+            if self._core.filler.waits_for_peer(file.content, offset, upto, request.hops):
                 raise NotOurs
             if want.suspect and offset == want.offset:
                 self._core.filler.verifier.suspected.add(file.content)

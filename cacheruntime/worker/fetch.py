@@ -51,8 +51,8 @@ class Peers(Protocol):
     def is_replica(self, file: "SourceFile", offset: int) -> bool:
         """Whether the slice at `offset` belongs to others, and this worker has a share of its own."""
 
-    def relays(self, file: "SourceFile") -> bool:
-        """Whether an owner is asked to fetch it, rather than its store by this worker."""
+    def relays(self, file: "SourceFile", offset: int) -> bool:
+        """Whether an owner is asked to fetch the slice at `offset`, rather than its store by this worker."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,9 @@ class SourceFile:
     def content(self) -> ContentId:
         return self.known_content or content_id(self.store.url, self.path, self.size, self.version)
 
-    @property
-    def is_relayed(self) -> bool:
-        """Whether another worker is asked to fetch it."""
-        return self.peers is not None and self.peers.relays(self)
+    def is_relayed(self, offset: int) -> bool:
+        """Whether another worker is asked to fetch the slice at `offset`."""
+        return self.peers is not None and self.peers.relays(self, offset)
 
     def is_replica(self, offset: int = 0) -> bool:
         """Whether the slice at `offset` is another worker's to keep."""

@@ -30,6 +30,7 @@ from forebay.cacheruntime.blocks import (
     mask_of,
     spans_of,
 )
+from forebay.cacheruntime.cluster.placement import slice_of
 from forebay.cacheruntime.config import FillConfig, Medium
 from forebay.cacheruntime.errors import ForebayError, SourceTimeout, SourceUnavailable
 from forebay.cacheruntime.histogram import Histogram
@@ -178,7 +179,7 @@ class Filler:
         self._kept = KeptBlocks(share.through_bytes)
         self._replies = MemoryBudget(share.reply_bytes)
         self._queue = FetchQueue(share.gets, _DEMAND_SLOTS)
-        self._threads = trio.CapacityLimiter(share.gets)
+        self._threads = trio.CapacityLimiter(self._queue.most)
         self._landed: deque[_Landed] = deque()
         self.traffic: dict[DatasetId, Traffic] = {}
 
@@ -264,7 +265,7 @@ class Filler:
             yield
             return
         cached = self._storage.find(file.content)
-        source = "peer" if file.is_relayed else "store"
+        source = "peer" if file.is_relayed(offset) else "store"
         if cached is not None and cached.has(offset, min(offset + length, file.size)):
             source = "tier"
         with tracing.span(
@@ -674,16 +675,18 @@ class Filler:
         cached = {id(whole) for whole, is_kept in zip(good, kept, strict=True) if is_kept}
         return [id(whole) in cached for whole in wholes]
 
-    def waits_for_peer(self, content: ContentId, hops: int) -> bool:
-        """Whether blocks of a file are on their way by a worker that may be waiting for this one.
+    def waits_for_peer(self, content: ContentId, start: int, end: int, hops: int) -> bool:
+        """Whether some of [start, end) is on its way by a worker that may be waiting for this one.
 
         Args:
             content: of the file.
+            start: of the bytes that are waited for.
+            end: of them.
             hops: of the request that wants to wait (`cluster/routing.py`).
         """
-        flights = (flight for some in self._flights.get(content, {}).values() for flight in some)
-        parts = {id(flight.part): flight.part for flight in flights}
-        return any(part.file.hops < hops and part.file.is_relayed for part in parts.values())
+        flights = self._flights.get(content, {})
+        parts = {id(flight.part): flight.part for number in blocks_of(start, end) for flight in flights.get(number, ())}
+        return any(part.hops is not None and part.hops < hops for part in parts.values())
 
     def _count(self, file: SourceFile, size: int, took_ns: int, *, failed: bool, straight: bool = False) -> None:
         if file.peers is not None and not straight:
@@ -708,10 +711,10 @@ class Filler:
 
 
 def _runs(spans: list[Span], longest: int) -> Iterator[list[Span]]:
-    """Runs of at most `longest` spans that follow one another."""
+    """Runs of at most `longest` spans that follow one another. Each is of one slice: others may own the next."""
     run: list[Span] = []
     for span in spans:
-        if run and (span.start != run[-1].end or len(run) >= longest):
+        if run and (span.start != run[-1].end or len(run) >= longest or slice_of(span.start) != slice_of(run[0].start)):
             yield run
             run = []
         run.append(span)

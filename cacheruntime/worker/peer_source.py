@@ -215,15 +215,12 @@ class PeerSource:
 
     def first(self, file: SourceFile) -> str | None:
         """See `fetch.Peers`."""
-        with self._lock:
-            route = self._router.route(file.content, 0, self.copies(file), file.hops, self._clock())
-        return route.attempts[0].peer if route.attempts else None
+        attempts = self._route(file, 0).attempts
+        return attempts[0].peer if attempts else None
 
-    def relays(self, file: SourceFile) -> bool:
+    def relays(self, file: SourceFile, offset: int) -> bool:
         """See `fetch.Peers`."""
-        with self._lock:
-            route = self._router.route(file.content, 0, self.copies(file), file.hops, self._clock())
-        return any(attempt.mode is Mode.FETCH for attempt in route.attempts)
+        return any(attempt.mode is Mode.FETCH for attempt in self._route(file, offset).attempts)
 
     def drain_taken(self) -> Iterator[Taken]:
         """What reads took since the last call."""
@@ -249,10 +246,8 @@ class PeerSource:
     def read_many(self, files: Sequence[SourceFile]) -> Iterator[tuple[int, list[memoryview]]]:
         """See `fetch.Peers`. If the worker is late, the one that is next for the first file is asked for all."""
         ask = _ask([(file, 0, file.size) for file in files])
-        with self._lock:
-            route = self._router.route(files[0].content, 0, self.copies(files[0]), files[0].hops, self._clock())
         try:
-            under_way, header = self._first_header(ask, deque(route.attempts))
+            under_way, header = self._first_header(ask, deque(self._route(files[0], 0).attempts))
             began, got = time.monotonic_ns(), 0
             with self._counted(under_way, ask, lambda: got):
                 for number, pieces in self._stream_many(under_way, header, files):
@@ -308,6 +303,7 @@ class PeerSource:
             delay_s = min(2 * delay_s, 2.0)
 
     def _route(self, file: SourceFile, start: int) -> Route:
+        """Of the slice at `start`."""
         with self._lock:
             return self._router.route(file.content, slice_of(start), self.copies(file), file.hops, self._clock())
 

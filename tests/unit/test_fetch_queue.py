@@ -1,6 +1,8 @@
 """Which fetch goes next."""
 
 import itertools
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from fake_store import FakeStore
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forebay.cacheruntime.blocks import block_span
+from forebay.cacheruntime.cluster.routing import MAX_HOPS
 from forebay.cacheruntime.keys import dataset_id
 from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fetch_queue import FetchQueue, Part
@@ -16,8 +19,14 @@ _STORE = FakeStore()
 _FILE = SourceFile(dataset_id(_STORE.url), _STORE, "a", 1 << 30, "v1")
 
 
-def _part(number: int, demand: bool = False) -> Part:
-    return Part(_FILE, _FILE.content, [block_span(_FILE.size, number)], None, demand)
+_RELAYS = SimpleNamespace(relays=lambda file, offset: True)
+"""A cluster in which another worker owns everything."""
+
+
+def _part(number: int, demand: bool = False, hops: int | None = None) -> Part:
+    """Of the store, or of another worker for a request that was passed on `hops` times."""
+    file = _FILE if hops is None else replace(_FILE, peers=_RELAYS, hops=hops)
+    return Part(file, file.content, [block_span(file.size, number)], None, demand)
 
 
 def _drain(queue: FetchQueue) -> list[int]:
@@ -85,6 +94,51 @@ def test_free_counts_what_runs_and_what_waits() -> None:
     assert queue.free == 0
     queue.ended(parts[0])
     assert queue.free == 0
+
+
+def test_what_waits_for_other_workers_leaves_slots_to_the_store() -> None:
+    queue = FetchQueue(8, 2)
+    parts = [_part(number, demand=True, hops=0 if number < 10 else None) for number in range(14)]
+    for part in parts:
+        queue.push(part)
+    assert _drain(queue) == [0, 1, 2, 3, 4, 5, 10, 11]
+    queue.ended(parts[10])
+    assert _drain(queue) == [12]
+    queue.ended(parts[0])
+    assert _drain(queue) == [6]
+
+
+@pytest.mark.parametrize("slots", [1, 3, 16])
+def test_of_each_kind_one_runs_though_no_slot_is_free(slots: int) -> None:
+    """Else two workers could wait for each other with all they have."""
+    queue = FetchQueue(slots, 0)
+    for number in range(slots):
+        queue.push(_part(number, demand=True))
+    assert _drain(queue) == list(range(slots))
+    queue.push(_part(99, demand=True))
+    for hops in range(MAX_HOPS):
+        queue.push(_part(100 + hops, demand=True, hops=hops))
+        queue.push(_part(200 + hops, demand=True, hops=hops))
+    assert _drain(queue) == [100, 101, 102]
+
+
+@given(
+    st.integers(1, 6),
+    st.lists(st.tuples(st.booleans(), st.sampled_from([None, *range(MAX_HOPS)])), max_size=40),
+    st.randoms(use_true_random=False),
+)
+def test_no_kind_waits_while_none_of_it_runs(slots: int, kinds: list[tuple[bool, int | None]], chance: object) -> None:
+    queue, running = FetchQueue(slots, 2), []
+    waiting = [_part(number, demand, hops) for number, (demand, hops) in enumerate(kinds)]
+    for part in waiting:
+        queue.push(part)
+    while waiting or running:
+        while (part := queue.start_next()) is not None:
+            waiting.remove(part)
+            running.append(part)
+        assert len(running) <= queue.most
+        assert {part.hops for part in waiting if part.demand} <= {part.hops for part in running}
+        queue.ended(running.pop(chance.randrange(len(running))))  # type: ignore[attr-defined]
 
 
 @given(

@@ -43,7 +43,7 @@ class Shares:
     def is_replica(self, file: SourceFile, offset: int) -> bool:
         return not self.owns(file.content, slice_of(offset), file.replicas)
 
-    def relays(self, file: SourceFile) -> bool:
+    def relays(self, file: SourceFile, offset: int) -> bool:
         return False
 
     def drain_taken(self) -> Iterator[Taken]:

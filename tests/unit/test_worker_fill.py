@@ -5,7 +5,8 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,12 +16,13 @@ from cache_box import RUN_S, Box, bytes_of
 from fake_store import HELD_S, FakeStore, Gate, Read
 
 from forebay.cacheruntime.blocks import LEAST_BYTES
+from forebay.cacheruntime.cluster.placement import SLICE_BYTES
 from forebay.cacheruntime.config import KIB, MIB, FillConfig
 from forebay.cacheruntime.errors import ForebayError, SourceStale, SourceTimeout, SourceUnavailable
 from forebay.cacheruntime.tiers import file_path
 from forebay.cacheruntime.worker import packs as packs_module
 from forebay.cacheruntime.worker import writes as writes_module
-from forebay.cacheruntime.worker.fetch import SourceFile
+from forebay.cacheruntime.worker.fetch import SourceFile, Taken
 from forebay.cacheruntime.worker.fill import Filler
 
 MakeBox = Callable[..., Box]
@@ -701,6 +703,57 @@ def test_regression_a_reader_that_leaves_is_not_waited_for(box: Box) -> None:
 
     box.run(test)
     assert len(box.store.reads) == 1, "the fetch went on"
+
+
+# Other workers
+
+
+class _OthersOwn:
+    """A cluster in which others own the first slice of each file; the bytes come from the store all the same."""
+
+    def relays(self, file: SourceFile, offset: int) -> bool:
+        return offset < SLICE_BYTES
+
+    def is_replica(self, file: SourceFile, offset: int) -> bool:
+        return self.relays(file, offset)
+
+    def drain_taken(self) -> Iterator[Taken]:
+        return iter(())
+
+    def read(self, file: SourceFile, start: int, length: int) -> Any:
+        return file.read_store(start, length)
+
+
+def _of_two_slices(box: Box) -> SourceFile:
+    return replace(box.source("a", bytes(2 * SLICE_BYTES)), peers=_OthersOwn())
+
+
+def test_a_get_is_of_one_slice(make_box: MakeBox) -> None:
+    box = make_box(fill=_ONE_GET)
+    file = _of_two_slices(box)
+    box.run(lambda filler: filler.fill(file, SLICE_BYTES - 3 * MIB, 6 * MIB, 0))
+    reads = sorted(box.store.reads, key=lambda read: read.start)  # they run side by side
+    assert reads == [Read("a", SLICE_BYTES - 3 * MIB, 3 * MIB), Read("a", SLICE_BYTES, 3 * MIB)]
+
+
+def test_regression_a_request_waits_by_the_slice_that_it_is_for(box: Box) -> None:
+    """The first slice spoke for all: an owner of the second began to fetch it again for each who asked."""
+    file, gate = _of_two_slices(box), Gate()
+    box.store.before_piece = gate
+
+    async def test(filler: Filler) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(filler.fill, file, 0, MIB, 0)
+            nursery.start_soon(filler.fill, file, SLICE_BYTES, MIB, 0)
+            await trio.testing.wait_all_tasks_blocked()
+            assert filler.waits_for_peer(file.content, 0, MIB, 1)
+            assert not filler.waits_for_peer(file.content, 0, MIB, 0)
+            assert not filler.waits_for_peer(file.content, MIB, 2 * MIB, 1), "nobody fetches that"
+            assert not filler.waits_for_peer(file.content, SLICE_BYTES, SLICE_BYTES + MIB, 1)
+            assert filler.waits_for_peer(file.content, 0, SLICE_BYTES + MIB, 1)
+            gate.let_go()
+
+    box.run(test)
 
 
 # Memory

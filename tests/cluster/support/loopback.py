@@ -126,6 +126,7 @@ class Loopback:
         quota_bytes: int = GIB,
         later: int = 0,
         traces: bool = False,
+        fill: FillConfig = FillConfig(),  # noqa: B008
         **more: object,
     ) -> None:
         """Args: later: members of `count` that do not run yet; more: fields of each member's ClusterConfig."""
@@ -136,7 +137,7 @@ class Loopback:
         self.peers = "static:" + ",".join(addresses)
         settings = ClusterConfig(peers=self.peers, **more)  # type: ignore[arg-type]
         self.members = [
-            Node(root / f"w{number}", replace(settings, listen=own, advertise=own), options, quota_bytes)
+            Node(root / f"w{number}", replace(settings, listen=own, advertise=own), options, quota_bytes, fill)
             for number, own in enumerate(addresses)
         ]
         for member in self.members:
