@@ -12,6 +12,7 @@ from pathlib import Path
 from forebay.bench.in_process import Opening
 from forebay.bench.sides import SideFailed
 from forebay.cacheruntime.client import WorkerClient, start_worker, worker_pid
+from forebay.cacheruntime.cluster.remote_sources import remote_spec
 from forebay.cacheruntime.config import CacheConfig, ClusterConfig, Medium, TierConfig
 from forebay.cacheruntime.dataset_source import SourceSpec
 from forebay.proto import worker_pb2 as pb
@@ -63,8 +64,10 @@ class ClusterNode:
         return self.config.cluster.listen
 
     def attach(self, origin: Origin) -> None:
-        """Make a dataset known to the worker, listed."""
-        self._dataset_id = self._client.attach(SourceSpec(origin.url, origin.options), list_tree=True).dataset_id
+        """Make a dataset known to the worker, listed; on a client node, as its cluster has it."""
+        cluster = self.config.client_of
+        spec = SourceSpec(origin.url, origin.options) if cluster is None else remote_spec(origin.url, cluster)
+        self._dataset_id = self._client.attach(spec, list_tree=True).dataset_id
 
     def warmup(self, *, local: bool = False) -> float:
         """Have the whole of what was attached cached, by its owners or here; seconds.
