@@ -175,12 +175,16 @@ def _worker(folder: Path, source: Path, tls: str) -> Iterator[tuple[int, int]]:
         yield member.pid, int(member.address.rpartition(":")[2])
 
 
+_TURN_S = 120.0
+
+
 def _turn(server: tuple[int, int], size: int, read: str, *words: str) -> Cost:
     pid, port = server
     before = cpu_seconds([pid])
     command = [sys.executable, "-m", "forebay.bench.peer_reads", "--read", read, "--port", str(port), *words]
     command += ["--mib", str(size // MIB)]
-    done = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, env=os.environ | KEEP_MEMORY).stdout)
+    ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=os.environ | KEEP_MEMORY, timeout=_TURN_S)
+    done = json.loads(ran.stdout)
     used = spent(before, cpu_seconds([pid])) + done["cpu_s"]
     return Cost(size / done["seconds"] / 1e9, used / (size / GIB))
 
@@ -251,7 +255,8 @@ def main() -> None:
             read = _read_peer(given.port, size, given.tls, given.path, by_grpc=given.read == "raw")
         began, cpu = time.monotonic(), time.process_time()
         read()
-        print(json.dumps({"seconds": time.monotonic() - began, "cpu_s": time.process_time() - cpu}))
+        print(json.dumps({"seconds": time.monotonic() - began, "cpu_s": time.process_time() - cpu}), flush=True)
+        os._exit(0)  # the end of an interpreter may wait for a thread of gRPC's that has gone with it
     else:
         with tempfile.TemporaryDirectory(prefix="forebay-bench-") as scratch:
             found = measured(Path(scratch), size, given.rounds, lambda words: None)
