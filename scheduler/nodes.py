@@ -132,6 +132,10 @@ class NodeTable:
         for card in range(most):
             self.bits |= (self.compute[:, card] == CARD).astype(np.int64) << card
         self.idle = (self.compute == CARD).sum(axis=1)
+        self._swapped = [0] * len(nodes)
+        """Masks of the cards that were taken whole while they were idle: they can be given back so."""
+        self._spots: dict[tuple[int, ...], tuple[int, slice | list[int]]] = {}
+        """Mask and index of cards."""
         self.least_memory = {
             model: min(gpu.memory_mib for node_gpus, _ in kinds for gpu in node_gpus if gpu.model == model)  # type: ignore[attr-defined]
             for model in {gpu.model for node_gpus, _ in kinds for gpu in node_gpus}  # type: ignore[attr-defined]
@@ -313,8 +317,11 @@ class NodeTable:
             self._change_cards(node, gpus, cards, 1 if pods > 0 else -1)
 
     def _swap(self, node: int, cards: tuple[int, ...], taken: bool) -> bool:
-        """Take whole cards that are all idle, or give back such as are all in use; if they are not: False."""
-        mask, places = mask_of(cards), list(cards)
+        """Take whole cards that are all idle, or give back such as were taken so; if they are not: False."""
+        spot = self._spots.get(cards)
+        if spot is None:
+            spot = self._spots[cards] = (mask_of(cards), _as_index(cards))
+        mask, places = spot
         bits = int(self.bits[node])
         if taken:
             if bits & mask != mask:
@@ -322,13 +329,16 @@ class NodeTable:
             self.compute[node, places] = 0
             self.memory[node, places] = 0
             self.bits[node] = bits & ~mask
+            self._swapped[node] |= mask
+            change = -len(cards)
         else:
-            if self.compute[node, places].any():
+            if self._swapped[node] & mask != mask:
                 return False
             self.compute[node, places] = CARD
             self.memory[node, places] = self.card_memory[node, places]
             self.bits[node] = bits | mask
-        change = -len(cards) if taken else len(cards)
+            self._swapped[node] &= ~mask
+            change = len(cards)
         self.idle[node] += change
         self.gpu_free[node] += change * CARD
         return True
@@ -387,6 +397,12 @@ class Trial:
 
     def keep(self) -> None:
         self.kept = True
+
+
+def _as_index(cards: tuple[int, ...]) -> slice | list[int]:
+    """Of columns: a slice is several times as quick as a list."""
+    first, last = cards[0], cards[-1]
+    return slice(first, last + 1) if cards == tuple(range(first, last + 1)) else list(cards)
 
 
 def _groups(slots: Ints, cards: int) -> Ints:

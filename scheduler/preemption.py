@@ -135,35 +135,61 @@ class _Simulation:
         self.nodes = tuple(dict.fromkeys(placed.node for placed in found.pods))
         return True
 
+    def _charge(self, piece: Piece, sign: int) -> None:
+        """Give back the quota of a piece (1), or take it again (-1)."""
+        quota, live = self._state.quota, piece.live
+        if not piece.whole:
+            quota.resize(live.leaf, piece.freed, -sign)
+        elif sign > 0:
+            quota.give(live.leaf, piece.freed)
+        else:
+            quota.take(live.leaf, piece.freed)
+
     def _remove(self, piece: Piece, sign: int) -> None:
         """Take a piece away (1) or put it back (-1)."""
-        state, live = self._state, piece.live
-        state.change_pods(live.shape, piece.pods, -sign)
-        if not piece.whole:
-            state.quota.resize(live.leaf, piece.freed, -sign)
-        elif sign > 0:
-            state.quota.give(live.leaf, piece.freed)
-        else:
-            state.quota.take(live.leaf, piece.freed)
+        self._state.change_pods(piece.live.shape, piece.pods, -sign)
+        self._charge(piece, sign)
 
     def _prefix(self, candidates: Sequence[Piece]) -> list[tuple[Piece, Reason]]:
-        """Candidates in order until the job fits; then those that it fits without are given back, the last first."""
+        """The least prefix of the candidates that suffices, without those in it that the job fits without.
+
+        Rules look at quota alone, and more room never hurts: so all that may go is found first, then whether that
+        suffices, then by halving how much of it does.
+        """
+        allowed: list[tuple[Piece, Reason]] = []
         taken: list[tuple[Piece, Reason]] = []
-        fitting = False
         for piece in candidates:
-            if not self._take(piece, taken):
-                continue
-            # A look costs as much as a placement: after the first few, only every eighth victim is followed by one.
-            if (len(taken) <= 8 or len(taken) % 8 == 0) and self._fits():
-                fitting = True
-                break
-        if fitting or self._fits():
-            self._give_back(taken, self._fits)
+            if self._take(piece, taken, self._charge):
+                allowed.append(taken[-1])
+        for piece, _ in taken:
+            self._state.change_pods(piece.live.shape, piece.pods, -1)
+        if taken and self._fits():
+            low, high = 1, len(allowed)
+            while low < high:
+                middle = (low + high) // 2
+                taken = self._move(taken, _together(allowed[:middle]))
+                if self._fits():
+                    high = middle
+                else:
+                    low = middle + 1
+            taken = self._move(taken, _together(allowed[:high]))
+            taken = self._needed(taken, self._fits)
             self._fits()
-        else:
-            self._give_back(taken, lambda: True)
-        self._undo(taken)
-        return taken
+            self._move(taken, [])
+            return taken
+        self._move(taken, [])
+        return []
+
+    def _move(self, old: list[tuple[Piece, Reason]], new: list[tuple[Piece, Reason]]) -> list[tuple[Piece, Reason]]:
+        """From one set of pieces that are away to another; returns the new one."""
+        before, after = {id(piece) for piece, _ in old}, {id(piece) for piece, _ in new}
+        for piece, _ in old:
+            if id(piece) not in after:
+                self._remove(piece, -1)
+        for piece, _ in new:
+            if id(piece) not in before:
+                self._remove(piece, 1)
+        return new
 
     def _best_node(self, candidates: Sequence[Piece]) -> list[tuple[Piece, Reason]]:
         """Of a job of one pod for which there is quota: the cheapest set of victims on one node."""
@@ -175,7 +201,7 @@ class _Simulation:
         demand, allowed = self._shape.demands[0], self._site.allowed
         by_node: dict[str, list[Piece]] = {}
         for piece in candidates:
-            for node in {placed.node for placed in piece.pods}:
+            for node in dict.fromkeys(placed.node for placed in piece.pods):
                 by_node.setdefault(node, []).append(piece)
         best: tuple[tuple[float, float, int, str], list[tuple[Piece, Reason]]] | None = None
         for node, pieces in list(by_node.items())[:_NODES_TRIED]:
@@ -189,12 +215,12 @@ class _Simulation:
 
             taken: list[tuple[Piece, Reason]] = []
             for piece in pieces:
-                if self._take(piece, taken) and fits():
-                    self._give_back(taken, fits)
+                if self._take(piece, taken, self._remove) and fits():
+                    taken = self._needed(taken, fits)
+                    self._move(taken, [])
                     break
             else:
-                self._give_back(taken, lambda: True)
-            self._undo(taken)
+                taken = self._move(taken, [])
             if taken:
                 whole = [piece for piece, _ in taken if piece.whole]
                 worst = max((piece.live.job.priority for piece in whole), default=float("-inf"))
@@ -206,29 +232,36 @@ class _Simulation:
         self.nodes = (best[0][3],)
         return best[1]
 
-    def _take(self, piece: Piece, taken: list[tuple[Piece, Reason]]) -> bool:
-        """Take a piece away, if a rule allows it now."""
-        if piece.whole:
+    def _take(self, piece: Piece, taken: list[tuple[Piece, Reason]], remove: Callable[[Piece, int], None]) -> bool:
+        """Take a piece away, if a rule allows it now; a whole job replaces its single pods."""
+        if piece.whole and piece.live.shape.elastic:
             for one in [one for one in taken if one[0].live is piece.live]:
                 taken.remove(one)
-                self._remove(one[0], -1)
+                remove(one[0], -1)
         initial = self._initial and all(one.live.leaf is not piece.live.leaf for one, _ in taken)
         reason = reason_for(self._state, self._job, self._shape.least, piece, initial)
         if reason is None:
             return False
-        self._remove(piece, 1)
+        remove(piece, 1)
         taken.append((piece, reason))
         return True
 
-    def _give_back(self, taken: list[tuple[Piece, Reason]], fits: Callable[[], bool]) -> None:
-        """Put back, the last first, what is not needed."""
-        for one in list(reversed(taken)):
-            self._remove(one[0], -1)
-            if fits():
-                taken.remove(one)
-            else:
-                self._remove(one[0], 1)
-
-    def _undo(self, taken: list[tuple[Piece, Reason]]) -> None:
+    def _needed(self, taken: list[tuple[Piece, Reason]], fits: Callable[[], bool]) -> list[tuple[Piece, Reason]]:
+        """Put back, the last first, what is not needed, and return the rest: as many at once as can be spared."""
         for piece, _ in taken:
             self._remove(piece, -1)
+        if fits():
+            return []
+        for piece, _ in taken:
+            self._remove(piece, 1)
+        if len(taken) == 1:
+            return taken
+        middle = len(taken) // 2
+        late = self._needed(taken[middle:], fits)
+        return [*self._needed(taken[:middle], fits), *late]
+
+
+def _together(allowed: Sequence[tuple[Piece, Reason]]) -> list[tuple[Piece, Reason]]:
+    """Of pieces that were taken one after the other, those that are away in the end."""
+    whole = {piece.name for piece, _ in allowed if piece.whole and piece.live.shape.elastic}
+    return [(piece, reason) for piece, reason in allowed if piece.whole or piece.name not in whole]

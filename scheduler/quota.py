@@ -245,13 +245,21 @@ class QuotaTree:
 
     def share(self, node: QuotaNode) -> float:
         """The dominant share of a subtree, over its weight."""
-        return dominant_share(node.used, self._totals[node.name], node.queue.weight)
+        return self.share_with(node, node.used)
+
+    def share_with(self, node: QuotaNode, used: Sequence[int]) -> float:
+        """As `share`, if it used so much."""
+        return dominant_share(used, self._totals[node.name], node.queue.weight)
 
     def borrowed(self, node: QuotaNode, more: Sequence[int] | None = None) -> float:
         """Kueue's share of a subtree, with `more`: what it uses above its min, of what its parent's can lend."""
+        used = node.used if more is None else [old + new for old, new in zip(node.used, more, strict=True)]
+        return self.borrowed_with(node, used)
+
+    def borrowed_with(self, node: QuotaNode, used: Sequence[int]) -> float:
+        """As `borrowed`, if it used so much."""
         if node.parent is None:
             return 0.0
-        used = node.used if more is None else [old + new for old, new in zip(node.used, more, strict=True)]
         return borrowed_share(used, node.quota, self._lendable[node.parent.name], node.queue.weight)
 
     def fair_shares(self, wanted: Mapping[str, Sequence[int]]) -> dict[str, Vector]:

@@ -43,9 +43,7 @@ def lost_gpu_s(state: State, live: Live) -> float:
     """
     gpus = weight_of(live.job)
     saved = max(live.running.started, live.running.checkpointed or 0.0)
-    view = state.warm.view(live.job, gpus, state.now)
-    reload_s = 0.0 if view is None or not len(view.stall_s) else float(view.stall_s.mean())
-    return gpus * (max(0.0, state.now - saved) + state.settings.reload_weight * reload_s)
+    return gpus * (max(0.0, state.now - saved) + state.settings.reload_weight * state.warm.mean_stall_s(live.job, gpus))
 
 
 def meeting(one: QuotaNode, other: QuotaNode) -> tuple[list[QuotaNode], list[QuotaNode]] | None:
@@ -72,9 +70,9 @@ def reason_for(state: State, job: Job, request: Vector, piece: Piece, initial: b
     if rule == "fair-share":
         paths, none = meeting(leaf, victim.leaf), [0] * len(request)
         assert paths is not None
-        after = _share_with(state, leaf, paths[0][-1], request, 1)
-        kept = _share_with(state, victim.leaf, paths[1][-1], piece.freed, -1)
-        if after > kept and not (initial and after < _share_with(state, victim.leaf, paths[1][-1], none, 1)):
+        after = _share_with(state, paths[0][-1], request, 1)
+        kept = _share_with(state, paths[1][-1], piece.freed, -1)
+        if after > kept and not (initial and after < _share_with(state, paths[1][-1], none, 1)):
             return None
     return rule
 
@@ -93,7 +91,7 @@ def rule_between(state: State, leaf: QuotaNode, request: Vector, other: QuotaNod
         return "reclaim"
     if state.settings.fair_preemption and state.settings.fairness in ("drf", "borrowed"):
         none = [0] * len(request)
-        if _share_with(state, leaf, mine[-1], request, 1) <= _share_with(state, other, theirs[-1], none, -1):
+        if _share_with(state, mine[-1], request, 1) <= _share_with(state, theirs[-1], none, -1):
             return "fair-share"
     return None
 
@@ -113,13 +111,11 @@ def _above_min(node: QuotaNode, request: Vector) -> bool:
     return any(amount and used > quota for amount, used, quota in zip(request, node.used, node.quota, strict=True))
 
 
-def _share_with(state: State, leaf: QuotaNode, node: QuotaNode, amounts: Vector, sign: int) -> float:
-    """The share of `node` once the leaf below it uses so much more (1) or less (-1)."""
+def _share_with(state: State, node: QuotaNode, amounts: Vector, sign: int) -> float:
+    """The share of `node` once a leaf below it uses so much more (1) or less (-1)."""
+    used = [old + sign * amount for old, amount in zip(node.used, amounts, strict=True)]
     quota = state.quota
-    quota.resize(leaf, amounts, sign)
-    share = quota.borrowed(node) if state.settings.fairness == "borrowed" else quota.share(node)
-    quota.resize(leaf, amounts, -sign)
-    return share
+    return quota.borrowed_with(node, used) if state.settings.fairness == "borrowed" else quota.share_with(node, used)
 
 
 def pieces_for(state: State, job: Job) -> list[Piece]:
