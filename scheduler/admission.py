@@ -6,6 +6,7 @@ import numpy as np
 
 from forebay.scheduler import gang
 from forebay.scheduler.backfill import HeldNodes
+from forebay.scheduler.claims import Claims
 from forebay.scheduler.decisions import Admission
 from forebay.scheduler.jobs import Job
 from forebay.scheduler.losses import Floats
@@ -29,6 +30,7 @@ class Admitter:
         self._state = state
         self.held = HeldNodes(state)
         self.grown = Grown(state.table)
+        self._claims = Claims(state)
         self.blocked_lenders: set[str] = set()
         """Roots of trees in which a queue with policy `block` waits: nobody borrows there."""
 
@@ -74,7 +76,7 @@ class Admitter:
     def _alone(self, job: Job, backfilled: bool) -> Admission | Refusal:
         state = self._state
         shape, leaf = state.shape(job), state.quota.leaf(job.queue)
-        if (excess := state.quota.excess(leaf, shape.least)) is not None:
+        if (excess := self._claims.excess(job, leaf, shape.least)) is not None:
             return over_quota(excess)
         level = state.quota.borrows(leaf, shape.least)
         root = [*leaf.path()][-1].name
@@ -153,7 +155,7 @@ class Admitter:
 
     def _legal(self, job: Job, leaf: QuotaNode, step: int, steps: int) -> bool:
         charge = self._state.charge(job, gang.reduced(job.pod_sets, step, steps))
-        return self._state.quota.excess(leaf, charge) is None
+        return self._claims.excess(job, leaf, charge) is None
 
     def _at(
         self, job: Job, shape: Shape, counts: tuple[int, ...], site: Site

@@ -53,7 +53,7 @@ class Eviction:
 
     job: str
     for_job: str
-    reason: Literal["priority", "reclaim", "fair-share"]
+    reason: Literal["priority", "reclaim", "borrow", "fair-share"]
     cost: float
     """GPU-seconds that are lost: work since the last checkpoint, and loading its data again."""
 

@@ -130,6 +130,8 @@ class Job:
     group_size: int = 0
     """How many jobs the group has; it waits until so many are there."""
     preemptible: bool = True
+    preempts: bool = True
+    """It may evict others (Kubernetes' preemptionPolicy)."""
     max_run_s: float | None = None
     """Bound of its runtime; None: none is known, and it is never backfilled."""
     max_wait_s: float | None = None

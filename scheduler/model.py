@@ -26,6 +26,7 @@ CARD = 1000
 """Thousandths of a card that a whole card has."""
 
 QueuePolicy = Literal["fifo", "strict", "best-effort", "block"]
+Preempt = Literal["never", "lower", "later"]
 Reclaim = Literal["never", "lower-priority", "any"]
 
 
@@ -110,10 +111,15 @@ class Queue:
     """Among equal priority: LIFO instead of FIFO."""
     max_jobs: int | None = None
     """Jobs that run at once."""
-    preempt_lower: bool = True
-    """A job may evict jobs of lower priority in its own queue."""
+    preempt: Preempt = "lower"
+    """Which jobs of its own queue a job may evict: `lower` priority, or also `later` ones of the same priority."""
     reclaim: Reclaim = "any"
     """Which jobs of queues above their min may be evicted by one that stays within its own."""
+    preempt_to_borrow: bool = False
+    """A job that borrows may evict jobs of lower priority from queues above their min (Kueue's borrowWithinCohort).
+    Where one queue of a tree may, shares give no claim to room in that tree: the two would evict in turns."""
+    preempt_to_borrow_up_to: int | None = None
+    """Only jobs of at most this priority; None: of any that is lower."""
     reclaimable: bool = True
     """Whether other queues may reclaim from this one."""
     min_runtime_s: float = 0.0

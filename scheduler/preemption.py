@@ -11,7 +11,8 @@ from forebay.scheduler.jobs import Job, PlacedPods
 from forebay.scheduler.model import Hold
 from forebay.scheduler.nodes import Ints
 from forebay.scheduler.placement import Placement, Site
-from forebay.scheduler.state import State
+from forebay.scheduler.quota import Vector
+from forebay.scheduler.state import Live, State
 from forebay.scheduler.victims import Piece, Reason, pieces_for, reason_for
 
 _NODES_TRIED = 64
@@ -32,7 +33,7 @@ def make_room(state: State, job: Job) -> Room | None:
     The set is minimal: without any one of them the job would not fit. The decision is recorded in the state, and no
     other victims are looked for before they are gone.
     """
-    if job.group is not None:
+    if job.group is not None or not job.preempts:
         return None
     candidates = pieces_for(state, job)
     if not candidates:
@@ -89,15 +90,17 @@ class _Simulation:
     def search(self, candidates: Sequence[Piece]) -> list[tuple[Piece, Reason]]:
         """A minimal set of victims; empty: none are needed beside those that are leaving, or none would do."""
         state = self._state
-        leaving = [live for live in state.running.values() if live.running.ending]
-        for live in leaving:
-            state.quota.give(live.leaf, live.charged)
+        leaving = [
+            (live, *state.leaving(live)) for live in state.running.values() if live.running.evicted_for is not None
+        ]
+        for live, _, freed in leaving:
+            self._charge(live, freed, live.running.ending, -1)
         for other in self._others:
             state.quota.take(state.quota.leaf(other.queue), state.shape(other).least)
         try:
             with state.table.trial():
-                for live in leaving:
-                    state.change_pods(live.shape, live.running.pods, -1)
+                for live, pods, _ in leaving:
+                    state.change_pods(live.shape, pods, -1)
                 for other in self._others:
                     self._place(other, Site())
                 if self._fits():
@@ -110,8 +113,8 @@ class _Simulation:
         finally:
             for other in self._others:
                 state.quota.give(state.quota.leaf(other.queue), state.shape(other).least)
-            for live in leaving:
-                state.quota.take(live.leaf, live.charged)
+            for live, _, freed in leaving:
+                self._charge(live, freed, live.running.ending, 1)
 
     def _place(self, job: Job, site: Site) -> Placement | None:
         """Take room for the least pods of a job, if there is any."""
@@ -137,14 +140,18 @@ class _Simulation:
 
     def _remove(self, piece: Piece, sign: int) -> None:
         """Take a piece away (1) or put it back (-1)."""
-        state, live = self._state, piece.live
-        state.change_pods(live.shape, piece.pods, -sign)
-        if not piece.whole:
-            state.quota.resize(live.leaf, piece.freed, -sign)
+        self._state.change_pods(piece.live.shape, piece.pods, -sign)
+        self._charge(piece.live, piece.freed, piece.whole, -sign)
+
+    def _charge(self, live: Live, amounts: Vector, whole: bool, sign: int) -> None:
+        """Quota of a job, or of some of its pods, is taken (1) or given back (-1)."""
+        quota = self._state.quota
+        if not whole:
+            quota.resize(live.leaf, amounts, sign)
         elif sign > 0:
-            state.quota.give(live.leaf, piece.freed)
+            quota.take(live.leaf, amounts)
         else:
-            state.quota.take(live.leaf, piece.freed)
+            quota.give(live.leaf, amounts)
 
     def _prefix(self, candidates: Sequence[Piece]) -> list[tuple[Piece, Reason]]:
         """Candidates in order until the job fits; then those that it fits without are given back, the last first."""

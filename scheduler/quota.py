@@ -42,6 +42,8 @@ class QuotaNode:
     reported: Vector = field(default_factory=list)
     """What the children use above what they are guaranteed, or what the jobs of a leaf use."""
     jobs: int = 0
+    by_priority: bool = False
+    """Some queue of its tree evicts lower priorities to borrow."""
 
     @property
     def name(self) -> str:
@@ -121,7 +123,9 @@ class QuotaTree:
         totals = [
             quota if quota < FREE else capacity for quota, capacity in zip(root.quota, self._capacity, strict=True)
         ]
+        by_priority = any(node.queue.preempt_to_borrow for node in below)
         for node in below:
+            node.by_priority = by_priority
             node.used = [0] * len(self.resources)
             node.reported = [0] * len(self.resources)
             self._totals[node.name] = totals

@@ -71,6 +71,14 @@ def without(pods: Sequence[PlacedPods], leaving: Iterable[PlacedPods]) -> tuple[
     return tuple(one for one in left if one.count)
 
 
+def counts_of(job: Job, pods: Iterable[PlacedPods]) -> list[int]:
+    """Pods of each set."""
+    counts = {pod_set.name: 0 for pod_set in job.pod_sets}
+    for placed in pods:
+        counts[placed.pod_set] += placed.count
+    return [*counts.values()]
+
+
 @dataclass(eq=False)
 class Held:
     """A reservation at work: what is left of it is taken in the table."""
@@ -247,9 +255,7 @@ class State:
         """Record a job as running; `in_table`: the room of its pods is not taken yet."""
         job = running.job
         leaf, shape = self.quota.leaf(job.queue), self.shape(job)
-        counts = [
-            sum(placed.count for placed in running.pods if placed.pod_set == pod_set.name) for pod_set in job.pod_sets
-        ]
+        counts = counts_of(job, running.pods)
         pods = max(sum(counts), 1)
         rows = tuple(
             (self.table.index[placed.node], shape.gpus * placed.count / pods)
@@ -296,6 +302,16 @@ class State:
                     change(row, demand, cards)
             else:
                 change(row, demand, (), placed.count)
+
+    def leaving(self, live: Live) -> tuple[tuple[PlacedPods, ...], Vector]:
+        """Pods of a victim that have to go, and the quota that they give back; nothing of one that stays."""
+        running = live.running
+        if running.evicted_for is None:
+            return (), [0] * len(live.charged)
+        if running.ending:
+            return running.pods, live.charged
+        left = self.charge(live.job, counts_of(live.job, without(running.pods, running.leaving)))
+        return running.leaving, [before - after for before, after in zip(live.charged, left, strict=True)]
 
     def shape(self, job: Job) -> Shape:
         """The one of all jobs that ask for the same. Jobs with data have one of their own where data is in a quota."""

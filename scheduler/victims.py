@@ -1,7 +1,8 @@
 """Who may be evicted for a job, in which order, and what it costs.
 
-The rules are made so that no two jobs can evict each other in turn: a victim by priority is of strictly lower priority;
-a victim by reclaim is above its queue's min, while the other one stays within its own; and by fair share the other
+The rules are made so that no two jobs can evict each other in turn: a victim by priority is of strictly lower priority,
+or comes later in a queue that says so; a victim by reclaim is above its queue's min, while the other one stays within
+its own; by borrowing it is of strictly lower priority too, in trees without claims by share; by fair share the other
 queue's share must not exceed what the victim's queue keeps (Kueue's LessThanOrEqualToFinalShare) or, if that does not
 suffice and for one victim of each queue, must stay below what that queue had (LessThanInitialShare).
 """
@@ -17,7 +18,7 @@ from forebay.scheduler.quota import QuotaNode, Vector
 from forebay.scheduler.resource_policies import policy_of, scale_in
 from forebay.scheduler.state import Live, State
 
-Reason = Literal["priority", "reclaim", "fair-share"]
+Reason = Literal["priority", "reclaim", "borrow", "fair-share"]
 
 
 @dataclass(eq=False)
@@ -82,7 +83,7 @@ def reason_for(state: State, job: Job, request: Vector, piece: Piece, initial: b
 def rule_between(state: State, leaf: QuotaNode, request: Vector, other: QuotaNode) -> Reason | None:
     """The rule by which a job of one queue may take from jobs of another, as both are now; None: there is none."""
     if other is leaf:
-        return "priority" if leaf.queue.preempt_lower else None
+        return None if leaf.queue.preempt == "never" else "priority"
     paths = meeting(leaf, other)
     if paths is None or leaf.queue.reclaim == "never":
         return None
@@ -91,6 +92,8 @@ def rule_between(state: State, leaf: QuotaNode, request: Vector, other: QuotaNod
         return None
     if all(node.within_min(request) for node in mine):
         return "reclaim"
+    if leaf.by_priority:
+        return "borrow" if leaf.queue.preempt_to_borrow else None
     if state.settings.fair_preemption and state.settings.fairness in ("drf", "borrowed"):
         none = [0] * len(request)
         if _share_with(state, leaf, mine[-1], request, 1) <= _share_with(state, other, theirs[-1], none, -1):
@@ -101,11 +104,23 @@ def rule_between(state: State, leaf: QuotaNode, request: Vector, other: QuotaNod
 def _concerned(state: State, job: Job, rule: Reason, victim: Live, leaf: QuotaNode) -> bool:
     """Whether the rule is for this victim too: priority, and how long it has run."""
     if rule == "priority":
-        return victim.job.priority < job.priority
+        return victim.job.priority < job.priority or _later(state, job, victim, leaf)
+    if rule == "borrow":
+        most = leaf.queue.preempt_to_borrow_up_to
+        if victim.job.priority >= job.priority or (most is not None and victim.job.priority > most):
+            return False
     if leaf.queue.reclaim == "lower-priority" and victim.job.priority >= job.priority:
         return False
     shield = max(node.queue.min_runtime_s for node in victim.leaf.path())
     return state.now - victim.running.started >= shield
+
+
+def _later(state: State, job: Job, victim: Live, leaf: QuotaNode) -> bool:
+    """Whether it comes after the job in a queue that lets those before evict those behind."""
+    if leaf.queue.preempt != "later" or victim.job.priority != job.priority:
+        return False
+    queue = state.queues[leaf.name]
+    return queue.rank(victim.job) > queue.rank(job)
 
 
 def _above_min(node: QuotaNode, request: Vector) -> bool:
@@ -141,7 +156,7 @@ def pieces_for(state: State, job: Job) -> list[Piece]:
             for live in state.by_leaf[name].values()
             if live.running.evicted_for is None and live.job.preemptible and _concerned(state, job, rule, live, leaf)
         ]
-        share = -round(state.quota.share(other), 6)
+        share = -round(_use(state, other), 6)
         for live in heapq.nsmallest(most, lives, key=lambda live: _roughly(state, live)):
             whole = Piece(live, live.running.pods, True, lost_gpu_s(state, live), live.charged)
             for tier, piece in ((1, whole), *((0, pod) for pod in surplus(state, live))):
@@ -150,6 +165,13 @@ def pieces_for(state: State, job: Job) -> list[Piece]:
                 )  # fmt: skip
                 found.append((key, piece))
     return [piece for _, piece in heapq.nsmallest(most, found, key=lambda one: one[0])]
+
+
+def _use(state: State, leaf: QuotaNode) -> float:
+    """By which of two queues the one that has more is known."""
+    if state.settings.fairness == "usage":
+        return leaf.queue.usage / leaf.queue.weight if leaf.queue.weight > 0 else float("inf")
+    return state.quota.share(leaf)
 
 
 def _roughly(state: State, live: Live) -> tuple[int, bool, float, str]:
