@@ -40,30 +40,30 @@ class Admitter:
         if job.group is None:
             found = self._alone(job, backfilled)
             return found if isinstance(found, Refusal) else [found]
-        members = state.groups[job.group] - state.foreign.keys()
-        if not gang.complete(job, members):
-            return Refusal(
-                "gang",
-                f"{len(members)} of {job.group_size} jobs of group {job.group!r} are there",
-                THE_GROUP,
-                "job",
-            )
+        if missing := state.missing(job):
+            there = f"{job.group_size - missing} of {job.group_size} jobs of group {job.group!r} are there"
+            return Refusal("gang", there, THE_GROUP, "job")
+        needed = state.needed(job)
+        members = sorted(state.members(job), key=lambda member: member.name != job.name)
+        refusal = Refusal("gang", f"others of group {job.group!r} are not tried yet", "their backoff to end", "job")
         admitted: list[Admission] = []
+        holds, victims = dict(state.holds), dict(state.victims)
         with state.table.trial() as trial:
-            for name in sorted(members, key=lambda name: (name != job.name, name)):
-                if name in state.running:
-                    continue
-                member = state.waiting[name]
-                found = Refusal("gang", f"{name} of its group is not tried yet", "its backoff to end", "job")
-                if name not in state.later:
-                    found = self._alone(member, backfilled)
+            for place, member in enumerate(members):
+                if len(admitted) + len(members) - place < needed:
+                    break
+                found = self._alone(member, backfilled)
                 if isinstance(found, Refusal):
-                    for done in admitted:
-                        self._undo(done)
-                    return replace(found, scope="job")
-                admitted.append(found)
-            trial.keep()
-        return admitted
+                    refusal = found
+                else:
+                    admitted.append(found)
+            if admitted and len(admitted) >= needed:
+                trial.keep()
+                return admitted
+            for done in admitted:
+                self._undo(done)
+        state.holds, state.victims = holds, victims
+        return replace(refusal, scope="job")
 
     def _undo(self, admission: Admission) -> None:
         """The quota and record of a member; its room goes with the trial."""
@@ -123,7 +123,10 @@ class Admitter:
         stall = None if view is None or not state.holds else view.stall_s[state.warm.domain_of]
         warm = None if view is None or view.warm is None else view.warm[state.warm.domain_of]
         # Those for whom victims leave were found room for together: their holds on one node do not exclude each other.
-        together = {name for name, victims in state.victims.items() if victims} if job.name in state.victims else set()
+        own = {job.name} if job.group is None else state.groups[job.group]
+        together = own - {job.name}
+        if not own.isdisjoint(state.victims):
+            together |= {name for name, victims in state.victims.items() if victims}
         kept = self.held.allowed(job, stall, together)
         allowed = kept if warm is None else warm if kept is None else kept & warm
         site = Site(self._cold_s(job, view), allowed)

@@ -14,7 +14,7 @@ victims for the first jobs that were refused; then what to load ahead. Many jobs
 """
 
 import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from forebay.scheduler import gang
 from forebay.scheduler.admission import Admitter
@@ -87,12 +87,17 @@ class _Pass:
         """Time has passed: jobs that did not bind, have waited too long, or may be tried again."""
         state = self.state
         for one in gang.unbound((state.running[name].running for name in state.unbound), state.now, state.settings):
-            if isinstance(one, Release):
-                state.requeue(one.job, one.retries, one.not_before)
-                self.releases.append(one)
-            else:
-                state.finish(one.job)
-                self.given_up.append(one)
+            if one.job not in state.running:
+                continue  # it went with another one of its group
+            group = state.running[one.job].job.group
+            names = sorted(name for name in state.groups[group] if name in state.running) if group else [one.job]
+            for name in names:
+                if isinstance(one, Release):
+                    state.requeue(name, one.retries, one.not_before)
+                    self.releases.append(replace(one, job=name))
+                else:
+                    state.finish(name)
+                    self.given_up.append(replace(one, job=name))
         while state.deadlines and state.deadlines[0][0] <= state.now:
             _, name = heapq.heappop(state.deadlines)
             job = state.waiting.get(name)
@@ -219,7 +224,7 @@ class _Pass:
         for name in sorted(state.queues):
             for rank in state.queues[name].order[: state.settings.preempt_tries]:
                 job = state.waiting[rank[2]]
-                if state.victims.get(job.name):
+                if any(state.victims.get(member.name) for member in state.members(job)):
                     continue
                 found = make_room(state, job)
                 if found is not None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from forebay.scheduler.decisions import GivenUp, Release
-from forebay.scheduler.jobs import Job, PodSet
+from forebay.scheduler.jobs import PodSet
 from forebay.scheduler.model import RunningJob
 from forebay.scheduler.settings import Settings
 
@@ -35,11 +35,6 @@ def first_step(steps: int, fits: Callable[[int], bool], low: int = 0) -> int | N
         else:
             low = middle + 1
     return high
-
-
-def complete(job: Job, members: Iterable[str]) -> bool:
-    """Whether the job's group of gangs is all there."""
-    return job.group is None or len({*members}) >= max(job.group_size, 1)
 
 
 def backoff_s(base: float, retries: int, most: float) -> float:

@@ -126,9 +126,9 @@ class Job:
     labels: Mapping[str, str] = field(default_factory=dict)
     data: tuple[DataNeed, ...] = ()
     group: str | None = None
-    """Jobs of one group are admitted together or not at all."""
+    """Jobs of one group are admitted together or not at all, and evicted so."""
     group_size: int = 0
-    """How many jobs the group has; it waits until so many are there."""
+    """How many jobs the group needs; it waits until so many are there. What it has beyond may start later."""
     preemptible: bool = True
     preempts: bool = True
     """It may evict others (Kubernetes' preemptionPolicy)."""

@@ -257,5 +257,7 @@ class Snapshot:
     stores: tuple[Store, ...] = ()
     reservations: tuple[Reservation, ...] = ()
     policies: tuple[ResourcePolicy, ...] = ()
+    done: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By group of gangs, its jobs that have ended well: they count as there."""
     holds: tuple[Hold, ...] = ()
     """As they were decided before."""

@@ -116,6 +116,8 @@ class State:
         """Waiting jobs that gates of others hold."""
         self.groups: dict[str, set[str]] = {}
         """Waiting and running jobs by group of gangs."""
+        self.done: dict[str, set[str]] = {group: {*names} for group, names in snapshot.done.items()}
+        """By group of gangs, its jobs that have ended well."""
         self.unbound: set[str] = set()
         """Running jobs whose pods are not all bound yet."""
         self.victims: dict[str, set[str]] = {}
@@ -189,11 +191,36 @@ class State:
         if job.group is not None:
             self.groups[job.group].discard(job.name)
 
-    def finish(self, name: str) -> None:
-        """A running job has ended, or its pods are gone: its room is free."""
+    def finish(self, name: str, done: bool = False) -> None:
+        """A running job has ended (well: `done`), or its pods are gone: its room is free."""
         live = self.running[name]
         self.stop(name)
         self._forget(live.job)
+        if done and live.job.group is not None:
+            self.done.setdefault(live.job.group, set()).add(name)
+
+    def missing(self, job: Job) -> int:
+        """How many jobs its group of gangs lacks to be complete; those that gates of others hold are not there."""
+        if job.group is None:
+            return 0
+        there = self.groups[job.group] - self.foreign.keys() | self.done.get(job.group, set())
+        return max(0, job.group_size - len(there))
+
+    def needed(self, job: Job) -> int:
+        """How many jobs of its group of gangs must start for this one to start; 1 if it has none."""
+        if job.group is None:
+            return 1
+        running = sum(1 for name in self.groups[job.group] if name in self.running)
+        return max(1, job.group_size - running - len(self.done.get(job.group, ())))
+
+    def members(self, job: Job) -> list[Job]:
+        """The jobs of its group of gangs that wait and may be tried now, the first in rank first."""
+        if job.group is None:
+            return [job]
+        names = self.groups[job.group] & self.waiting.keys() - self.foreign.keys() - self.later.keys()
+        return sorted(
+            (self.waiting[name] for name in names), key=lambda one: (self.queues[one.queue].rank(one), one.name)
+        )
 
     def requeue(self, name: str, retries: int = 0, not_before: float = 0.0) -> None:
         """A running job's pods are gone, and it waits again, in its old place."""

@@ -9,7 +9,7 @@ suffice and for one victim of each queue, must stay below what that queue had (L
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from forebay.scheduler.jobs import Job, PlacedPods
@@ -23,7 +23,7 @@ Reason = Literal["priority", "reclaim", "borrow", "fair-share"]
 
 @dataclass(eq=False)
 class Piece:
-    """Something that could be taken away: a job, or one pod of an elastic one."""
+    """Something that could be taken away: a job, a group of gangs, or one pod of an elastic job."""
 
     live: Live
     pods: tuple[PlacedPods, ...]
@@ -31,10 +31,16 @@ class Piece:
     cost: float
     freed: Vector
     """Its quota."""
+    others: tuple["Piece", ...] = ()
+    """The rest of its group of gangs, which goes with it."""
 
     @property
     def name(self) -> str:
         return self.live.job.name
+
+    @property
+    def parts(self) -> tuple["Piece", ...]:
+        return (self, *self.others)
 
 
 def lost_gpu_s(state: State, live: Live) -> float:
@@ -66,18 +72,24 @@ def reason_for(state: State, job: Job, request: Vector, piece: Piece, initial: b
     Args:
         initial: by fair share, the share that the victim's queue has now is compared, and not the one it keeps.
     """
-    leaf, victim = state.quota.leaf(job.queue), piece.live
-    rule = rule_between(state, leaf, request, victim.leaf)
-    if rule is None or not _concerned(state, job, rule, victim, leaf):
-        return None
-    if rule == "fair-share":
-        paths, none = meeting(leaf, victim.leaf), [0] * len(request)
-        assert paths is not None
-        after = _share_with(state, leaf, paths[0][-1], request, 1)
-        kept = _share_with(state, victim.leaf, paths[1][-1], piece.freed, -1)
-        if after > kept and not (initial and after < _share_with(state, victim.leaf, paths[1][-1], none, 1)):
+    leaf = state.quota.leaf(job.queue)
+    for part in reversed(piece.parts):
+        victim = part.live
+        rule = rule_between(state, leaf, request, victim.leaf)
+        if rule is None or not _concerned(state, job, rule, victim, leaf):
+            return None
+        if rule == "fair-share" and not _fair(state, leaf, request, part, initial):
             return None
     return rule
+
+
+def _fair(state: State, leaf: QuotaNode, request: Vector, piece: Piece, initial: bool) -> bool:
+    paths, none = meeting(leaf, piece.live.leaf), [0] * len(request)
+    assert paths is not None
+    freed = [sum(amounts) for amounts in zip(*(part.freed for part in piece.parts), strict=True)]
+    after = _share_with(state, leaf, paths[0][-1], request, 1)
+    kept = _share_with(state, piece.live.leaf, paths[1][-1], freed, -1)
+    return after <= kept or (initial and after < _share_with(state, piece.live.leaf, paths[1][-1], none, 1))
 
 
 def rule_between(state: State, leaf: QuotaNode, request: Vector, other: QuotaNode) -> Reason | None:
@@ -137,15 +149,16 @@ def _share_with(state: State, leaf: QuotaNode, node: QuotaNode, amounts: Vector,
     return share
 
 
-def pieces_for(state: State, job: Job) -> list[Piece]:
+def pieces_for(state: State, job: Job, request: Vector) -> list[Piece]:
     """What could be taken for a job by some rule, in the order in which it should be; not more than the settings say.
 
     Pods of elastic jobs before jobs; other queues' before its own; lower priority first; of queues with a larger share
     first; then what costs least, the youngest, and by name.
     """
-    leaf, request = state.quota.leaf(job.queue), state.shape(job).least
+    leaf = state.quota.leaf(job.queue)
     most = state.settings.preempt_candidates
     found: list[tuple[tuple[object, ...], Piece]] = []
+    groups: set[str] = set()
     for name in sorted(state.queues):
         other = state.quota.nodes[name]
         rule = rule_between(state, leaf, request, other) if state.by_leaf[name] else None
@@ -158,13 +171,45 @@ def pieces_for(state: State, job: Job) -> list[Piece]:
         ]
         share = -round(_use(state, other), 6)
         for live in heapq.nsmallest(most, lives, key=lambda live: _roughly(state, live)):
-            whole = Piece(live, live.running.pods, True, lost_gpu_s(state, live), live.charged)
-            for tier, piece in ((1, whole), *((0, pod) for pod in surplus(state, live))):
+            pieces = [(0, pod) for pod in surplus(state, live)]
+            pieces += [(1, whole) for whole in _wholes(state, live, groups)]
+            for tier, piece in pieces:
                 key = (
-                    tier, other is leaf, live.job.priority, share, piece.cost, -live.running.started, live.job.name,
+                    tier, other is leaf, live.job.priority, share, piece.cost, len(piece.parts), -live.running.started,
+                    live.job.name,
                 )  # fmt: skip
                 found.append((key, piece))
     return [piece for _, piece in heapq.nsmallest(most, found, key=lambda one: one[0])]
+
+
+def _wholes(state: State, live: Live, groups: set[str]) -> Iterator[Piece]:
+    """The job as a whole, if its group of gangs can do without it; and the group, if there is no piece for it yet.
+
+    Args:
+        groups: those that there is a piece for, or that must not be evicted.
+    """
+
+    def piece(one: Live) -> Piece:
+        return Piece(one, one.running.pods, True, lost_gpu_s(state, one), one.charged)
+
+    own, group = piece(live), live.job.group
+    if group is None:
+        yield own
+        return
+    lives = [
+        state.running[name]
+        for name in state.groups[group]
+        if name in state.running and not state.running[name].running.ending
+    ]
+    lives.sort(key=lambda one: (one.job.priority, -one.running.started, one.job.name))
+    spare = len(lives) + len(state.done.get(group, ())) - live.job.group_size
+    if live in lives[: max(0, spare)]:
+        yield own
+    if group not in groups:
+        groups.add(group)
+        if all(one.job.preemptible for one in lives):
+            others = tuple(piece(one) for one in lives if one is not live)
+            yield replace(own, cost=own.cost + sum(other.cost for other in others), others=others)
 
 
 def _use(state: State, leaf: QuotaNode) -> float:
