@@ -1,5 +1,7 @@
 """Trying one job: quota, data, room, in this order; and what to do if it is admitted."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +10,7 @@ from forebay.scheduler import gang
 from forebay.scheduler.backfill import HeldNodes
 from forebay.scheduler.claims import Claims
 from forebay.scheduler.decisions import Admission
-from forebay.scheduler.jobs import Job
+from forebay.scheduler.jobs import Job, PlacedPods
 from forebay.scheduler.losses import Floats
 from forebay.scheduler.model import RunningJob
 from forebay.scheduler.nodes import Bools
@@ -96,6 +98,7 @@ class Admitter:
             bound=False,
             bind_by=state.now + state.settings.bind_within_s,
             reservations=reservations,
+            load_s=0.0 if view is None else load_s(state, view, placement.pods),
         )
         state.queues[job.queue].remove(job, shape)
         del state.waiting[job.name]
@@ -113,6 +116,7 @@ class Admitter:
             backfilled,
             reservations,
             unit,
+            running.load_s,
         )
 
     def _placed(
@@ -243,6 +247,13 @@ class Admitter:
             return True
         shape.held_off = None
         return False
+
+
+def load_s(state: State, view: View, pods: Iterable[PlacedPods]) -> float:
+    """Seconds that a job waits for its data where it waits longest."""
+    rows = [state.table.index[placed.node] for placed in pods]
+    seconds = float(view.stall_s[state.warm.domain_of[rows]].max(initial=0.0))
+    return seconds if math.isfinite(seconds) else 0.0
 
 
 THE_GROUP = "the rest of the group"

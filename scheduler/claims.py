@@ -50,16 +50,20 @@ class Claims:
         before = self._claimed.get(leaf.name, [0] * len(amounts))
         self._claimed[leaf.name] = [old + sign * new for old, new in zip(before, amounts, strict=True)]
 
-    def excess(self, job: Job, leaf: QuotaNode, request: Vector) -> Excess | None:
+    def awaited(self, leaf: QuotaNode) -> bool:
+        """Whether victims leave for a job of this queue."""
+        return leaf.name in self._awaiting
+
+    def excess(self, job: Job, leaf: QuotaNode, request: Vector, runs: bool = False) -> Excess | None:
         """As `QuotaTree.excess`, with the claims of others; they do not count for who stays within its queue's min."""
         quota = self._state.quota
-        found = quota.excess(leaf, request)
+        found = quota.excess(leaf, request, runs)
         if found is not None or not self._claimed or job.name in self.names or not self._yields(job, leaf, request):
             return found
         for name, amounts in self._claimed.items():
             quota.resize(quota.nodes[name], amounts, 1)
         try:
-            return quota.excess(leaf, request)
+            return quota.excess(leaf, request, runs)
         finally:
             for name, amounts in self._claimed.items():
                 quota.resize(quota.nodes[name], amounts, -1)

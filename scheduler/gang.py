@@ -42,6 +42,15 @@ def backoff_s(base: float, retries: int, most: float) -> float:
     return min(base * 2.0 ** (retries - 1), most)
 
 
+def short(running: Iterable[RunningJob], now: float, settings: Settings) -> list[Release]:
+    """Jobs that have had fewer pods than their least for too long: what is left of them holds room for nothing."""
+    return [
+        Release(one.job.name, now, one.job.retries)
+        for one in sorted(running, key=lambda one: one.job.name)
+        if one.short_since is not None and now - one.short_since >= settings.short_s and one.evicted_for is None
+    ]
+
+
 def unbound(running: Iterable[RunningJob], now: float, settings: Settings) -> list[Release | GivenUp]:
     """Admitted jobs whose pods are not all bound though they should be."""
     found: list[Release | GivenUp] = []

@@ -226,6 +226,16 @@ class RunningJob:
     """With `evicted_for`: only these pods go, the job was shrunk; empty: all of it."""
     reservations: tuple[str, ...] = ()
     """In which it runs."""
+    load_s: float = 0.0
+    """Seconds that it loads its data before its runtime counts, as was reckoned when it was admitted."""
+    growing: tuple[PlacedPods, ...] = ()
+    """Of its pods, those that came later and are not all bound yet."""
+    grow_by: float | None = None
+    """They must be by then."""
+    grow_after: float = 0.0
+    """It gets no further pods before."""
+    short_since: float | None = None
+    """When it fell below its least pods; None: it has them."""
 
     @property
     def ending(self) -> bool:

@@ -7,12 +7,13 @@ import numpy as np
 
 from forebay.scheduler.backfill import HeldNodes
 from forebay.scheduler.decisions import Eviction, Shrink
-from forebay.scheduler.jobs import Job, PlacedPods
+from forebay.scheduler.jobs import Job
+from forebay.scheduler.live import Live
 from forebay.scheduler.model import Hold
 from forebay.scheduler.nodes import Ints
 from forebay.scheduler.placement import Placement, Site
 from forebay.scheduler.quota import Vector
-from forebay.scheduler.state import Live, State
+from forebay.scheduler.state import State
 from forebay.scheduler.victims import Piece, Reason, lost_gpu_s, pieces_for, reason_for
 
 _NODES_TRIED = 64
@@ -57,19 +58,22 @@ def make_room(state: State, job: Job) -> Room | None:
         Shrink(name, job.name, tuple(pod for piece, _ in taken if piece.name == name for pod in piece.pods))
         for name in dict.fromkeys(piece.name for piece, _ in taken if piece.name not in gone)
     )
-    for eviction in evictions:
-        _mark(state, eviction.job, job, ())
-    for shrink in shrinks:
-        _mark(state, shrink.job, job, shrink.pods)
+    decisions: tuple[Eviction | Shrink, ...] = (*evictions, *shrinks)
+    for decision in decisions:
+        mark(state, decision)
     state.holds[job.name] = Hold(job.name, state.now, simulation.nodes)
     state.epoch += 1
     return Room(evictions, shrinks)
 
 
-def _mark(state: State, name: str, job: Job, pods: tuple[PlacedPods, ...]) -> None:
-    live = state.running[name]
-    live.running = replace(live.running, evicted_for=job.name, leaving=pods)
-    state.victims.setdefault(job.name, set()).add(name)
+def mark(state: State, decision: Eviction | Shrink) -> None:
+    """Remember who has to go, and for whom."""
+    live = state.running[decision.job]
+    leaving = decision.pods if isinstance(decision, Shrink) else ()
+    after = decision.grow_after if isinstance(decision, Shrink) else live.running.grow_after
+    live.running = replace(live.running, evicted_for=decision.for_job, leaving=leaving, grow_after=after)
+    if decision.for_job:
+        state.victims.setdefault(decision.for_job, set()).add(decision.job)
 
 
 class _Simulation:

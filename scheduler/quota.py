@@ -178,10 +178,14 @@ class QuotaTree:
             shared = min(shared, pool - guaranteed - max(0, reported - guaranteed) + borrowing)
         return max(0, guaranteed - reported) + shared
 
-    def excess(self, node: QuotaNode, request: Sequence[int]) -> Excess | None:
-        """What stands against `request` in this queue; None: it is legal."""
+    def excess(self, node: QuotaNode, request: Sequence[int], runs: bool = False) -> Excess | None:
+        """What stands against `request` in this queue; None: it is legal.
+
+        Args:
+            runs: it is for a job that runs already.
+        """
         for above in node.path():
-            if above.queue.max_jobs is not None and above.jobs >= above.queue.max_jobs:
+            if not runs and above.queue.max_jobs is not None and above.jobs >= above.queue.max_jobs:
                 return Excess(above.name, "jobs", 1, 0, "jobs")
             for place, amount in enumerate(request):
                 if amount and above.used[place] + amount > above.limit[place]:

@@ -61,6 +61,10 @@ class Settings:
     """Refused jobs of each queue for which victims are looked for in one pass."""
     preempt_candidates: int = 512
     """Running jobs that are looked at for one preemption, the cheapest first."""
+    growth: bool = True
+    """Running jobs get further pods: up to their count while there is room that nobody waits for."""
+    short_s: float = 60.0
+    """A job that has had fewer pods than its least for so long, and got none, waits again (KAI's staleness)."""
     bind_within_s: float = 60.0
     """An admitted job must be bound by then."""
     backoff_s: float = 60.0

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from forebay.scheduler.jobs import Job, PlacedPods
+from forebay.scheduler.live import Live
 from forebay.scheduler.pending import weight_of
 from forebay.scheduler.quota import QuotaNode, Vector
 from forebay.scheduler.resource_policies import policy_of, scale_in
-from forebay.scheduler.state import Live, State
+from forebay.scheduler.state import State
 
 Reason = Literal["priority", "reclaim", "borrow", "fair-share"]
 
@@ -76,7 +77,7 @@ def reason_for(state: State, job: Job, request: Vector, piece: Piece, initial: b
     for part in reversed(piece.parts):
         victim = part.live
         rule = rule_between(state, leaf, request, victim.leaf)
-        if rule is None or not _concerned(state, job, rule, victim, leaf):
+        if rule is None or not _concerned(state, job, rule, victim, leaf, part.whole):
             return None
         if rule == "fair-share" and not _fair(state, leaf, request, part, initial):
             return None
@@ -95,7 +96,7 @@ def _fair(state: State, leaf: QuotaNode, request: Vector, piece: Piece, initial:
 def rule_between(state: State, leaf: QuotaNode, request: Vector, other: QuotaNode) -> Reason | None:
     """The rule by which a job of one queue may take from jobs of another, as both are now; None: there is none."""
     if other is leaf:
-        return None if leaf.queue.preempt == "never" else "priority"
+        return "priority"
     paths = meeting(leaf, other)
     if paths is None or leaf.queue.reclaim == "never":
         return None
@@ -113,9 +114,17 @@ def rule_between(state: State, leaf: QuotaNode, request: Vector, other: QuotaNod
     return None
 
 
-def _concerned(state: State, job: Job, rule: Reason, victim: Live, leaf: QuotaNode) -> bool:
-    """Whether the rule is for this victim too: priority, and how long it has run."""
+def _concerned(state: State, job: Job, rule: Reason, victim: Live, leaf: QuotaNode, whole: bool) -> bool:
+    """Whether the rule is for this victim too: priority, and how long it has run.
+
+    What a job has beyond its least was given to it because nobody else had a use for it: it is spared by neither age
+    nor equal priority.
+    """
+    if rule == "priority" and not whole:
+        return victim.job.priority <= job.priority
     if rule == "priority":
+        if leaf.queue.preempt == "never":
+            return False
         return victim.job.priority < job.priority or _later(state, job, victim, leaf)
     if rule == "borrow":
         most = leaf.queue.preempt_to_borrow_up_to
@@ -123,6 +132,8 @@ def _concerned(state: State, job: Job, rule: Reason, victim: Live, leaf: QuotaNo
             return False
     if leaf.queue.reclaim == "lower-priority" and victim.job.priority >= job.priority:
         return False
+    if not whole:
+        return True
     shield = max(node.queue.min_runtime_s for node in victim.leaf.path())
     return state.now - victim.running.started >= shield
 
@@ -167,7 +178,9 @@ def pieces_for(state: State, job: Job, request: Vector) -> list[Piece]:
         lives = [
             live
             for live in state.by_leaf[name].values()
-            if live.running.evicted_for is None and live.job.preemptible and _concerned(state, job, rule, live, leaf)
+            if live.running.evicted_for is None
+            and live.job.preemptible
+            and _concerned(state, job, rule, live, leaf, not live.shape.elastic)
         ]
         share = -round(_use(state, other), 6)
         for live in heapq.nsmallest(most, lives, key=lambda live: _roughly(state, live)):
