@@ -255,6 +255,11 @@ class QuotaTree:
         """The dominant share of a subtree, over its weight."""
         return dominant_share(node.used, self._totals[node.name], node.queue.weight)
 
+    def parts(self, node: QuotaNode) -> list[float]:
+        """Of each resource, the part of the tree's total that a subtree uses."""
+        totals = self._totals[node.name]
+        return [used / total if total else 0.0 for used, total in zip(node.used, totals, strict=True)]
+
     def borrowed(self, node: QuotaNode, more: Sequence[int] | None = None) -> float:
         """Kueue's share of a subtree, with `more`: what it uses above its min, of what its parent's can lend."""
         if node.parent is None:

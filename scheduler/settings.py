@@ -26,9 +26,10 @@ class Weights:
 class Settings:
     """Everything that is not in the snapshot. The defaults are those of production."""
 
-    fairness: Literal["drf", "borrowed", "usage", "none"] = "drf"
-    """Whose turn it is among queues: least dominant share, least borrowed share (Kueue's), least decayed use, or the
-    highest priority and longest wait over all queues."""
+    fairness: Literal["drf", "hdrf", "borrowed", "usage", "none"] = "drf"
+    """Whose turn it is among queues: least dominant share of all that a subtree uses, the same without what queues use
+    that cannot go on (hierarchical DRF), least borrowed share (Kueue's), least decayed use, or the highest priority and
+    longest wait over all queues."""
     entry_penalty: float = 0.3
     """Part of a job's GPUs that counts at once as use of its queue when it is admitted, with `fairness="usage"`."""
     ageing_s: float | None = None

@@ -107,7 +107,7 @@ def rule_between(state: State, leaf: QuotaNode, request: Vector, other: QuotaNod
         return "reclaim"
     if leaf.by_priority:
         return "borrow" if leaf.queue.preempt_to_borrow else None
-    if state.settings.fair_preemption and state.settings.fairness in ("drf", "borrowed"):
+    if state.settings.fair_preemption and state.settings.fairness in ("drf", "hdrf", "borrowed"):
         none = [0] * len(request)
         if _share_with(state, leaf, mine[-1], request, 1) <= _share_with(state, other, theirs[-1], none, -1):
             return "fair-share"
