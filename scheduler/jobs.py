@@ -26,7 +26,9 @@ class GpuRequest:
     models: tuple[str, ...] = ()
     """Any of these; empty: any card."""
     single_numa: bool = False
-    """All cards at one NUMA node."""
+    """All cards at one NUMA node, and with them what else the pod requests of what NUMA nodes have."""
+    rdma: Literal["any", "prefer", "require"] = "any"
+    """Cards with an RDMA device on the same PCIe tree, without a host bridge in between."""
 
     def __post_init__(self) -> None:
         if self.cards < 1:

@@ -67,6 +67,10 @@ class Node:
     gpus: tuple[Gpu, ...] = ()
     links: tuple[tuple[int, ...], ...] = ()
     """Points of the link between each two cards (`gpu_sets.POINTS`); empty: all alike."""
+    rdma: tuple[tuple[int, ...], ...] = ()
+    """Points of the link between each RDMA device and each card. How many pods it serves is a resource like any."""
+    numa: tuple[Amounts, ...] = ()
+    """What of `allocatable` belongs to each NUMA node, by `Gpu.numa`; empty: not known, and not looked at."""
     topology: tuple[str, ...] = ()
     """The node's domain at each of `Snapshot.levels`, from the widest to the narrowest."""
     labels: Mapping[str, str] = field(default_factory=dict)

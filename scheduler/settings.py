@@ -10,6 +10,8 @@ class Weights:
 
     link: float = 360.0
     """For each GPU of a job on cards with the worst links instead of the best: a tenth of an hour."""
+    rdma: float = 360.0
+    """For each GPU of a job that prefers an RDMA device near it, and has none."""
     pack: float = 120.0
     """For each GPU placed on an empty node instead of one that it fills."""
     fragment: float = 120.0

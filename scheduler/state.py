@@ -241,7 +241,7 @@ class State:
                     continue
                 chosen = []
                 for _ in range(placed.count):
-                    cards = choose_cards(self.table, row, demand.gpus, "binpack", None)
+                    cards = choose_cards(self.table, row, demand, "binpack", None)
                     if not cards:
                         raise ValueError(f"job {running.job.name!r}: no cards are left on node {placed.node!r} for it")
                     self.table.take(row, demand, cards)
