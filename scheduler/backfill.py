@@ -10,11 +10,12 @@ from collections.abc import Set as AbstractSet
 import numpy as np
 
 from forebay.scheduler.jobs import Job
+from forebay.scheduler.live import Live, ends_of
 from forebay.scheduler.losses import Floats
 from forebay.scheduler.model import Hold
 from forebay.scheduler.nodes import Bools
 from forebay.scheduler.placement import Placement, Site
-from forebay.scheduler.state import Live, State, ends_of
+from forebay.scheduler.state import State
 
 
 def shadow(state: State, job: Job) -> Hold | None:

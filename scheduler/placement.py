@@ -179,7 +179,7 @@ class Placer:
                 continue
             taken: list[tuple[int, ...]] = []
             for _ in range(amount):
-                cards = choose_cards(table, row, gpus, self._settings.shared_cards, self._losses.mix)
+                cards = choose_cards(table, row, demand, self._settings.shared_cards, self._losses.mix)
                 if not cards:
                     return None
                 table.take(row, demand, cards)

@@ -19,8 +19,8 @@ DIGESTS = {
     "topology": "c6790b8a1a53",
     "joint": "c675015e4785",
     "gate": "4afc891948cf",
-    "prefetch": "6a41dcd80610",
-    "backfill": "b26790f1b654",
+    "prefetch": "ebf2edf548bf",
+    "backfill": "b37adf2119b0",
 }
 """Of what each arm decides on it. Who means to decide otherwise puts the new ones here; who means to be quicker must
 not have to."""
