@@ -31,6 +31,7 @@ from forebay.scheduler.refusals import Refusal
 from forebay.scheduler.settings import Settings
 from forebay.scheduler.state import State
 from forebay.scheduler.turns import Lane, Turn, Turns, lanes_of
+from forebay.scheduler.victims import Known
 
 
 def decide(snapshot: Snapshot, settings: Settings | None = None) -> Decisions:
@@ -242,12 +243,13 @@ class _Pass:
     def preempt(self) -> None:
         """Victims for the first jobs of each queue that were refused, one after the other."""
         state = self.state
+        known: Known = {}
         for name in sorted(state.queues):
             for rank in state.queues[name].order[: state.settings.preempt_tries]:
                 job = state.waiting[rank[2]]
                 if any(state.victims.get(member.name) for member in state.members(job)):
                     continue
-                found = make_room(state, job)
+                found = make_room(state, job, known)
                 if found is not None:
                     self.evictions += found.evictions
                     self.shrinks += found.shrinks

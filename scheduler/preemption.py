@@ -7,14 +7,15 @@ import numpy as np
 
 from forebay.scheduler.backfill import HeldNodes
 from forebay.scheduler.decisions import Eviction, Shrink
+from forebay.scheduler.freed import Freed
 from forebay.scheduler.jobs import Job
 from forebay.scheduler.live import Live
 from forebay.scheduler.model import Hold
-from forebay.scheduler.nodes import Ints
+from forebay.scheduler.nodes import Demand, Ints
 from forebay.scheduler.placement import Placement, Site
 from forebay.scheduler.quota import Vector
 from forebay.scheduler.state import State
-from forebay.scheduler.victims import Piece, Reason, lost_gpu_s, pieces_for, reason_for
+from forebay.scheduler.victims import Known, Piece, Reason, lost_gpu_s, pieces_for, reason_for
 
 _NODES_TRIED = 64
 """Nodes whose victims are compared for a job of one pod, those with the best candidates first."""
@@ -28,11 +29,14 @@ class Room:
     shrinks: tuple[Shrink, ...]
 
 
-def make_room(state: State, job: Job) -> Room | None:
+def make_room(state: State, job: Job, known: Known | None = None) -> Room | None:
     """Decide victims for a job; None: none are needed (those that are leaving suffice), or none would do.
 
     The set is minimal: without any one of them the job would not fit. The decision is recorded in the state, and no
     other victims are looked for before they are gone.
+
+    Args:
+        known: what is kept between calls on one state; emptied here when victims are decided.
     """
     jobs = state.members(job)[: state.needed(job)]
     if state.missing(job) or len(jobs) < state.needed(job) or not all(one.preempts for one in jobs):
@@ -41,7 +45,7 @@ def make_room(state: State, job: Job) -> Room | None:
         return None  # each would have rules of its own
     job = jobs[0]
     simulation = _Simulation(state, jobs)
-    candidates = pieces_for(state, simulation.job, simulation.request)
+    candidates = pieces_for(state, simulation.job, simulation.request, {} if known is None else known)
     if not candidates:
         return None
     taken = simulation.search(candidates)
@@ -61,6 +65,8 @@ def make_room(state: State, job: Job) -> Room | None:
     decisions: tuple[Eviction | Shrink, ...] = (*evictions, *shrinks)
     for decision in decisions:
         mark(state, decision)
+    if known is not None:
+        known.clear()
     state.holds[job.name] = Hold(job.name, state.now, simulation.nodes)
     state.epoch += 1
     return Room(evictions, shrinks)
@@ -126,7 +132,7 @@ class _Simulation:
                     state.change_pods(live.shape, pods, -1)
                 for other in others:
                     self._place(other, Site())
-                if self._fits():
+                if self._fits() or self._vain(candidates):
                     return []
                 for self._initial in (False, True):
                     taken = self._best_node(candidates) or self._prefix(candidates)
@@ -163,6 +169,26 @@ class _Simulation:
                 nodes |= dict.fromkeys(placed.node for placed in found.pods)
         self.nodes = tuple(nodes)
         return True
+
+    def _vain(self, candidates: Sequence[Piece]) -> bool:
+        """Whether all candidates together leave too little room: sums over nodes tell so of most searches, at once."""
+        table = self._state.table
+        freed: dict[Demand, tuple[list[int], list[int]]] = {}
+        for part in (part for piece in candidates for part in piece.parts):
+            for placed, demand in part.live.shape.pods(part.pods):
+                if (row := table.index.get(placed.node)) is not None:
+                    rows, counts = freed.setdefault(demand, ([], []))
+                    rows.append(row)
+                    counts.append(placed.count)
+        with_them = Freed(table, freed)
+        for job, site in zip(self._jobs, self._sites, strict=True):
+            for pod_set, demand in zip(job.pod_sets, self._state.shape(job).demands, strict=True):
+                room = np.where(table.eligible(demand), with_them.pods_at_most(demand), 0)
+                if site.allowed is not None:
+                    room = np.where(site.allowed, room, 0)
+                if int(room.sum()) < pod_set.least:
+                    return True
+        return False
 
     def _remove(self, piece: Piece, sign: int) -> None:
         """Take a piece away (1) or put it back (-1)."""

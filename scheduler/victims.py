@@ -156,39 +156,64 @@ def _share_with(state: State, node: QuotaNode, amounts: Vector, sign: int) -> fl
     return quota.borrowed_with(node, used) if state.settings.fairness == "borrowed" else quota.share_with(node, used)
 
 
-def pieces_for(state: State, job: Job, request: Vector) -> list[Piece]:
+Ranked = tuple[tuple[object, ...], Piece]
+
+Known = dict[tuple[str, Reason], list[Ranked]]
+"""Pieces of a queue that any job may take by a rule, in order."""
+
+
+def pieces_for(state: State, job: Job, request: Vector, known: Known) -> list[Piece]:
     """What could be taken for a job by some rule, in the order in which it should be; not more than the settings say.
 
     Pods of elastic jobs before jobs; other queues' before its own; lower priority first; of queues with a larger share
     first; then what costs least, the youngest, and by name.
+
+    Args:
+        known: of earlier calls on the same state; more is put into it.
     """
     leaf = state.quota.leaf(job.queue)
-    most = state.settings.preempt_candidates
-    found: list[tuple[tuple[object, ...], Piece]] = []
+    found: list[Ranked] = []
     groups: set[str] = set()
     for name in sorted(state.queues):
         other = state.quota.nodes[name]
         rule = rule_between(state, leaf, request, other) if state.by_leaf[name] else None
         if rule is None:
             continue
-        lives = [
-            live
-            for live in state.by_leaf[name].values()
-            if live.running.evicted_for is None
-            and live.job.preemptible
-            and _concerned(state, job, rule, live, leaf, not live.shape.elastic)
-        ]
-        share = -round(_use(state, other), 6)
-        for live in heapq.nsmallest(most, lives, key=lambda live: _roughly(state, live)):
-            pieces = [(0, pod) for pod in surplus(state, live)]
-            pieces += [(1, whole) for whole in _wholes(state, live, groups)]
-            for tier, piece in pieces:
-                key = (
-                    tier, other is leaf, live.job.priority, share, piece.cost, len(piece.parts), -live.running.started,
-                    live.job.name,
-                )  # fmt: skip
-                found.append((key, piece))
-    return [piece for _, piece in heapq.nsmallest(most, found, key=lambda one: one[0])]
+        # Where the job's own priority does not matter, and no group of gangs goes over queues, all get the same.
+        alike = rule in ("reclaim", "fair-share") and leaf.queue.reclaim == "any" and not state.groups
+        if alike and (name, rule) in known:
+            found += known[name, rule]
+            continue
+        pieces = _of_queue(state, job, rule, leaf, other, groups)
+        if alike:
+            known[name, rule] = pieces
+        found += pieces
+    return [piece for _, piece in heapq.nsmallest(state.settings.preempt_candidates, found, key=lambda one: one[0])]
+
+
+def _of_queue(
+    state: State, job: Job, rule: Reason, leaf: QuotaNode, other: QuotaNode, groups: set[str]
+) -> list[Ranked]:
+    """Pieces of one queue with their places in the order, not more than the settings say jobs."""
+    lives = [
+        live
+        for live in state.by_leaf[other.name].values()
+        if live.running.evicted_for is None
+        and live.job.preemptible
+        and _concerned(state, job, rule, live, leaf, not live.shape.elastic)
+    ]
+    share = -round(_use(state, other), 6)
+    found: list[Ranked] = []
+    for live in heapq.nsmallest(state.settings.preempt_candidates, lives, key=lambda live: _roughly(state, live)):
+        pieces = [(0, pod) for pod in surplus(state, live)]
+        pieces += [(1, whole) for whole in _wholes(state, live, groups)]
+        for tier, piece in pieces:
+            key = (
+                tier, other is leaf, live.job.priority, share, piece.cost, len(piece.parts), -live.running.started,
+                live.job.name,
+            )  # fmt: skip
+            found.append((key, piece))
+    return found
 
 
 def _wholes(state: State, live: Live, groups: set[str]) -> Iterator[Piece]:

@@ -1,11 +1,17 @@
 """What makes the scheduler quicker must not make it decide otherwise."""
 
 import hashlib
+import random
 
+import numpy as np
 import pytest
 from clusters import evicted, job, node, on, outcome
 
+from forebay.scheduler.cards import choose_cards
+from forebay.scheduler.freed import Freed
+from forebay.scheduler.jobs import GpuRequest, PodSet
 from forebay.scheduler.model import Queue
+from forebay.scheduler.nodes import Demand, NodeTable
 from forebay.scheduler.simulation.arms import arm_named
 from forebay.scheduler.simulation.run import simulate
 from forebay.scheduler.simulation.workload import Plan, make
@@ -47,3 +53,29 @@ def test_victims_do_not_depend_on_the_order_of_a_set() -> None:
     found = outcome(nodes, [Queue("q")], [job("urgent", gpus=1, priority=1)], [gang])
     assert evicted(found) == {"gang"}
     assert [hold.nodes for hold in found.holds] == [("n000",)]
+
+
+def test_no_more_pods_fit_than_sums_over_nodes_say() -> None:
+    """A search for victims ends where this bound is too small: it must never be smaller than what there is."""
+    rng = random.Random(1)
+    demands = [
+        Demand.of(PodSet(requests={"cpu": 4000}, gpus=gpus))
+        for gpus in (None, GpuRequest(2), GpuRequest(1, 300), GpuRequest(1, 0, 20_000))
+    ]
+    table = NodeTable([node(f"n{number}", gpus=4, cpu=32) for number in range(30)], ())
+    there = []
+    for _ in range(150):
+        row, demand = rng.randrange(30), rng.choice(demands)
+        if table.fits(demand, np.array([row]))[0]:
+            cards = () if demand.gpus is None else choose_cards(table, row, demand, "binpack", None)
+            table.take(row, demand, cards)
+            there.append((row, demand, cards))
+    gone = rng.sample(there, 40)
+    rows = {demand: [row for row, of, _ in gone if of == demand] for demand in demands}
+    freed = Freed(table, {demand: (found, [1] * len(found)) for demand, found in rows.items()})
+    bounds = [freed.pods_at_most(demand) for demand in demands]
+    for row, demand, cards in gone:
+        table.give(row, demand, cards)
+    for demand, bound in zip(demands, bounds, strict=True):
+        assert (bound >= table.pods(demand)).all()
+    assert (bounds[1] == table.pods(demands[1])).any()
