@@ -50,7 +50,7 @@ def simulate(request: Request) -> None:
         trace=request.trace,
     )
     try:
-        reports = compare(plan, arms, request.processes)
+        reports = list(compare([(plan, arm) for arm in arms], request.processes))
     except ValueError as error:
         raise UsageError(str(error)) from error
     if request.plot is not None:

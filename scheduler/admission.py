@@ -104,7 +104,7 @@ class Admitter:
         del state.waiting[job.name]
         state.lift(job.name)
         state.victims.pop(job.name, None)
-        state.occupy(running, in_table=False)
+        live = state.occupy(running, in_table=False)
         state.count_reserved(reservations, in_table=False)
         assert running.bind_by is not None
         return Admission(
@@ -112,7 +112,7 @@ class Admitter:
             placement.pods,
             running.bind_by,
             placement.score,
-            not leaf.within_min([0] * len(shape.least)),
+            leaf.above_min(live.charged),
             backfilled,
             reservations,
             unit,

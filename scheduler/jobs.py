@@ -86,8 +86,9 @@ class PodSet:
     preferences: tuple[tuple[str, str, int], ...] = ()
     """Label, value and weight 1 to 100 of nodes that are liked."""
     topology: TopologyRequest = field(default_factory=TopologyRequest)
-    placement: Literal["binpack", "spread"] | None = None
-    """None: as the settings say."""
+    placement: Literal["binpack", "spread", "balanced"] | None = None
+    """`binpack`: nodes are filled one after the other; `spread`: each gets as few pods as possible; `balanced`: where
+    one domain is not enough, the fewest that are get equal parts. None: as the settings say."""
 
     def __post_init__(self) -> None:
         if self.count < 1:

@@ -17,6 +17,9 @@ from forebay.scheduler.quota import Vector
 from forebay.scheduler.state import State
 from forebay.scheduler.victims import Known, Piece, Reason, lost_gpu_s, pieces_for, reason_for
 
+_DOMAINS_TRIED = 16
+"""Domains whose victims are compared for a job that must be in one."""
+
 _NODES_TRIED = 64
 """Nodes whose victims are compared for a job of one pod, those with the best candidates first."""
 
@@ -135,7 +138,7 @@ class _Simulation:
                 if self._fits() or self._vain(candidates):
                     return []
                 for self._initial in (False, True):
-                    taken = self._best_node(candidates) or self._prefix(candidates)
+                    taken = self._best_node(candidates) or self._best_domain(candidates) or self._prefix(candidates)
                     if taken:
                         return taken
                 return []
@@ -285,14 +288,48 @@ class _Simulation:
             else:
                 taken = self._move(taken, [])
             if taken:
-                whole = [piece for piece, _ in taken if piece.whole]
-                worst = max((part.live.job.priority for one in whole for part in one.parts), default=float("-inf"))
-                rank = (worst, sum(piece.cost for piece in whole), sum(len(one.parts) for one, _ in taken), node)
+                rank = (*_cost(taken), node)
                 if best is None or rank < best[0]:
                     best = (rank, taken)
         if best is None:
             return []
         self.nodes = (best[0][3],)
+        return best[1]
+
+    def _best_domain(self, candidates: Sequence[Piece]) -> list[tuple[Piece, Reason]]:
+        """Of jobs whose pods must be near each other: the cheapest set of victims with which they fit in one domain.
+
+        Victims here and there would be used up without making room anywhere.
+        """
+        table = self._state.table
+        levels = {pod_set.topology.required for job in self._jobs for pod_set in job.pod_sets} - {None}
+        if not levels:
+            return []
+        domains = table.domain_of[min(table.depth(level) for level in levels if level)]
+        inside: dict[int, list[Piece]] = {}
+        for piece in candidates:
+            rows = [table.index[one.node] for part in piece.parts for one in part.pods if one.node in table.index]
+            for domain in {int(domains[row]) for row in rows}:
+                inside.setdefault(domain, []).append(piece)
+        best: tuple[tuple[float, float, int, int], list[tuple[Piece, Reason]], tuple[str, ...]] | None = None
+        order = sorted(inside, key=lambda domain: (sum(piece.cost for piece in inside[domain]), domain))
+        sites = self._sites
+        for domain in order[:_DOMAINS_TRIED]:
+            mask = domains == domain
+            self._sites = [
+                replace(site, allowed=mask if site.allowed is None else mask & site.allowed) for site in sites
+            ]
+            first = {id(piece) for piece in inside[domain]}
+            others = [piece for piece in candidates if id(piece) not in first]
+            taken = self._prefix([*inside[domain], *others])
+            if taken:
+                rank = (*_cost(taken), domain)
+                if best is None or rank < best[0]:
+                    best = (rank, taken, self.nodes)
+        self._sites = sites
+        if best is None:
+            return []
+        self.nodes = best[2]
         return best[1]
 
     def _take(self, piece: Piece, taken: list[tuple[Piece, Reason]], remove: Callable[[Piece, int], None]) -> bool:
@@ -339,3 +376,10 @@ def _together(allowed: Sequence[tuple[Piece, Reason]]) -> list[tuple[Piece, Reas
             found = [one for one in found if one[0].live not in lives]
         found.append((piece, reason))
     return found
+
+
+def _cost(taken: Sequence[tuple[Piece, Reason]]) -> tuple[float, float, int]:
+    """Of victims: the highest priority of a job that goes whole, what is lost, and how many there are."""
+    whole = [piece for piece, _ in taken if piece.whole]
+    worst = max((part.live.job.priority for one in whole for part in one.parts), default=float("-inf"))
+    return worst, sum(piece.cost for piece in whole), sum(len(one.parts) for one, _ in taken)

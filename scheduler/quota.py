@@ -67,6 +67,10 @@ class QuotaNode:
             for used, amount, quota in zip(self.used, more, self.quota, strict=True)
         )
 
+    def above_min(self, request: Sequence[int]) -> bool:
+        """Whether it uses more than its min of something that is asked for."""
+        return any(amount and used > quota for amount, used, quota in zip(request, self.used, self.quota, strict=True))
+
 
 @dataclass(frozen=True)
 class Excess:

@@ -99,7 +99,7 @@ def rule_between(state: State, leaf: QuotaNode, request: Vector, other: QuotaNod
     if paths is None or leaf.queue.reclaim == "never":
         return None
     mine, theirs = paths
-    if not all(node.queue.reclaimable and _above_min(node, request) for node in theirs):
+    if not all(node.queue.reclaimable and node.above_min(request) for node in theirs):
         return None
     if all(node.within_min(request) for node in mine):
         return "reclaim"
@@ -142,11 +142,6 @@ def _later(state: State, job: Job, victim: Live, leaf: QuotaNode) -> bool:
         return False
     queue = state.queues[leaf.name]
     return queue.rank(victim.job) > queue.rank(job)
-
-
-def _above_min(node: QuotaNode, request: Vector) -> bool:
-    """Whether it uses more than its min of something that is asked for."""
-    return any(amount and used > quota for amount, used, quota in zip(request, node.used, node.quota, strict=True))
 
 
 def _share_with(state: State, node: QuotaNode, amounts: Vector, sign: int) -> float:

@@ -26,6 +26,7 @@ DIGESTS = {
     "joint": "c675015e4785",
     "gate": "4afc891948cf",
     "prefetch": "ebf2edf548bf",
+    "ordered": "573dab3d7adb",
     "backfill": "b37adf2119b0",
 }
 """Of what each arm decides on it. Who means to decide otherwise puts the new ones here; who means to be quicker must
