@@ -36,10 +36,16 @@ def _outcomes(tasks: Sequence[tuple[Plan, str]], count: int) -> Iterator[Report]
         yield from (_one(plan, arm) for plan, arm in tasks)
         return
     # Each makes the workload anew from its seed: that is quicker than sending it.
-    pool = ProcessPoolExecutor(count, get_context("spawn"), _ignore_interrupts)
     before = active_children()
+    pool = ProcessPoolExecutor(count, get_context("spawn"))
     try:
-        yield from pool.map(_one, *zip(*tasks, strict=True))
+        # Ctrl-C reaches the whole process group: they inherit that it is blocked, and are ended below.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            found = pool.map(_one, *zip(*tasks, strict=True))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        yield from found
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in active_children():
@@ -48,11 +54,6 @@ def _outcomes(tasks: Sequence[tuple[Plan, str]], count: int) -> Iterator[Report]
         raise
     finally:
         pool.shutdown()
-
-
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches the whole process group; the parent ends these."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _one(plan: Plan, arm: str) -> Report:
