@@ -46,14 +46,15 @@ def shadow(state: State, job: Job) -> Hold | None:
                 return None
             _release(state, lives[done : done + chunk])
             done, chunk = done + chunk, chunk * 2
-        low, high = 0, min(chunk, len(lives) - done)
+        low, high, gone = 0, min(chunk, len(lives) - done), 0
         while low < high:
             middle = (low + high) // 2
-            found = _nodes_after(state, job, lives[done : done + middle], free)
+            found = _nodes_after(state, job, lives[done + gone : done + middle], free)
             if found is not None:
                 high, nodes = middle, found
             else:
-                low = middle + 1
+                _release(state, lives[done + gone : done + middle])
+                low, gone = middle + 1, middle
         start = ending[done + high - 1][0] if done + high else state.now
         return Hold(job.name, start, nodes)
 
