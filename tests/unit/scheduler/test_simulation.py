@@ -13,6 +13,7 @@ import pytest
 from forebay.scheduler.jobs import DataNeed, GpuRequest, Job, PodSet
 from forebay.scheduler.model import Dataset, Gpu, Node, Queue, Store
 from forebay.scheduler.simulation.arms import ARMS, arm_named
+from forebay.scheduler.simulation.compare import compare
 from forebay.scheduler.simulation.run import Simulation, simulate
 from forebay.scheduler.simulation.store import DomainCache, UnderStore
 from forebay.scheduler.simulation.workload import SHAPES, Plan, SimJob, Workload, make, shapes_of
@@ -240,3 +241,13 @@ def test_an_interrupt_ends_all_processes_and_says_nothing(busy: bool) -> None:
     while _group(process.pid) and time.monotonic() < limit:
         time.sleep(0.01)
     assert not _group(process.pid)
+
+
+@pytest.mark.slow
+def test_reports_come_in_the_order_of_the_tasks() -> None:
+    plans = [Plan(nodes=8, jobs=60, seed=seed) for seed in (3, 4)]
+    tasks = [(plan, arm) for plan in plans for arm in ("label", "prefetch")]
+    apart, alone = list(compare(tasks, 2)), list(compare(tasks, 1))
+    assert [report.arm for report in apart] == ["label", "prefetch"] * 2
+    assert [report.completion_s for report in apart] == [report.completion_s for report in alone]
+    assert all(report.completion_s >= report.runtime_s > 0 for report in apart)
