@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from forebay.scheduler.decide import advance
 from forebay.scheduler.jobs import GpuRequest, Job, PodSet
@@ -70,20 +70,22 @@ def published() -> None:
         )
 
 
-def arms(nodes: int, jobs: int, seeds: int) -> None:
+def arms(nodes: int, jobs: int, seeds: int, names: Sequence[str]) -> None:
     """The label beside ours, over seeds."""
-    names = ("label", "joint", "gate", "prefetch", "backfill")
     rows: dict[str, list[Report]] = {name: [] for name in names}
-    for seed in range(1, seeds + 1):
-        for report in compare(Plan(nodes=nodes, jobs=jobs, seed=seed), names):
-            rows[report.arm].append(report)
-            print(
-                f"seed {seed} {report.arm:9} completion {report.completion_s:7.0f} s,"
-                f" idle {report.idle_gpu_h:9,.0f} GPU-h, fairness {report.fairness:.3f},"
-                f" {report.decided / report.deciding_s:,.0f} admissions/s, {report.running_s:.0f} s",
-                flush=True,
-            )
-    for name in names[1:]:
+    tasks = [(Plan(nodes=nodes, jobs=jobs, seed=seed), name) for seed in range(1, seeds + 1) for name in names]
+    for (plan, _), report in zip(tasks, compare(tasks), strict=True):
+        rows[report.arm].append(report)
+        print(
+            f"seed {plan.seed} {report.arm:9} completion {report.completion_s:7.0f} s"
+            f" ({report.completion_s / report.runtime_s:.2f} of the runtime), idle {report.idle_gpu_h:9,.0f} GPU-h,"
+            f" fairness {report.fairness:.3f}, {report.preemptions} evictions,"
+            f" {report.decided / report.deciding_s:,.0f} admissions/s, {report.running_s:.0f} s",
+            flush=True,
+        )
+    for name in names:
+        if name == "label" or "label" not in rows:
+            continue
         pairs = list(zip(rows["label"], rows[name], strict=True))
         idle = [label.idle_gpu_h / max(ours.idle_gpu_h, 1e-9) for label, ours in pairs]
         done = [label.completion_s / ours.completion_s for label, ours in pairs]
@@ -101,6 +103,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=10_000)
     parser.add_argument("--jobs", type=int, default=100_000)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--arm", default="label,joint,gate,prefetch", help="of the simulator, with commas")
     asked = parser.parse_args()
     parts = asked.parts or ["decide", "kueue", "arms"]
     cores, load = len(os.sched_getaffinity(0)), os.getloadavg()[0]
@@ -110,7 +113,7 @@ def main() -> None:
     if "kueue" in parts:
         published()
     if "arms" in parts:
-        arms(asked.nodes, asked.jobs, asked.seeds)
+        arms(asked.nodes, asked.jobs, asked.seeds, asked.arm.split(","))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
 """Trying one job: quota, data, room, in this order; and what to do if it is admitted."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 
 from forebay.scheduler import gang
 from forebay.scheduler.backfill import HeldNodes
+from forebay.scheduler.claims import Claims
 from forebay.scheduler.decisions import Admission
-from forebay.scheduler.jobs import Job
+from forebay.scheduler.jobs import Job, PlacedPods
 from forebay.scheduler.losses import Floats
 from forebay.scheduler.model import RunningJob
 from forebay.scheduler.nodes import Bools
@@ -29,6 +32,7 @@ class Admitter:
         self._state = state
         self.held = HeldNodes(state)
         self.grown = Grown(state.table)
+        self._claims = Claims(state)
         self.blocked_lenders: set[str] = set()
         """Roots of trees in which a queue with policy `block` waits: nobody borrows there."""
 
@@ -38,30 +42,30 @@ class Admitter:
         if job.group is None:
             found = self._alone(job, backfilled)
             return found if isinstance(found, Refusal) else [found]
-        members = state.groups[job.group] - state.foreign.keys()
-        if not gang.complete(job, members):
-            return Refusal(
-                "gang",
-                f"{len(members)} of {job.group_size} jobs of group {job.group!r} are there",
-                THE_GROUP,
-                "job",
-            )
+        if missing := state.missing(job):
+            there = f"{job.group_size - missing} of {job.group_size} jobs of group {job.group!r} are there"
+            return Refusal("gang", there, THE_GROUP, "job")
+        needed = state.needed(job)
+        members = sorted(state.members(job), key=lambda member: member.name != job.name)
+        refusal = Refusal("gang", f"others of group {job.group!r} are not tried yet", "their backoff to end", "job")
         admitted: list[Admission] = []
+        holds, victims = dict(state.holds), dict(state.victims)
         with state.table.trial() as trial:
-            for name in sorted(members, key=lambda name: (name != job.name, name)):
-                if name in state.running:
-                    continue
-                member = state.waiting[name]
-                found = Refusal("gang", f"{name} of its group is not tried yet", "its backoff to end", "job")
-                if name not in state.later:
-                    found = self._alone(member, backfilled)
+            for place, member in enumerate(members):
+                if len(admitted) + len(members) - place < needed:
+                    break
+                found = self._alone(member, backfilled)
                 if isinstance(found, Refusal):
-                    for done in admitted:
-                        self._undo(done)
-                    return replace(found, scope="job")
-                admitted.append(found)
-            trial.keep()
-        return admitted
+                    refusal = found
+                else:
+                    admitted.append(found)
+            if admitted and len(admitted) >= needed:
+                trial.keep()
+                return admitted
+            for done in admitted:
+                self._undo(done)
+        state.holds, state.victims = holds, victims
+        return replace(refusal, scope="job")
 
     def _undo(self, admission: Admission) -> None:
         """The quota and record of a member; its room goes with the trial."""
@@ -74,7 +78,7 @@ class Admitter:
     def _alone(self, job: Job, backfilled: bool) -> Admission | Refusal:
         state = self._state
         shape, leaf = state.shape(job), state.quota.leaf(job.queue)
-        if (excess := state.quota.excess(leaf, shape.least)) is not None:
+        if (excess := self._claims.excess(job, leaf, shape.least)) is not None:
             return over_quota(excess)
         level = state.quota.borrows(leaf, shape.least)
         root = [*leaf.path()][-1].name
@@ -94,12 +98,13 @@ class Admitter:
             bound=False,
             bind_by=state.now + state.settings.bind_within_s,
             reservations=reservations,
+            load_s=0.0 if view is None else load_s(state, view, placement.pods),
         )
         state.queues[job.queue].remove(job, shape)
         del state.waiting[job.name]
         state.lift(job.name)
         state.victims.pop(job.name, None)
-        state.occupy(running, in_table=False)
+        live = state.occupy(running, in_table=False)
         state.count_reserved(reservations, in_table=False)
         assert running.bind_by is not None
         return Admission(
@@ -107,10 +112,11 @@ class Admitter:
             placement.pods,
             running.bind_by,
             placement.score,
-            not leaf.within_min([0] * len(shape.least)),
+            leaf.above_min(live.charged),
             backfilled,
             reservations,
             unit,
+            running.load_s,
         )
 
     def _placed(
@@ -121,7 +127,10 @@ class Admitter:
         stall = None if view is None or not state.holds else view.stall_s[state.warm.domain_of]
         warm = None if view is None or view.warm is None else view.warm[state.warm.domain_of]
         # Those for whom victims leave were found room for together: their holds on one node do not exclude each other.
-        together = {name for name, victims in state.victims.items() if victims} if job.name in state.victims else set()
+        own = {job.name} if job.group is None else state.groups[job.group]
+        together = own - {job.name}
+        if not own.isdisjoint(state.victims):
+            together |= {name for name, victims in state.victims.items() if victims}
         kept = self.held.allowed(job, stall, together)
         allowed = kept if warm is None else warm if kept is None else kept & warm
         site = Site(self._cold_s(job, view), allowed)
@@ -153,7 +162,7 @@ class Admitter:
 
     def _legal(self, job: Job, leaf: QuotaNode, step: int, steps: int) -> bool:
         charge = self._state.charge(job, gang.reduced(job.pod_sets, step, steps))
-        return self._state.quota.excess(leaf, charge) is None
+        return self._claims.excess(job, leaf, charge) is None
 
     def _at(
         self, job: Job, shape: Shape, counts: tuple[int, ...], site: Site
@@ -238,6 +247,13 @@ class Admitter:
             return True
         shape.held_off = None
         return False
+
+
+def load_s(state: State, view: View, pods: Iterable[PlacedPods]) -> float:
+    """Seconds that a job waits for its data where it waits longest."""
+    rows = [state.table.index[placed.node] for placed in pods]
+    seconds = float(view.stall_s[state.warm.domain_of[rows]].max(initial=0.0))
+    return seconds if math.isfinite(seconds) else 0.0
 
 
 THE_GROUP = "the rest of the group"

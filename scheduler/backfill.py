@@ -10,11 +10,12 @@ from collections.abc import Set as AbstractSet
 import numpy as np
 
 from forebay.scheduler.jobs import Job
+from forebay.scheduler.live import Live, ends_of
 from forebay.scheduler.losses import Floats
 from forebay.scheduler.model import Hold
 from forebay.scheduler.nodes import Bools
 from forebay.scheduler.placement import Placement, Site
-from forebay.scheduler.state import Live, State, ends_of
+from forebay.scheduler.state import State
 
 
 def shadow(state: State, job: Job) -> Hold | None:
@@ -45,14 +46,15 @@ def shadow(state: State, job: Job) -> Hold | None:
                 return None
             _release(state, lives[done : done + chunk])
             done, chunk = done + chunk, chunk * 2
-        low, high = 0, min(chunk, len(lives) - done)
+        low, high, gone = 0, min(chunk, len(lives) - done), 0
         while low < high:
             middle = (low + high) // 2
-            found = _nodes_after(state, job, lives[done : done + middle], free)
+            found = _nodes_after(state, job, lives[done + gone : done + middle], free)
             if found is not None:
                 high, nodes = middle, found
             else:
-                low = middle + 1
+                _release(state, lives[done + gone : done + middle])
+                low, gone = middle + 1, middle
         start = ending[done + high - 1][0] if done + high else state.now
         return Hold(job.name, start, nodes)
 

@@ -1,45 +1,48 @@
 """Which cards of a node a pod gets: sets by links, shares by packing or fragmentation, NUMA."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from forebay.scheduler.gpu_sets import mask_of
 from forebay.scheduler.gpu_sharing import Mix, share_card
 from forebay.scheduler.jobs import GpuRequest
-from forebay.scheduler.nodes import NodeTable
+from forebay.scheduler.nodes import Demand, NodeTable
 
 
-def choose_cards(table: NodeTable, node: int, gpus: GpuRequest, order: str, mix: Mix | None) -> tuple[int, ...]:
-    """Cards for one pod on this node, by place; empty if there are none.
+def choose_cards(table: NodeTable, node: int, demand: Demand, order: str, mix: Mix | None) -> tuple[int, ...]:
+    """Cards for one pod on this node, by place; empty if there are none, or it asks for none.
 
     Args:
         order: of shares: 'binpack', 'spread', or 'fgd', which needs `mix`.
     """
-    if gpus.exclusive:
-        return _exclusive(table, node, gpus)
-    zones = table.zones(node) if gpus.single_numa else [-1]
-    allowed = _of_models(table, node, gpus)
-    for zone in zones:
-        cards = _shared(table, node, gpus, order, mix, zone & allowed if zone >= 0 else allowed)
+    gpus = demand.gpus
+    if gpus is None:
+        return ()
+    kind = int(table.kind[node])
+    usable = table.kinds.usable(gpus)
+    allowed = (1 << len(table.nodes[node].gpus)) - 1 if usable is None else int(usable[1][kind])
+    near = int(table.kinds.near[kind]) if gpus.rdma == "prefer" else 0
+    zones = table.zones(node, demand) if gpus.single_numa else [allowed]
+    for some in (allowed & near, allowed) if near else (allowed,):
+        if gpus.exclusive:
+            cards = _exclusive(table, node, gpus, [zone & some for zone in zones])
+        else:
+            found = (_shared(table, node, gpus, order, mix, zone & some) for zone in zones)
+            cards = next((cards for cards in found if cards), ())
         if cards:
             return cards
     return ()
 
 
-def _of_models(table: NodeTable, node: int, gpus: GpuRequest) -> int:
-    every = table.nodes[node].gpus
-    return mask_of(place for place, gpu in enumerate(every) if not gpus.models or gpu.model in gpus.models)
-
-
-def _exclusive(table: NodeTable, node: int, gpus: GpuRequest) -> tuple[int, ...]:
+def _exclusive(table: NodeTable, node: int, gpus: GpuRequest, zones: Sequence[int]) -> tuple[int, ...]:
     free = int(table.bits[node])
-    if gpus.models:
-        free &= _of_models(table, node, gpus)
     if gpus.memory_mib:
         free &= mask_of(np.flatnonzero(table.card_memory[node] >= gpus.memory_mib).tolist())
     sets = table.sets[int(table.kind[node])]
-    if not gpus.single_numa:
-        return sets.choose(free, gpus.cards)
-    found = [cards for zone in table.zones(node) if (cards := sets.choose(free & zone, gpus.cards))]
+    if len(zones) == 1:
+        return sets.choose(free & zones[0], gpus.cards)
+    found = [cards for zone in zones if (cards := sets.choose(free & zone, gpus.cards))]
     return max(found, key=lambda cards: (sets.score(cards), [-card for card in cards]), default=())
 
 

@@ -9,26 +9,29 @@
 Admissions are applied to the state at once; evictions are remembered, and the victims' room counts when `finish` or
 `requeue` says that it is free.
 
-One pass: give up and release what is overdue; then, job by job in the order of `turns`, quota, data and room; then
-victims for the first jobs that were refused; then what to load ahead. Many jobs of one queue are admitted in one pass.
+One pass: give up and release what is overdue; find pods anew that gangs have lost; then, job by job in the order of
+`turns`, quota, data and room; then victims for the first jobs that were refused; further pods for elastic jobs; then
+what to load ahead. Many jobs of one queue are admitted in one pass.
 """
 
 import heapq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from forebay.scheduler import gang
 from forebay.scheduler.admission import Admitter
 from forebay.scheduler.backfill import shadow
-from forebay.scheduler.decisions import Admission, Decisions, Eviction, GivenUp, Release, Shrink
+from forebay.scheduler.decisions import Admission, Decisions, Eviction, GivenUp, Growth, Release, Shrink
 from forebay.scheduler.explain import explain
+from forebay.scheduler.growth import grow, repair
 from forebay.scheduler.model import Snapshot
 from forebay.scheduler.pending import JobClass, PendingQueue
-from forebay.scheduler.preemption import make_room
+from forebay.scheduler.preemption import make_room, mark
 from forebay.scheduler.prefetch import plan
 from forebay.scheduler.refusals import Refusal
 from forebay.scheduler.settings import Settings
 from forebay.scheduler.state import State
 from forebay.scheduler.turns import Lane, Turn, Turns, lanes_of
+from forebay.scheduler.victims import Known
 
 
 def decide(snapshot: Snapshot, settings: Settings | None = None) -> Decisions:
@@ -57,11 +60,14 @@ def advance(
     found.admit()
     if preempts and state.settings.preemption:
         found.preempt()
+    if state.settings.growth:
+        found.grow()
     cares = prefetches and (state.settings.prefetch or state.settings.warm_gate)
     return Decisions(
         admissions=tuple(found.admissions),
         evictions=tuple(found.evictions),
         shrinks=tuple(found.shrinks),
+        growths=tuple(found.growths),
         releases=tuple(found.releases),
         given_up=tuple(found.given_up),
         prefetches=plan(state) if cares else (),
@@ -78,6 +84,7 @@ class _Pass:
     admissions: list[Admission] = field(default_factory=list)
     evictions: list[Eviction] = field(default_factory=list)
     shrinks: list[Shrink] = field(default_factory=list)
+    growths: list[Growth] = field(default_factory=list)
     releases: list[Release] = field(default_factory=list)
     given_up: list[GivenUp] = field(default_factory=list)
     refusals: dict[str, Refusal] = field(default_factory=dict)
@@ -86,13 +93,21 @@ class _Pass:
     def overdue(self) -> None:
         """Time has passed: jobs that did not bind, have waited too long, or may be tried again."""
         state = self.state
-        for one in gang.unbound((state.running[name].running for name in state.unbound), state.now, state.settings):
-            if isinstance(one, Release):
-                state.requeue(one.job, one.retries, one.not_before)
-                self.releases.append(one)
-            else:
-                state.finish(one.job)
-                self.given_up.append(one)
+        late = gang.unbound((state.running[name].running for name in state.unbound), state.now, state.settings)
+        short = gang.short((state.running[name].running for name in state.short), state.now, state.settings)
+        for one in (*late, *short):
+            if one.job not in state.running:
+                continue  # it went with another one of its group
+            group = state.running[one.job].job.group
+            names = sorted(name for name in state.groups[group] if name in state.running) if group else [one.job]
+            for name in names:
+                if isinstance(one, Release):
+                    state.requeue(name, one.retries, one.not_before)
+                    self.releases.append(replace(one, job=name))
+                else:
+                    state.finish(name)
+                    self.given_up.append(replace(one, job=name))
+        self._ungrow()
         while state.deadlines and state.deadlines[0][0] <= state.now:
             _, name = heapq.heappop(state.deadlines)
             job = state.waiting.get(name)
@@ -107,6 +122,17 @@ class _Pass:
             job = state.later.pop(name)
             state.queues[job.queue].add(job, state.shape(job))
         self._ungate()
+
+    def _ungrow(self) -> None:
+        """Further pods that did not bind in time are given back, and nothing else of their jobs."""
+        state = self.state
+        for name in sorted(state.growing):
+            running = state.running[name].running
+            if running.grow_by is None or state.now < running.grow_by or running.evicted_for is not None:
+                continue
+            shrink = Shrink(name, "", running.growing, state.now + state.settings.backoff_s)
+            mark(state, shrink)
+            self.shrinks.append(shrink)
 
     def _ungate(self) -> None:
         """Jobs whose data is warm by now."""
@@ -124,6 +150,7 @@ class _Pass:
     def admit(self) -> None:
         state = self.state
         state.refresh_mix()
+        self.growths += repair(state)
         self._admitter = Admitter(state)
         self._turns = Turns(state.quota, state.settings, state.now)
         self._waited: set[str] = set()
@@ -216,12 +243,17 @@ class _Pass:
     def preempt(self) -> None:
         """Victims for the first jobs of each queue that were refused, one after the other."""
         state = self.state
+        known: Known = {}
         for name in sorted(state.queues):
             for rank in state.queues[name].order[: state.settings.preempt_tries]:
                 job = state.waiting[rank[2]]
-                if state.victims.get(job.name):
+                if any(state.victims.get(member.name) for member in state.members(job)):
                     continue
-                found = make_room(state, job)
+                found = make_room(state, job, known)
                 if found is not None:
                     self.evictions += found.evictions
                     self.shrinks += found.shrinks
+
+    def grow(self) -> None:
+        """What is left goes to elastic jobs."""
+        self.growths += grow(self.state, self._admitter.blocked_lenders)

@@ -25,6 +25,8 @@ class Admission:
     reservations: tuple[str, ...] = ()
     unit: str | None = None
     """Of its resource policy."""
+    load_s: float = 0.0
+    """Seconds until its data is loaded, beyond what it reads while it computes; `RunningJob.load_s` from then on."""
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -53,23 +55,39 @@ class Eviction:
 
     job: str
     for_job: str
-    reason: Literal["priority", "reclaim", "fair-share"]
+    reason: Literal["priority", "reclaim", "borrow", "fair-share"]
     cost: float
     """GPU-seconds that are lost: work since the last checkpoint, and loading its data again."""
 
 
 @dataclass(frozen=True)
+class Growth:
+    """A running job gets further pods: an elastic one for which there is room, or one that has lost some.
+
+    Whoever acts on it reports them among the job's pods, and as `RunningJob.growing` until they are bound.
+    """
+
+    job: str
+    pods: tuple[PlacedPods, ...]
+    bind_by: float
+
+
+@dataclass(frozen=True)
 class Shrink:
-    """An elastic job gives up pods, for another one."""
+    """An elastic job gives up pods."""
 
     job: str
     for_job: str
+    """Empty: they did not bind in time."""
     pods: tuple[PlacedPods, ...]
+    grow_after: float = 0.0
+    """`RunningJob.grow_after` from then on."""
 
 
 @dataclass(frozen=True)
 class Release:
-    """An admitted job did not bind in time: it gives its room back and waits again, in its old place."""
+    """An admitted job did not bind in time, or has fewer pods than its least for too long: it gives its room back and
+    waits again, in its old place."""
 
     job: str
     not_before: float
@@ -122,6 +140,7 @@ class Decisions:
     admissions: tuple[Admission, ...] = ()
     evictions: tuple[Eviction, ...] = ()
     shrinks: tuple[Shrink, ...] = ()
+    growths: tuple[Growth, ...] = ()
     releases: tuple[Release, ...] = ()
     given_up: tuple[GivenUp, ...] = ()
     prefetches: tuple[Prefetch, ...] = ()

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from forebay.scheduler.jobs import Job
+from forebay.scheduler.live import ends_of
 from forebay.scheduler.losses import Floats
 from forebay.scheduler.model import CARD
 from forebay.scheduler.nodes import Ints
 from forebay.scheduler.pending import Rank
-from forebay.scheduler.state import State, ends_of
+from forebay.scheduler.state import State
 
 
 class Releases:

@@ -31,6 +31,8 @@ def explain(state: State, refusals: Mapping[str, Refusal]) -> tuple[Wait, ...]:
             refusal = _impossible(state, job) or refusals.get(job.name) or _refusal(state, job, waiting_before)
             start = _start(state, job, refusal, releases, ahead * busy)
             reason = refusal.reason
+            if not job.preempts and refusal.stage in ("quota", "gang", "topology"):
+                reason += "; it may not evict others"
             if refusal.resource:
                 shares = shares or _fair_shares(state)
                 reason += _fairness(state, name, refusal.resource, shares)

@@ -95,13 +95,29 @@ def _fill(capacity: int, vessels: Sequence[tuple[int, Fraction]]) -> list[int]:
     return _rounded([min(Fraction(depth), level * wide) for depth, wide in vessels], capacity)
 
 
-def dominant_share(used: Sequence[int], total: Sequence[int], weight: float = 1.0) -> float:
+def dominant_share(used: Sequence[float], total: Sequence[int], weight: float = 1.0) -> float:
     """The largest part that is used of any resource, over the weight (DRF); infinite for use at weight 0.
 
     Args:
         total: of the same resources; 0 where there is no known total.
     """
     return _weighted(max((part / whole for part, whole in zip(used, total, strict=True) if whole), default=0.0), weight)
+
+
+def rescaled(children: Sequence[tuple[Sequence[float], float]]) -> list[float]:
+    """What a queue counts as using, for hierarchical DRF: its children's use, each scaled down to the least of them.
+
+    So what one child uses of one resource does not keep another one from a resource of which it has little
+    (Bhattacharya et al., "Hierarchical Scheduling for Diverse Datacenter Workloads", SoCC 2013).
+
+    Args:
+        children: for each that can go on, the parts of the totals that it uses, and its weight.
+    """
+    shares = [_weighted(max(parts, default=0.0), weight) for parts, weight in children]
+    least = min(shares)
+    scales = [least / share if share > 0 and math.isfinite(share) else 0.0 for share in shares]
+    columns = zip(*(parts for parts, _ in children), strict=True)
+    return [math.fsum(part * scale for part, scale in zip(column, scales, strict=True)) for column in columns]
 
 
 def borrowed_share(used: Sequence[int], quota: Sequence[int], lendable: Sequence[int], weight: float = 1.0) -> float:

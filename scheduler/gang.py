@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from forebay.scheduler.decisions import GivenUp, Release
-from forebay.scheduler.jobs import Job, PodSet
+from forebay.scheduler.jobs import PodSet
 from forebay.scheduler.model import RunningJob
 from forebay.scheduler.settings import Settings
 
@@ -37,14 +37,18 @@ def first_step(steps: int, fits: Callable[[int], bool], low: int = 0) -> int | N
     return high
 
 
-def complete(job: Job, members: Iterable[str]) -> bool:
-    """Whether the job's group of gangs is all there."""
-    return job.group is None or len({*members}) >= max(job.group_size, 1)
-
-
 def backoff_s(base: float, retries: int, most: float) -> float:
     """Wait after the release number `retries`, from 1 on."""
     return min(base * 2.0 ** (retries - 1), most)
+
+
+def short(running: Iterable[RunningJob], now: float, settings: Settings) -> list[Release]:
+    """Jobs that have had fewer pods than their least for too long: what is left of them holds room for nothing."""
+    return [
+        Release(one.job.name, now, one.job.retries)
+        for one in sorted(running, key=lambda one: one.job.name)
+        if one.short_since is not None and now - one.short_since >= settings.short_s and one.evicted_for is None
+    ]
 
 
 def unbound(running: Iterable[RunningJob], now: float, settings: Settings) -> list[Release | GivenUp]:

@@ -1,7 +1,7 @@
 """Jobs: what runs, how large it may be, what it reads, and where its pods were put."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 
@@ -26,7 +26,9 @@ class GpuRequest:
     models: tuple[str, ...] = ()
     """Any of these; empty: any card."""
     single_numa: bool = False
-    """All cards at one NUMA node."""
+    """All cards at one NUMA node, and with them what else the pod requests of what NUMA nodes have."""
+    rdma: Literal["any", "prefer", "require"] = "any"
+    """Cards with an RDMA device on the same PCIe tree, without a host bridge in between."""
 
     def __post_init__(self) -> None:
         if self.cards < 1:
@@ -84,8 +86,9 @@ class PodSet:
     preferences: tuple[tuple[str, str, int], ...] = ()
     """Label, value and weight 1 to 100 of nodes that are liked."""
     topology: TopologyRequest = field(default_factory=TopologyRequest)
-    placement: Literal["binpack", "spread"] | None = None
-    """None: as the settings say."""
+    placement: Literal["binpack", "spread", "balanced"] | None = None
+    """`binpack`: nodes are filled one after the other; `spread`: each gets as few pods as possible; `balanced`: where
+    one domain is not enough, the fewest that are get equal parts. None: as the settings say."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -126,10 +129,12 @@ class Job:
     labels: Mapping[str, str] = field(default_factory=dict)
     data: tuple[DataNeed, ...] = ()
     group: str | None = None
-    """Jobs of one group are admitted together or not at all."""
+    """Jobs of one group are admitted together or not at all, and evicted so."""
     group_size: int = 0
-    """How many jobs the group has; it waits until so many are there."""
+    """How many jobs the group needs; it waits until so many are there. What it has beyond may start later."""
     preemptible: bool = True
+    preempts: bool = True
+    """It may evict others (Kubernetes' preemptionPolicy)."""
     max_run_s: float | None = None
     """Bound of its runtime; None: none is known, and it is never backfilled."""
     max_wait_s: float | None = None
@@ -159,3 +164,39 @@ class PlacedPods:
     """For each pod its cards, by place; () for pods without."""
 
     count: int = 1
+
+
+def counts_of(job: Job, pods: Iterable[PlacedPods]) -> list[int]:
+    """Pods of each set."""
+    counts = {pod_set.name: 0 for pod_set in job.pod_sets}
+    for placed in pods:
+        counts[placed.pod_set] += placed.count
+    return [*counts.values()]
+
+
+def without(pods: Iterable[PlacedPods], leaving: Iterable[PlacedPods]) -> tuple[PlacedPods, ...]:
+    """Pods less those that leave; of pods without cards only their number counts."""
+    left = list(pods)
+    for gone in leaving:
+        count = gone.count
+        for place, one in enumerate(left):
+            if (one.pod_set, one.node) != (gone.pod_set, gone.node):
+                continue
+            if one.cards:
+                cards = tuple(taken for taken in one.cards if taken not in gone.cards)
+                left[place] = replace(one, cards=cards, count=len(cards))
+            else:
+                left[place] = replace(one, count=max(0, one.count - count))
+                count -= one.count - left[place].count
+    return tuple(one for one in left if one.count)
+
+
+def joined(pods: Iterable[PlacedPods], more: Iterable[PlacedPods]) -> tuple[PlacedPods, ...]:
+    """Pods and those that came later, with one entry for each pod set and node."""
+    found: dict[tuple[str, str], PlacedPods] = {}
+    for one in (*pods, *more):
+        before = found.get((one.pod_set, one.node))
+        if before is not None:
+            one = replace(one, cards=before.cards + one.cards, count=before.count + one.count)
+        found[one.pod_set, one.node] = one
+    return tuple(found.values())

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from forebay.scheduler.decisions import Score
 from forebay.scheduler.gpu_sharing import Mix
-from forebay.scheduler.jobs import PodSet
+from forebay.scheduler.jobs import GpuRequest, PodSet
 from forebay.scheduler.model import CARD
 from forebay.scheduler.nodes import Demand, Ints, NodeTable
 from forebay.scheduler.settings import Settings
@@ -138,7 +138,7 @@ class LossTable:
         cards = gpus_of(pod_set)
         return Losses(
             cold=none if cold is None else cold * weights.cold,
-            link=self._links(demand, rows, cards * weights.link),
+            link=self._links(demand, rows, cards * weights.link) + self._rdma(demand.gpus, rows, cards * weights.rdma),
             pack=self._pack(pod_set, demand, rows, cards * weights.pack) if weights.pack else none,
             fragment=self._fragments(demand, rows, weights.fragment) if weights.fragment else none,
             affinity=self._affinity(pod_set, rows) if pod_set.preferences else none,
@@ -148,14 +148,31 @@ class LossTable:
         gpus, table = demand.gpus, self._table
         if gpus is None or not gpus.exclusive or gpus.cards < 2 or not weight:
             return np.zeros(len(rows))
-        kinds = table.kind[rows]
+        kinds, bits = table.kind[rows], self._free(gpus, rows)
         if len(table.sets) == 1:
-            lost: Floats = (1.0 - table.sets[0].quality(table.bits[rows], gpus.cards)) * weight
+            lost: Floats = (1.0 - table.sets[0].quality(bits, gpus.cards)) * weight
             return lost
         found = np.zeros(len(rows))
         for kind in np.unique(kinds):
             where = np.flatnonzero(kinds == kind)
-            found[where] = 1.0 - table.sets[kind].quality(table.bits[rows[where]], gpus.cards)
+            found[where] = 1.0 - table.sets[kind].quality(bits[where], gpus.cards)
+        return found * weight
+
+    def _free(self, gpus: GpuRequest, rows: Ints) -> Ints:
+        """Masks of the wholly free cards of each row from which those of the request are chosen."""
+        table = self._table
+        kinds, usable = table.kind[rows], table.kinds.usable(gpus)
+        free: Ints = table.bits[rows] if usable is None else table.bits[rows] & usable[1][kinds]
+        if gpus.rdma == "prefer":
+            enough = table.kinds.near_parts(kinds, free, gpus.cards) == 1.0
+            free = np.where(enough, free & table.kinds.near[kinds], free)
+        return free
+
+    def _rdma(self, gpus: GpuRequest | None, rows: Ints, weight: float) -> Floats:
+        """Cards without an RDMA device near, of a request that prefers one."""
+        if gpus is None or gpus.rdma != "prefer" or not weight:
+            return np.zeros(len(rows))
+        found: Floats = 1.0 - self._table.kinds.near_parts(self._table.kind[rows], self._free(gpus, rows), gpus.cards)
         return found * weight
 
     def _pack(self, pod_set: PodSet, demand: Demand, rows: Ints, weight: float) -> Floats:

@@ -26,6 +26,7 @@ CARD = 1000
 """Thousandths of a card that a whole card has."""
 
 QueuePolicy = Literal["fifo", "strict", "best-effort", "block"]
+Preempt = Literal["never", "lower", "later"]
 Reclaim = Literal["never", "lower-priority", "any"]
 
 
@@ -66,6 +67,10 @@ class Node:
     gpus: tuple[Gpu, ...] = ()
     links: tuple[tuple[int, ...], ...] = ()
     """Points of the link between each two cards (`gpu_sets.POINTS`); empty: all alike."""
+    rdma: tuple[tuple[int, ...], ...] = ()
+    """Points of the link between each RDMA device and each card. How many pods it serves is a resource like any."""
+    numa: tuple[Amounts, ...] = ()
+    """What of `allocatable` belongs to each NUMA node, by `Gpu.numa`; empty: not known, and not looked at."""
     topology: tuple[str, ...] = ()
     """The node's domain at each of `Snapshot.levels`, from the widest to the narrowest."""
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -110,10 +115,15 @@ class Queue:
     """Among equal priority: LIFO instead of FIFO."""
     max_jobs: int | None = None
     """Jobs that run at once."""
-    preempt_lower: bool = True
-    """A job may evict jobs of lower priority in its own queue."""
+    preempt: Preempt = "lower"
+    """Which jobs of its own queue a job may evict: `lower` priority, or also `later` ones of the same priority."""
     reclaim: Reclaim = "any"
     """Which jobs of queues above their min may be evicted by one that stays within its own."""
+    preempt_to_borrow: bool = False
+    """A job that borrows may evict jobs of lower priority from queues above their min (Kueue's borrowWithinCohort).
+    Where one queue of a tree may, shares give no claim to room in that tree: the two would evict in turns."""
+    preempt_to_borrow_up_to: int | None = None
+    """Only jobs of at most this priority; None: of any that is lower."""
     reclaimable: bool = True
     """Whether other queues may reclaim from this one."""
     min_runtime_s: float = 0.0
@@ -220,6 +230,16 @@ class RunningJob:
     """With `evicted_for`: only these pods go, the job was shrunk; empty: all of it."""
     reservations: tuple[str, ...] = ()
     """In which it runs."""
+    load_s: float = 0.0
+    """Seconds that it loads its data before its runtime counts, as was reckoned when it was admitted."""
+    growing: tuple[PlacedPods, ...] = ()
+    """Of its pods, those that came later and are not all bound yet."""
+    grow_by: float | None = None
+    """They must be by then."""
+    grow_after: float = 0.0
+    """It gets no further pods before."""
+    short_since: float | None = None
+    """When it fell below its least pods; None: it has them."""
 
     @property
     def ending(self) -> bool:
@@ -251,5 +271,7 @@ class Snapshot:
     stores: tuple[Store, ...] = ()
     reservations: tuple[Reservation, ...] = ()
     policies: tuple[ResourcePolicy, ...] = ()
+    done: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By group of gangs, its jobs that have ended well: they count as there."""
     holds: tuple[Hold, ...] = ()
     """As they were decided before."""

@@ -13,9 +13,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from forebay.scheduler.gpu_sets import GpuSets, mask_of
+from forebay.scheduler.card_kinds import CardKinds
+from forebay.scheduler.gpu_sets import mask_of
 from forebay.scheduler.jobs import GpuRequest, PodSet
 from forebay.scheduler.model import CARD, Node
+from forebay.scheduler.numa import NumaTable, zone_of
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -80,6 +82,7 @@ class NodeTable:
             raise ValueError(f"two nodes are named {twice!r}")
         self.levels = tuple(levels)
         self._rows(self.nodes)
+        self.numa = NumaTable(self.nodes)
         self._cards(self.nodes)
         self._domains(self.nodes)
         self.ready = np.array([node.ready for node in self.nodes], dtype=np.bool_)
@@ -107,23 +110,18 @@ class NodeTable:
         self.cards_max = most
         self.compute = np.zeros((len(nodes), most), dtype=np.int32)
         self.memory = np.zeros((len(nodes), most), dtype=np.int32)
-        self.sets: list[GpuSets] = []
-        self.kind = np.zeros(len(nodes), dtype=np.int64)
-        """Index into `sets` of each node."""
-        kinds: dict[tuple[object, ...], int] = {}
-        rows: dict[tuple[object, ...], tuple[list[int], list[int]]] = {}
+        self.kinds = CardKinds(nodes)
+        self.sets, self.kind = self.kinds.sets, self.kinds.of
+        rows = [
+            (
+                [CARD if gpu.healthy else 0 for gpu in node.gpus],
+                [gpu.memory_mib if gpu.healthy else 0 for gpu in node.gpus],
+            )
+            for node in self.kinds.examples
+        ]
         for place, node in enumerate(nodes):
-            key = (node.gpus, node.links)
-            if key not in kinds:
-                kinds[key] = len(self.sets)
-                self.sets.append(GpuSets(node.links, len(node.gpus)))
-                rows[key] = (
-                    [CARD if gpu.healthy else 0 for gpu in node.gpus],
-                    [gpu.memory_mib if gpu.healthy else 0 for gpu in node.gpus],
-                )
-            self.kind[place] = kinds[key]
             count = len(node.gpus)
-            self.compute[place, :count], self.memory[place, :count] = rows[key]
+            self.compute[place, :count], self.memory[place, :count] = rows[self.kind[place]]
         self.card_memory = self.memory.copy()
         self.gpu_capacity = self.compute.sum(axis=1, dtype=np.int64)
         self.gpu_free = self.gpu_capacity.copy()
@@ -132,9 +130,13 @@ class NodeTable:
         for card in range(most):
             self.bits |= (self.compute[:, card] == CARD).astype(np.int64) << card
         self.idle = (self.compute == CARD).sum(axis=1)
+        self._swapped = [0] * len(nodes)
+        """Masks of the cards that were taken whole while they were idle: they can be given back so."""
+        self._spots: dict[tuple[int, ...], tuple[int, slice | list[int]]] = {}
+        """Mask and index of cards."""
+        every = [gpu for node in self.kinds.examples for gpu in node.gpus]
         self.least_memory = {
-            model: min(gpu.memory_mib for node_gpus, _ in kinds for gpu in node_gpus if gpu.model == model)  # type: ignore[attr-defined]
-            for model in {gpu.model for node_gpus, _ in kinds for gpu in node_gpus}  # type: ignore[attr-defined]
+            model: min(gpu.memory_mib for gpu in every if gpu.model == model) for model in {gpu.model for gpu in every}
         }
 
     def _domains(self, nodes: Sequence[Node]) -> None:
@@ -206,15 +208,15 @@ class NodeTable:
             free = self.free[row] if among is None else self.free[row][among]
             found &= free >= amount
         if demand.gpus is not None:
-            found &= self._cards_fit(demand.gpus, among)
+            found &= self._cards_fit(demand, demand.gpus, among)
         return found
 
-    def _cards_fit(self, gpus: GpuRequest, among: Ints | None) -> Bools:
-        if gpus.single_numa:
-            return self._pods_of_cards(gpus, among) > 0
+    def _cards_fit(self, demand: Demand, gpus: GpuRequest, among: Ints | None) -> Bools:
+        if gpus.single_numa or self.kinds.usable(gpus) is not None:
+            return self._pods_of_cards(demand, gpus, among) > 0
         if gpus.exclusive:
             if gpus.memory_mib:
-                return self._pods_of_cards(gpus, among) > 0
+                return self._pods_of_cards(demand, gpus, among) > 0
             enough: Bools = (self.idle if among is None else self.idle[among]) >= gpus.cards
             return enough
         compute = self.compute if among is None else self.compute[among]
@@ -233,7 +235,10 @@ class NodeTable:
                 return False
             np.logical_and(mask, self.capacity[self.rows[name]] >= amount, out=mask)
         if (gpus := demand.gpus) is not None:
-            enough = (self.card_memory >= max(gpus.memory_mib, 1)).sum(axis=1) >= gpus.cards
+            large = self.card_memory >= max(gpus.memory_mib, 1)
+            if (usable := self.kinds.usable(gpus)) is not None:
+                large &= usable[0][self.kind]
+            enough = large.sum(axis=1) >= gpus.cards
             np.logical_and(mask, enough, out=mask)
         return bool(mask.any())
 
@@ -248,14 +253,15 @@ class NodeTable:
             free = self.free[row] if among is None else self.free[row][among]
             np.minimum(found, np.maximum(free, 0) // amount, out=found)
         if demand.gpus is not None:
-            np.minimum(found, self._pods_of_cards(demand.gpus, among), out=found)
+            np.minimum(found, self._pods_of_cards(demand, demand.gpus, among), out=found)
         return found
 
-    def _pods_of_cards(self, gpus: GpuRequest, among: Ints | None) -> Ints:
+    def _pods_of_cards(self, demand: Demand, gpus: GpuRequest, among: Ints | None) -> Ints:
+        usable = self.kinds.usable(gpus)
         compute = self.compute if among is None else self.compute[among]
         memory = self.memory if among is None else self.memory[among]
         if gpus.exclusive:
-            if not gpus.single_numa and not gpus.memory_mib:
+            if not gpus.single_numa and not gpus.memory_mib and usable is None:
                 idle: Ints = self.idle if among is None else self.idle[among]
                 return np.floor_divide(idle, gpus.cards)
             slots = ((compute == CARD) & (memory >= gpus.memory_mib)).astype(np.int64)
@@ -265,27 +271,34 @@ class NodeTable:
             )
             if gpus.memory_mib:
                 np.minimum(slots, memory // gpus.memory_mib, out=slots)
+            np.maximum(slots, 0, out=slots)  # a reservation may be for cards that others still use
+        if usable is not None:
+            slots *= usable[0][self.kind if among is None else self.kind[among]]
         if gpus.single_numa:
-            return self._numa_pods(slots, gpus.cards, among)
+            return self._numa_pods(demand, slots, gpus.cards, among)
         return _groups(slots, gpus.cards)
 
-    def _numa_pods(self, slots: Ints, cards: int, among: Ints | None) -> Ints:
-        kinds = self.kind if among is None else self.kind[among]
+    def _numa_pods(self, demand: Demand, slots: Ints, cards: int, among: Ints | None) -> Ints:
+        places = np.arange(len(self)) if among is None else among
+        kinds = self.kind[places]
         found = np.zeros(len(slots), dtype=np.int64)
         for kind in np.unique(kinds):
             rows = np.flatnonzero(kinds == kind)
-            place = int(np.flatnonzero(self.kind == kind)[0])
-            zones = np.array([gpu.numa for gpu in self.nodes[place].gpus], dtype=np.int64)
+            zones = np.array([gpu.numa for gpu in self.kinds.examples[kind].gpus], dtype=np.int64)
             for zone in np.unique(zones):
-                found[rows] += _groups(slots[np.ix_(rows, np.flatnonzero(zones == zone))], cards)
+                fitting = _groups(slots[np.ix_(rows, np.flatnonzero(zones == zone))], cards)
+                if self.numa.any:
+                    fitting = np.minimum(fitting, self.numa.pods(demand.amounts, places[rows], int(zone)))
+                found[rows] += fitting
         return found
 
-    def zones(self, node: int) -> list[int]:
-        """Masks of the cards of each NUMA node."""
-        gpus = self.nodes[node].gpus
+    def zones(self, node: int, demand: Demand) -> list[int]:
+        """Masks of the cards of each NUMA node that has room for one pod beside its cards."""
+        gpus, row = self.nodes[node].gpus, np.array([node])
         return [
             mask_of(place for place, gpu in enumerate(gpus) if gpu.numa == zone)
             for zone in sorted({gpu.numa for gpu in gpus})
+            if not self.numa.any or self.numa.pods(demand.amounts, row, zone)[0]
         ]
 
     def take(self, node: int, demand: Demand, cards: tuple[int, ...], pods: int = 1) -> None:
@@ -308,13 +321,18 @@ class NodeTable:
             row = self.rows.get(name)
             if row is not None:
                 self.free[row, node] -= pods * amount
+        if self.numa.any:
+            self.numa.change(node, demand.amounts, zone_of(self.nodes[node], cards), pods)
         gpus = demand.gpus
         if gpus is not None and not (gpus.exclusive and self._swap(node, cards, pods > 0)):
             self._change_cards(node, gpus, cards, 1 if pods > 0 else -1)
 
     def _swap(self, node: int, cards: tuple[int, ...], taken: bool) -> bool:
-        """Take whole cards that are all idle, or give back such as are all in use; if they are not: False."""
-        mask, places = mask_of(cards), list(cards)
+        """Take whole cards that are all idle, or give back such as were taken so; if they are not: False."""
+        spot = self._spots.get(cards)
+        if spot is None:
+            spot = self._spots[cards] = (mask_of(cards), _as_index(cards))
+        mask, places = spot
         bits = int(self.bits[node])
         if taken:
             if bits & mask != mask:
@@ -322,19 +340,23 @@ class NodeTable:
             self.compute[node, places] = 0
             self.memory[node, places] = 0
             self.bits[node] = bits & ~mask
+            self._swapped[node] |= mask
+            change = -len(cards)
         else:
-            if self.compute[node, places].any():
+            if self._swapped[node] & mask != mask:
                 return False
             self.compute[node, places] = CARD
             self.memory[node, places] = self.card_memory[node, places]
             self.bits[node] = bits | mask
-        change = -len(cards) if taken else len(cards)
+            self._swapped[node] &= ~mask
+            change = len(cards)
         self.idle[node] += change
         self.gpu_free[node] += change * CARD
         return True
 
     def _change_cards(self, node: int, gpus: GpuRequest, cards: tuple[int, ...], sign: int) -> None:
         compute, memory = self.compute[node], self.memory[node]
+        self._swapped[node] &= ~mask_of(cards)
         for card in cards:
             mib = int(self.card_memory[node, card]) if gpus.exclusive else gpus.memory_mib
             milli = gpus.compute_milli or 1  # a share of memory alone keeps the card from those who want it whole
@@ -387,6 +409,12 @@ class Trial:
 
     def keep(self) -> None:
         self.kept = True
+
+
+def _as_index(cards: tuple[int, ...]) -> slice | list[int]:
+    """Of columns: a slice is several times as quick as a list."""
+    first, last = cards[0], cards[-1]
+    return slice(first, last + 1) if cards == tuple(range(first, last + 1)) else list(cards)
 
 
 def _groups(slots: Ints, cards: int) -> Ints:

@@ -7,6 +7,7 @@ jobs, and its cost does not grow with the depth of the queue.
 import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -45,15 +46,18 @@ class Shape:
 
     def pods(self, placed: Iterable[PlacedPods]) -> Iterator[tuple[PlacedPods, Demand]]:
         """Pods of a job of this shape with what one of them asks for."""
-        demands = dict(zip((pod_set.name for pod_set in self.job.pod_sets), self.demands, strict=True))
-        return ((one, demands[one.pod_set]) for one in placed)
+        return ((one, self._by_name[one.pod_set]) for one in placed)
 
-    @property
+    @cached_property
+    def _by_name(self) -> dict[str, Demand]:
+        return dict(zip((pod_set.name for pod_set in self.job.pod_sets), self.demands, strict=True))
+
+    @cached_property
     def kind(self) -> tuple[object, ...]:
         """Of cards that it competes for."""
         return tuple(sorted({demand.gpus.models if demand.gpus else ("",) for demand in self.demands}))
 
-    @property
+    @cached_property
     def elastic(self) -> bool:
         return any(pod_set.least < pod_set.count for pod_set in self.job.pod_sets)
 

@@ -163,9 +163,9 @@ class Placer:
             return filled(room, rows[np.lexsort((rows, loss[rows]))], count)
         if asked is None:
             request = TopologyRequest(preferred=self._table.levels[-1])
-        spread = (pod_set.placement or self._settings.placement) == "spread"
+        order = pod_set.placement or self._settings.placement
         slack = self._settings.weights.pack * gpus_of(pod_set)
-        return Gathering(self._table, room, loss, request, slack, spread).place(count, request)
+        return Gathering(self._table, room, loss, request, slack, order).place(count, request)
 
     def _take(
         self, pod_set: PodSet, demand: Demand, pieces: Sequence[tuple[int, int]]
@@ -179,7 +179,7 @@ class Placer:
                 continue
             taken: list[tuple[int, ...]] = []
             for _ in range(amount):
-                cards = choose_cards(table, row, gpus, self._settings.shared_cards, self._losses.mix)
+                cards = choose_cards(table, row, demand, self._settings.shared_cards, self._losses.mix)
                 if not cards:
                     return None
                 table.take(row, demand, cards)

@@ -42,6 +42,8 @@ class QuotaNode:
     reported: Vector = field(default_factory=list)
     """What the children use above what they are guaranteed, or what the jobs of a leaf use."""
     jobs: int = 0
+    by_priority: bool = False
+    """Some queue of its tree evicts lower priorities to borrow."""
 
     @property
     def name(self) -> str:
@@ -64,6 +66,10 @@ class QuotaNode:
             used + amount <= quota or not amount
             for used, amount, quota in zip(self.used, more, self.quota, strict=True)
         )
+
+    def above_min(self, request: Sequence[int]) -> bool:
+        """Whether it uses more than its min of something that is asked for."""
+        return any(amount and used > quota for amount, used, quota in zip(request, self.used, self.quota, strict=True))
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,9 @@ class QuotaTree:
         totals = [
             quota if quota < FREE else capacity for quota, capacity in zip(root.quota, self._capacity, strict=True)
         ]
+        by_priority = any(node.queue.preempt_to_borrow for node in below)
         for node in below:
+            node.by_priority = by_priority
             node.used = [0] * len(self.resources)
             node.reported = [0] * len(self.resources)
             self._totals[node.name] = totals
@@ -174,10 +182,14 @@ class QuotaTree:
             shared = min(shared, pool - guaranteed - max(0, reported - guaranteed) + borrowing)
         return max(0, guaranteed - reported) + shared
 
-    def excess(self, node: QuotaNode, request: Sequence[int]) -> Excess | None:
-        """What stands against `request` in this queue; None: it is legal."""
+    def excess(self, node: QuotaNode, request: Sequence[int], runs: bool = False) -> Excess | None:
+        """What stands against `request` in this queue; None: it is legal.
+
+        Args:
+            runs: it is for a job that runs already.
+        """
         for above in node.path():
-            if above.queue.max_jobs is not None and above.jobs >= above.queue.max_jobs:
+            if not runs and above.queue.max_jobs is not None and above.jobs >= above.queue.max_jobs:
                 return Excess(above.name, "jobs", 1, 0, "jobs")
             for place, amount in enumerate(request):
                 if amount and above.used[place] + amount > above.limit[place]:
@@ -245,13 +257,26 @@ class QuotaTree:
 
     def share(self, node: QuotaNode) -> float:
         """The dominant share of a subtree, over its weight."""
-        return dominant_share(node.used, self._totals[node.name], node.queue.weight)
+        return self.share_with(node, node.used)
+
+    def share_with(self, node: QuotaNode, used: Sequence[int]) -> float:
+        """As `share`, if it used so much."""
+        return dominant_share(used, self._totals[node.name], node.queue.weight)
+
+    def parts(self, node: QuotaNode) -> list[float]:
+        """Of each resource, the part of the tree's total that a subtree uses."""
+        totals = self._totals[node.name]
+        return [used / total if total else 0.0 for used, total in zip(node.used, totals, strict=True)]
 
     def borrowed(self, node: QuotaNode, more: Sequence[int] | None = None) -> float:
         """Kueue's share of a subtree, with `more`: what it uses above its min, of what its parent's can lend."""
+        used = node.used if more is None else [old + new for old, new in zip(node.used, more, strict=True)]
+        return self.borrowed_with(node, used)
+
+    def borrowed_with(self, node: QuotaNode, used: Sequence[int]) -> float:
+        """As `borrowed`, if it used so much."""
         if node.parent is None:
             return 0.0
-        used = node.used if more is None else [old + new for old, new in zip(node.used, more, strict=True)]
         return borrowed_share(used, node.quota, self._lendable[node.parent.name], node.queue.weight)
 
     def fair_shares(self, wanted: Mapping[str, Sequence[int]]) -> dict[str, Vector]:

@@ -9,7 +9,8 @@ from forebay.scheduler.jobs import GpuRequest, Job
 from forebay.scheduler.nodes import Demand
 from forebay.scheduler.pending import Shape
 from forebay.scheduler.placement import Placement, Site
-from forebay.scheduler.state import Held, State, left_over
+from forebay.scheduler.reserved import Held, left_over
+from forebay.scheduler.state import State
 from forebay.scheduler.topology import NoRoom
 
 

@@ -10,6 +10,8 @@ class Weights:
 
     link: float = 360.0
     """For each GPU of a job on cards with the worst links instead of the best: a tenth of an hour."""
+    rdma: float = 360.0
+    """For each GPU of a job that prefers an RDMA device near it, and has none."""
     pack: float = 120.0
     """For each GPU placed on an empty node instead of one that it fills."""
     fragment: float = 120.0
@@ -26,9 +28,10 @@ class Weights:
 class Settings:
     """Everything that is not in the snapshot. The defaults are those of production."""
 
-    fairness: Literal["drf", "borrowed", "usage", "none"] = "drf"
-    """Whose turn it is among queues: least dominant share, least borrowed share (Kueue's), least decayed use, or the
-    highest priority and longest wait over all queues."""
+    fairness: Literal["drf", "hdrf", "borrowed", "usage", "none"] = "drf"
+    """Whose turn it is among queues: least dominant share of all that a subtree uses, the same without what queues use
+    that cannot go on (hierarchical DRF), least borrowed share (Kueue's), least decayed use, or the highest priority and
+    longest wait over all queues."""
     entry_penalty: float = 0.3
     """Part of a job's GPUs that counts at once as use of its queue when it is admitted, with `fairness="usage"`."""
     ageing_s: float | None = None
@@ -61,6 +64,10 @@ class Settings:
     """Refused jobs of each queue for which victims are looked for in one pass."""
     preempt_candidates: int = 512
     """Running jobs that are looked at for one preemption, the cheapest first."""
+    growth: bool = True
+    """Running jobs get further pods: up to their count while there is room that nobody waits for."""
+    short_s: float = 60.0
+    """A job that has had fewer pods than its least for so long, and got none, waits again (KAI's staleness)."""
     bind_within_s: float = 60.0
     """An admitted job must be bound by then."""
     backoff_s: float = 60.0

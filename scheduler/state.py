@@ -5,80 +5,21 @@ the snapshot, but answers that could be computed again.
 """
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from forebay.scheduler.cards import choose_cards
-from forebay.scheduler.jobs import GpuRequest, Job, PlacedPods
+from forebay.scheduler.jobs import Job, PlacedPods, counts_of, joined, without
+from forebay.scheduler.live import Live
 from forebay.scheduler.losses import LossTable
-from forebay.scheduler.model import CARD, Hold, Reservation, RunningJob, Snapshot
+from forebay.scheduler.model import CARD, Hold, RunningJob, Snapshot
 from forebay.scheduler.nodes import Demand, NodeTable
 from forebay.scheduler.pending import PendingQueue, Shape, amounts_of, shape_key, weight_of
 from forebay.scheduler.placement import Placer
-from forebay.scheduler.quota import QuotaNode, QuotaTree, Vector
+from forebay.scheduler.quota import QuotaTree, Vector
+from forebay.scheduler.reserved import Held, remainder
 from forebay.scheduler.settings import Settings
 from forebay.scheduler.warmth import WarmTable
-
-
-@dataclass(eq=False)
-class Live:
-    """A running job at work."""
-
-    running: RunningJob
-    shape: Shape
-    leaf: QuotaNode
-    charged: Vector
-    """Its quota."""
-    rows: tuple[tuple[int, float], ...] = ()
-    """Nodes of its pods, with the GPUs on each, for weighing."""
-
-    @property
-    def job(self) -> Job:
-        return self.running.job
-
-    def pods(self) -> Iterator[tuple[PlacedPods, Demand]]:
-        return self.shape.pods(self.running.pods)
-
-
-def ends_of(lives: Sequence[Live], now: float) -> NDArray[np.float64]:
-    """When each of these jobs has ended for certain; all of them have a bound of their runtime.
-
-    One that has run for longer than its bound is taken to need as long again as the bound, and so on in doublings.
-    """
-    started = np.array([live.running.started for live in lives], dtype=np.float64)
-    bound = np.array([live.running.job.max_run_s for live in lives], dtype=np.float64)
-    over = (now - started) / np.maximum(bound, 1e-9)
-    ends: NDArray[np.float64] = started + bound * np.exp2(np.ceil(np.log2(np.maximum(over, 1.0))))
-    return ends
-
-
-def without(pods: Sequence[PlacedPods], leaving: Iterable[PlacedPods]) -> tuple[PlacedPods, ...]:
-    """Pods less those that leave; of pods without cards only their number counts."""
-    left = list(pods)
-    for gone in leaving:
-        for place, one in enumerate(left):
-            if (one.pod_set, one.node) != (gone.pod_set, gone.node):
-                continue
-            if one.cards:
-                cards = tuple(taken for taken in one.cards if taken not in gone.cards)
-                left[place] = replace(one, cards=cards, count=len(cards))
-            else:
-                left[place] = replace(one, count=one.count - gone.count)
-            break
-    return tuple(one for one in left if one.count)
-
-
-@dataclass(eq=False)
-class Held:
-    """A reservation at work: what is left of it is taken in the table."""
-
-    reservation: Reservation
-    row: int
-    demand: Demand
-    cards: tuple[int, ...]
 
 
 class State:
@@ -108,6 +49,12 @@ class State:
         """Waiting jobs that gates of others hold."""
         self.groups: dict[str, set[str]] = {}
         """Waiting and running jobs by group of gangs."""
+        self.done: dict[str, set[str]] = {group: {*names} for group, names in snapshot.done.items()}
+        """By group of gangs, its jobs that have ended well."""
+        self.short: set[str] = set()
+        """Running jobs with fewer pods than they may have."""
+        self.growing: set[str] = set()
+        """Running jobs of whose further pods not all are bound yet."""
         self.unbound: set[str] = set()
         """Running jobs whose pods are not all bound yet."""
         self.victims: dict[str, set[str]] = {}
@@ -181,11 +128,36 @@ class State:
         if job.group is not None:
             self.groups[job.group].discard(job.name)
 
-    def finish(self, name: str) -> None:
-        """A running job has ended, or its pods are gone: its room is free."""
+    def finish(self, name: str, done: bool = False) -> None:
+        """A running job has ended (well: `done`), or its pods are gone: its room is free."""
         live = self.running[name]
         self.stop(name)
         self._forget(live.job)
+        if done and live.job.group is not None:
+            self.done.setdefault(live.job.group, set()).add(name)
+
+    def missing(self, job: Job) -> int:
+        """How many jobs its group of gangs lacks to be complete; those that gates of others hold are not there."""
+        if job.group is None:
+            return 0
+        there = self.groups[job.group] - self.foreign.keys() | self.done.get(job.group, set())
+        return max(0, job.group_size - len(there))
+
+    def needed(self, job: Job) -> int:
+        """How many jobs of its group of gangs must start for this one to start; 1 if it has none."""
+        if job.group is None:
+            return 1
+        running = sum(1 for name in self.groups[job.group] if name in self.running)
+        return max(1, job.group_size - running - len(self.done.get(job.group, ())))
+
+    def members(self, job: Job) -> list[Job]:
+        """The jobs of its group of gangs that wait and may be tried now, the first in rank first."""
+        if job.group is None:
+            return [job]
+        names = self.groups[job.group] & self.waiting.keys() - self.foreign.keys() - self.later.keys()
+        return sorted(
+            (self.waiting[name] for name in names), key=lambda one: (self.queues[one.queue].rank(one), one.name)
+        )
 
     def requeue(self, name: str, retries: int = 0, not_before: float = 0.0) -> None:
         """A running job's pods are gone, and it waits again, in its old place."""
@@ -196,8 +168,9 @@ class State:
     def bound(self, name: str) -> None:
         """All pods of an admitted job are bound."""
         live = self.running[name]
-        live.running = replace(live.running, bound=True, bind_by=None)
+        live.running = replace(live.running, bound=True, bind_by=None, growing=(), grow_by=None)
         self.unbound.discard(name)
+        self.growing.discard(name)
 
     def checkpoint(self, name: str, time: float) -> None:
         """A running job has saved its work."""
@@ -207,15 +180,48 @@ class State:
     def shrunk(self, name: str) -> None:
         """The pods that had to leave a running job are gone."""
         running = self.running[name].running
-        self.stop(name)
         left = without(running.pods, running.leaving)
-        self.occupy(replace(running, pods=left, leaving=(), evicted_for=None), in_table=True)
+        growing = without(running.growing, running.leaving)
+        self._change(replace(running, pods=left, growing=growing, leaving=(), evicted_for=None))
+
+    def lost(self, name: str, pods: Iterable[PlacedPods]) -> None:
+        """Pods of a running job are gone, and not because it was to give them up: their node failed, maybe."""
+        gone = tuple(pods)
+        running = self.running[name].running
+        left = without(running.pods, gone)
+        self._change(replace(running, pods=left, growing=without(running.growing, gone)))
+
+    def grow(self, name: str, pods: Iterable[PlacedPods], bind_by: float) -> None:
+        """A running job gets further pods, whose room is taken already."""
+        live, more = self.discard(name), tuple(pods)
+        running = live.running
+        running = replace(running, pods=joined(running.pods, more), growing=more, grow_by=bind_by)
+        self.occupy(replace(running, short_since=self._short_since(running)), in_table=False)
+
+    def _change(self, running: RunningJob) -> None:
+        """A running job has other pods than before."""
+        self.stop(running.job.name)
+        self.occupy(replace(running, short_since=self._short_since(running)), in_table=True)
+        self.count_reserved(running.reservations, in_table=True)
+
+    def _short_since(self, running: RunningJob) -> float | None:
+        counts = counts_of(running.job, running.pods)
+        if all(count >= pod_set.least for count, pod_set in zip(counts, running.job.pod_sets, strict=True)):
+            return None
+        return self.now if running.short_since is None else running.short_since
 
     # What events are made of
 
     def start(self, running: RunningJob) -> None:
-        """A job runs; its room and quota are taken. Cards of pods that do not say which are chosen."""
+        """A job runs; its room and quota are taken. Cards of pods that do not say which are chosen.
+
+        Pods on nodes that are not there are lost.
+        """
         job = running.job
+        if any(placed.node not in self.table.index for placed in running.pods):
+            there = tuple(placed for placed in running.pods if placed.node in self.table.index)
+            running = replace(running, pods=there)
+        running = replace(running, short_since=self._short_since(running))
         if job.name in self.running:
             raise ValueError(f"two jobs are named {job.name!r}")
         running = self._with_cards(running)
@@ -235,7 +241,7 @@ class State:
                     continue
                 chosen = []
                 for _ in range(placed.count):
-                    cards = choose_cards(self.table, row, demand.gpus, "binpack", None)
+                    cards = choose_cards(self.table, row, demand, "binpack", None)
                     if not cards:
                         raise ValueError(f"job {running.job.name!r}: no cards are left on node {placed.node!r} for it")
                     self.table.take(row, demand, cards)
@@ -247,9 +253,7 @@ class State:
         """Record a job as running; `in_table`: the room of its pods is not taken yet."""
         job = running.job
         leaf, shape = self.quota.leaf(job.queue), self.shape(job)
-        counts = [
-            sum(placed.count for placed in running.pods if placed.pod_set == pod_set.name) for pod_set in job.pod_sets
-        ]
+        counts = counts_of(job, running.pods)
         pods = max(sum(counts), 1)
         rows = tuple(
             (self.table.index[placed.node], shape.gpus * placed.count / pods)
@@ -263,6 +267,10 @@ class State:
         self.running[job.name] = self.by_leaf[leaf.name][job.name] = live
         if not running.bound:
             self.unbound.add(job.name)
+        if any(count < pod_set.count for count, pod_set in zip(counts, job.pod_sets, strict=True)):
+            self.short.add(job.name)
+        if running.growing:
+            self.growing.add(job.name)
         if running.evicted_for:
             self.victims.setdefault(running.evicted_for, set()).add(job.name)
         return live
@@ -279,7 +287,8 @@ class State:
     def discard(self, name: str) -> Live:
         """A running job's record and quota are gone; what becomes of its room is the caller's affair."""
         live = self.running.pop(name)
-        self.unbound.discard(name)
+        for names in (self.unbound, self.short, self.growing):
+            names.discard(name)
         del self.by_leaf[live.leaf.name][name]
         self.quota.give(live.leaf, live.charged)
         return live
@@ -296,6 +305,16 @@ class State:
                     change(row, demand, cards)
             else:
                 change(row, demand, (), placed.count)
+
+    def leaving(self, live: Live) -> tuple[tuple[PlacedPods, ...], Vector]:
+        """Pods of a victim that have to go, and the quota that they give back; nothing of one that stays."""
+        running = live.running
+        if running.evicted_for is None:
+            return (), [0] * len(live.charged)
+        if running.ending:
+            return running.pods, live.charged
+        left = self.charge(live.job, counts_of(live.job, without(running.pods, running.leaving)))
+        return running.leaving, [before - after for before, after in zip(live.charged, left, strict=True)]
 
     def shape(self, job: Job) -> Shape:
         """The one of all jobs that ask for the same. Jobs with data have one of their own where data is in a quota."""
@@ -368,24 +387,3 @@ class State:
                 self.table.give(held.row, held.demand, held.cards)
                 self.table.take(held.row, left[0], left[1])
             held.demand, held.cards = left
-
-
-def remainder(reservation: Reservation, users: Sequence[Live]) -> tuple[Demand, tuple[int, ...]]:
-    """What is left of a reservation beside the jobs that use it."""
-    if reservation.once and users:
-        return Demand((), None, ()), ()
-    return left_over(reservation, [used for live in users for used in live.pods()])
-
-
-def left_over(reservation: Reservation, used: Iterable[tuple[PlacedPods, Demand]]) -> tuple[Demand, tuple[int, ...]]:
-    """What is left of a reservation beside these pods."""
-    amounts, cards = dict(reservation.amounts), set(reservation.cards)
-    for placed, demand in used:
-        if placed.node == reservation.node:
-            for name, amount in demand.amounts:
-                if name in amounts:
-                    amounts[name] = max(0, amounts[name] - amount * placed.count)
-            cards -= {card for taken in placed.cards for card in taken}
-    left = tuple(sorted(cards))
-    gpus = GpuRequest(cards=len(left)) if left else None
-    return Demand(tuple(sorted((name, amount) for name, amount in amounts.items() if amount)), gpus, ()), left

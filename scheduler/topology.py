@@ -75,19 +75,30 @@ def even(room: Ints, loss: Floats, need: int) -> list[tuple[int, int]]:
     return [(int(place), int(amounts[place])) for place in np.flatnonzero(amounts)]
 
 
+def balanced(room: Ints, loss: Floats, need: int) -> list[tuple[int, int]]:
+    """As `even`, over the fewest places that have room enough together, the largest of all (Kueue's balanced)."""
+    order = np.lexsort((loss, -room))
+    most = np.cumsum(room[order])
+    if not len(most) or int(most[-1]) < need:
+        return []
+    fewest = order[: int(np.searchsorted(most, need)) + 1]
+    return [(int(fewest[place]), amount) for place, amount in even(room[fewest], loss[fewest], need)]
+
+
 class Gathering:
     """The search for one pod set on the nodes that were left by filters."""
 
     def __init__(
-        self, table: NodeTable, room: Ints, loss: Floats, request: TopologyRequest, slack: float, spread: bool = False
+        self, table: NodeTable, room: Ints, loss: Floats, request: TopologyRequest, slack: float, order: str = "binpack"
     ) -> None:
         """Args:
         room: pods that fit on each node, 0 on those that are not allowed.
         loss: of one pod on each node.
         slack: GPU-seconds of one pod for a domain that it leaves empty but for itself.
+        order: as `PodSet.placement`.
         """
         self._table = table
-        self._spread = spread
+        self._order = order
         self._slack = slack
         self._slice = request.slice_size
         self._slice_depth = table.depth(request.slice_level) if request.slice_level else len(table.levels)
@@ -156,8 +167,11 @@ class Gathering:
 
     def _split(self, depth: int, among: Ints, need: int) -> list[tuple[int, int]]:
         room, loss = self._room[depth][among], self._loss[depth][among]
-        if self._spread and depth == len(self._table.levels):
+        hosts = depth == len(self._table.levels)
+        if self._order == "spread" and hosts:
             pieces = even(room, loss, need)
+        elif self._order == "balanced" and not hosts and not (room >= need).any():
+            pieces = balanced(room, loss, need)
         else:
             pieces = best_fit(room, loss * need, need, self._slack * need)
         return [(int(among[place]), amount) for place, amount in pieces]

@@ -7,6 +7,7 @@ A lane is what must be served in order. With `best-effort` each class of equal r
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from forebay.scheduler.fair_share import dominant_share, rescaled
 from forebay.scheduler.pending import JobClass, PendingQueue, Rank
 from forebay.scheduler.quota import QuotaNode, QuotaTree, Vector
 from forebay.scheduler.settings import Settings
@@ -61,6 +62,7 @@ class Turns:
     penalty: dict[str, float] = field(default_factory=dict)
     """Use that counts beside the historic one, by leaf: admissions of this pass."""
     _best: dict[str, tuple[Turn, str] | None] = field(default_factory=dict)
+    _parts: dict[str, list[float]] = field(default_factory=dict)
 
     def next(self) -> Turn | None:
         found = [(root, best) for root in self.quota.roots if (best := self._of(root)) is not None]
@@ -72,6 +74,7 @@ class Turns:
         """Lanes or use of this leaf are others than before."""
         for node in leaf.path():
             self._best.pop(node.name, None)
+            self._parts.pop(node.name, None)
 
     def drop(self, lane: Lane) -> None:
         self.lanes[lane.queue.node.name].remove(lane)
@@ -117,7 +120,22 @@ class Turns:
             if use == 0:
                 return 0.0 if node.queue.weight > 0 else float("inf")
             return use / node.queue.weight if node.queue.weight > 0 else float("inf")
+        if kind == "hdrf":
+            parts = self._consumed(node)
+            return dominant_share(parts, [1] * len(parts), node.queue.weight)
         return self.quota.share(node)
+
+    def _consumed(self, node: QuotaNode) -> list[float]:
+        """Parts of all resources that a subtree uses, as hierarchical DRF sees it: queues that wait for nothing that
+        they could have do not count."""
+        found = self._parts.get(node.name)
+        if found is None:
+            going = [child for child in node.children if self._of(child) is not None]
+            found = self.quota.parts(node)
+            if going:
+                found = rescaled([(self._consumed(child), child.queue.weight) for child in going])
+            self._parts[node.name] = found
+        return found
 
 
 def lanes_of(queue: PendingQueue, open_classes: list[JobClass], refused: Callable[[JobClass], bool]) -> list[Lane]:

@@ -1,28 +1,30 @@
 """Who may be evicted for a job, in which order, and what it costs.
 
-The rules are made so that no two jobs can evict each other in turn: a victim by priority is of strictly lower priority;
-a victim by reclaim is above its queue's min, while the other one stays within its own; and by fair share the other
+The rules are made so that no two jobs can evict each other in turn: a victim by priority is of strictly lower priority,
+or comes later in a queue that says so; a victim by reclaim is above its queue's min, while the other one stays within
+its own; by borrowing it is of strictly lower priority too, in trees without claims by share; by fair share the other
 queue's share must not exceed what the victim's queue keeps (Kueue's LessThanOrEqualToFinalShare) or, if that does not
 suffice and for one victim of each queue, must stay below what that queue had (LessThanInitialShare).
 """
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from forebay.scheduler.jobs import Job, PlacedPods
+from forebay.scheduler.live import Live
 from forebay.scheduler.pending import weight_of
 from forebay.scheduler.quota import QuotaNode, Vector
 from forebay.scheduler.resource_policies import policy_of, scale_in
-from forebay.scheduler.state import Live, State
+from forebay.scheduler.state import State
 
-Reason = Literal["priority", "reclaim", "fair-share"]
+Reason = Literal["priority", "reclaim", "borrow", "fair-share"]
 
 
 @dataclass(eq=False)
 class Piece:
-    """Something that could be taken away: a job, or one pod of an elastic one."""
+    """Something that could be taken away: a job, a group of gangs, or one pod of an elastic job."""
 
     live: Live
     pods: tuple[PlacedPods, ...]
@@ -30,10 +32,16 @@ class Piece:
     cost: float
     freed: Vector
     """Its quota."""
+    others: tuple["Piece", ...] = ()
+    """The rest of its group of gangs, which goes with it."""
 
     @property
     def name(self) -> str:
         return self.live.job.name
+
+    @property
+    def parts(self) -> tuple["Piece", ...]:
+        return (self, *self.others)
 
 
 def lost_gpu_s(state: State, live: Live) -> float:
@@ -43,9 +51,7 @@ def lost_gpu_s(state: State, live: Live) -> float:
     """
     gpus = weight_of(live.job)
     saved = max(live.running.started, live.running.checkpointed or 0.0)
-    view = state.warm.view(live.job, gpus, state.now)
-    reload_s = 0.0 if view is None or not len(view.stall_s) else float(view.stall_s.mean())
-    return gpus * (max(0.0, state.now - saved) + state.settings.reload_weight * reload_s)
+    return gpus * (max(0.0, state.now - saved) + state.settings.reload_weight * state.warm.mean_stall_s(live.job, gpus))
 
 
 def meeting(one: QuotaNode, other: QuotaNode) -> tuple[list[QuotaNode], list[QuotaNode]] | None:
@@ -65,91 +71,181 @@ def reason_for(state: State, job: Job, request: Vector, piece: Piece, initial: b
     Args:
         initial: by fair share, the share that the victim's queue has now is compared, and not the one it keeps.
     """
-    leaf, victim = state.quota.leaf(job.queue), piece.live
-    rule = rule_between(state, leaf, request, victim.leaf)
-    if rule is None or not _concerned(state, job, rule, victim, leaf):
-        return None
-    if rule == "fair-share":
-        paths, none = meeting(leaf, victim.leaf), [0] * len(request)
-        assert paths is not None
-        after = _share_with(state, leaf, paths[0][-1], request, 1)
-        kept = _share_with(state, victim.leaf, paths[1][-1], piece.freed, -1)
-        if after > kept and not (initial and after < _share_with(state, victim.leaf, paths[1][-1], none, 1)):
+    leaf = state.quota.leaf(job.queue)
+    for part in reversed(piece.parts):
+        victim = part.live
+        rule = rule_between(state, leaf, request, victim.leaf)
+        if rule is None or not _concerned(state, job, rule, victim, leaf, part.whole):
+            return None
+        if rule == "fair-share" and not _fair(state, leaf, request, part, initial):
             return None
     return rule
+
+
+def _fair(state: State, leaf: QuotaNode, request: Vector, piece: Piece, initial: bool) -> bool:
+    paths, none = meeting(leaf, piece.live.leaf), [0] * len(request)
+    assert paths is not None
+    freed = [sum(amounts) for amounts in zip(*(part.freed for part in piece.parts), strict=True)]
+    after = _share_with(state, paths[0][-1], request, 1)
+    kept = _share_with(state, paths[1][-1], freed, -1)
+    return after <= kept or (initial and after < _share_with(state, paths[1][-1], none, 1))
 
 
 def rule_between(state: State, leaf: QuotaNode, request: Vector, other: QuotaNode) -> Reason | None:
     """The rule by which a job of one queue may take from jobs of another, as both are now; None: there is none."""
     if other is leaf:
-        return "priority" if leaf.queue.preempt_lower else None
+        return "priority"
     paths = meeting(leaf, other)
     if paths is None or leaf.queue.reclaim == "never":
         return None
     mine, theirs = paths
-    if not all(node.queue.reclaimable and _above_min(node, request) for node in theirs):
+    if not all(node.queue.reclaimable and node.above_min(request) for node in theirs):
         return None
     if all(node.within_min(request) for node in mine):
         return "reclaim"
-    if state.settings.fair_preemption and state.settings.fairness in ("drf", "borrowed"):
+    if leaf.by_priority:
+        return "borrow" if leaf.queue.preempt_to_borrow else None
+    if state.settings.fair_preemption and state.settings.fairness in ("drf", "hdrf", "borrowed"):
         none = [0] * len(request)
-        if _share_with(state, leaf, mine[-1], request, 1) <= _share_with(state, other, theirs[-1], none, -1):
+        if _share_with(state, mine[-1], request, 1) <= _share_with(state, theirs[-1], none, -1):
             return "fair-share"
     return None
 
 
-def _concerned(state: State, job: Job, rule: Reason, victim: Live, leaf: QuotaNode) -> bool:
-    """Whether the rule is for this victim too: priority, and how long it has run."""
+def _concerned(state: State, job: Job, rule: Reason, victim: Live, leaf: QuotaNode, whole: bool) -> bool:
+    """Whether the rule is for this victim too: priority, and how long it has run.
+
+    What a job has beyond its least was given to it because nobody else had a use for it: it is spared by neither age
+    nor equal priority.
+    """
+    if rule == "priority" and not whole:
+        return victim.job.priority <= job.priority
     if rule == "priority":
-        return victim.job.priority < job.priority
+        if leaf.queue.preempt == "never":
+            return False
+        return victim.job.priority < job.priority or _later(state, job, victim, leaf)
+    if rule == "borrow":
+        most = leaf.queue.preempt_to_borrow_up_to
+        if victim.job.priority >= job.priority or (most is not None and victim.job.priority > most):
+            return False
     if leaf.queue.reclaim == "lower-priority" and victim.job.priority >= job.priority:
         return False
+    if not whole:
+        return True
     shield = max(node.queue.min_runtime_s for node in victim.leaf.path())
     return state.now - victim.running.started >= shield
 
 
-def _above_min(node: QuotaNode, request: Vector) -> bool:
-    """Whether it uses more than its min of something that is asked for."""
-    return any(amount and used > quota for amount, used, quota in zip(request, node.used, node.quota, strict=True))
+def _later(state: State, job: Job, victim: Live, leaf: QuotaNode) -> bool:
+    """Whether it comes after the job in a queue that lets those before evict those behind."""
+    if leaf.queue.preempt != "later" or victim.job.priority != job.priority:
+        return False
+    queue = state.queues[leaf.name]
+    return queue.rank(victim.job) > queue.rank(job)
 
 
-def _share_with(state: State, leaf: QuotaNode, node: QuotaNode, amounts: Vector, sign: int) -> float:
-    """The share of `node` once the leaf below it uses so much more (1) or less (-1)."""
+def _share_with(state: State, node: QuotaNode, amounts: Vector, sign: int) -> float:
+    """The share of `node` once a leaf below it uses so much more (1) or less (-1)."""
+    used = [old + sign * amount for old, amount in zip(node.used, amounts, strict=True)]
     quota = state.quota
-    quota.resize(leaf, amounts, sign)
-    share = quota.borrowed(node) if state.settings.fairness == "borrowed" else quota.share(node)
-    quota.resize(leaf, amounts, -sign)
-    return share
+    return quota.borrowed_with(node, used) if state.settings.fairness == "borrowed" else quota.share_with(node, used)
 
 
-def pieces_for(state: State, job: Job) -> list[Piece]:
+Ranked = tuple[tuple[object, ...], Piece]
+
+Known = dict[tuple[str, Reason], list[Ranked]]
+"""Pieces of a queue that any job may take by a rule, in order."""
+
+
+def pieces_for(state: State, job: Job, request: Vector, known: Known) -> list[Piece]:
     """What could be taken for a job by some rule, in the order in which it should be; not more than the settings say.
 
     Pods of elastic jobs before jobs; other queues' before its own; lower priority first; of queues with a larger share
     first; then what costs least, the youngest, and by name.
+
+    Args:
+        known: of earlier calls on the same state; more is put into it.
     """
-    leaf, request = state.quota.leaf(job.queue), state.shape(job).least
-    most = state.settings.preempt_candidates
-    found: list[tuple[tuple[object, ...], Piece]] = []
+    leaf = state.quota.leaf(job.queue)
+    found: list[Ranked] = []
+    groups: set[str] = set()
     for name in sorted(state.queues):
         other = state.quota.nodes[name]
         rule = rule_between(state, leaf, request, other) if state.by_leaf[name] else None
         if rule is None:
             continue
-        lives = [
-            live
-            for live in state.by_leaf[name].values()
-            if live.running.evicted_for is None and live.job.preemptible and _concerned(state, job, rule, live, leaf)
-        ]
-        share = -round(state.quota.share(other), 6)
-        for live in heapq.nsmallest(most, lives, key=lambda live: _roughly(state, live)):
-            whole = Piece(live, live.running.pods, True, lost_gpu_s(state, live), live.charged)
-            for tier, piece in ((1, whole), *((0, pod) for pod in surplus(state, live))):
-                key = (
-                    tier, other is leaf, live.job.priority, share, piece.cost, -live.running.started, live.job.name,
-                )  # fmt: skip
-                found.append((key, piece))
-    return [piece for _, piece in heapq.nsmallest(most, found, key=lambda one: one[0])]
+        # Where the job's own priority does not matter, and no group of gangs goes over queues, all get the same.
+        alike = rule in ("reclaim", "fair-share") and leaf.queue.reclaim == "any" and not state.groups
+        if alike and (name, rule) in known:
+            found += known[name, rule]
+            continue
+        pieces = _of_queue(state, job, rule, leaf, other, groups)
+        if alike:
+            known[name, rule] = pieces
+        found += pieces
+    return [piece for _, piece in heapq.nsmallest(state.settings.preempt_candidates, found, key=lambda one: one[0])]
+
+
+def _of_queue(
+    state: State, job: Job, rule: Reason, leaf: QuotaNode, other: QuotaNode, groups: set[str]
+) -> list[Ranked]:
+    """Pieces of one queue with their places in the order, not more than the settings say jobs."""
+    lives = [
+        live
+        for live in state.by_leaf[other.name].values()
+        if live.running.evicted_for is None
+        and live.job.preemptible
+        and _concerned(state, job, rule, live, leaf, not live.shape.elastic)
+    ]
+    share = -round(_use(state, other), 6)
+    found: list[Ranked] = []
+    for live in heapq.nsmallest(state.settings.preempt_candidates, lives, key=lambda live: _roughly(state, live)):
+        pieces = [(0, pod) for pod in surplus(state, live)]
+        pieces += [(1, whole) for whole in _wholes(state, live, groups)]
+        for tier, piece in pieces:
+            key = (
+                tier, other is leaf, live.job.priority, share, piece.cost, len(piece.parts), -live.running.started,
+                live.job.name,
+            )  # fmt: skip
+            found.append((key, piece))
+    return found
+
+
+def _wholes(state: State, live: Live, groups: set[str]) -> Iterator[Piece]:
+    """The job as a whole, if its group of gangs can do without it; and the group, if there is no piece for it yet.
+
+    Args:
+        groups: those that there is a piece for, or that must not be evicted.
+    """
+
+    def piece(one: Live) -> Piece:
+        return Piece(one, one.running.pods, True, lost_gpu_s(state, one), one.charged)
+
+    own, group = piece(live), live.job.group
+    if group is None:
+        yield own
+        return
+    lives = [
+        state.running[name]
+        for name in state.groups[group]
+        if name in state.running and not state.running[name].running.ending
+    ]
+    lives.sort(key=lambda one: (one.job.priority, -one.running.started, one.job.name))
+    spare = len(lives) + len(state.done.get(group, ())) - live.job.group_size
+    if live in lives[: max(0, spare)]:
+        yield own
+    if group not in groups:
+        groups.add(group)
+        if all(one.job.preemptible for one in lives):
+            others = tuple(piece(one) for one in lives if one is not live)
+            yield replace(own, cost=own.cost + sum(other.cost for other in others), others=others)
+
+
+def _use(state: State, leaf: QuotaNode) -> float:
+    """By which of two queues the one that has more is known."""
+    if state.settings.fairness == "usage":
+        return leaf.queue.usage / leaf.queue.weight if leaf.queue.weight > 0 else float("inf")
+    return state.quota.share(leaf)
 
 
 def _roughly(state: State, live: Live) -> tuple[int, bool, float, str]:

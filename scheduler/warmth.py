@@ -76,6 +76,8 @@ class WarmTable:
         """Cache bytes of each domain."""
         self._warm: dict[str, Ints] = {}
         self._nodes: dict[str, dict[int, int]] = {}
+        self._mean_stalls: dict[str, dict[tuple[float, float], float]] = {}
+        """Of each dataset by bandwidth and full rate, as long as it is cached as it is."""
         self.changed: set[str] = set()
         """Datasets of which more or less is cached than at the last pass."""
         for dataset in snapshot.datasets:
@@ -89,6 +91,7 @@ class WarmTable:
             found[self.domain_of[row]] += amount
         self._warm[dataset] = np.minimum(found, self.size(dataset))
         self._nodes[dataset] = rows
+        self._mean_stalls[dataset] = {}
         self.changed.add(dataset)
 
     def set_domain(self, dataset: str, domain: int, amount: int, announce: bool = True) -> None:
@@ -98,6 +101,7 @@ class WarmTable:
             announce: look again at jobs that wait for the dataset.
         """
         self._warm[dataset][domain] = min(amount, self.size(dataset))
+        self._mean_stalls[dataset].clear()
         if announce:
             self.changed.add(dataset)
 
@@ -151,6 +155,24 @@ class WarmTable:
                 enough: Bools = np.asarray(cached >= need.min_warm * size)
                 warm = enough if warm is None else warm & enough
         return View(stall, load, warm)
+
+    def mean_stall_s(self, job: Job, gpus: float) -> float:
+        """Seconds that the job would wait for cold bytes in a cache domain, if each were as likely."""
+        total = 0.0
+        for need in job.data:
+            key = (self.bandwidth(need.dataset), need.read_rate * gpus)
+            known = self._mean_stalls[need.dataset]
+            if key not in known:
+                known[key] = self._mean_stall_s(need.dataset, *key)
+            total += known[key]
+        return total
+
+    def _mean_stall_s(self, dataset: str, bandwidth: float, full: float) -> float:
+        size = self.size(dataset)
+        if bandwidth == _ENDLESS or not size or not len(self.names):
+            return 0.0
+        seconds = (size - self._warm[dataset]) / max(bandwidth, 1e-9)
+        return float(np.maximum(0.0, seconds - (size / full if full else 0.0)).mean())
 
     def requires(self, job: Job, dataset: str, now: float) -> bool:
         """Whether the job waits for this dataset at this time."""

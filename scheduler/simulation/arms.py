@@ -34,7 +34,8 @@ ARMS: dict[str, Arm] = {
         Arm("joint", "and cold bytes in the same score", _JOINT),
         Arm("gate", "and jobs wait for warm data without holding quota", _GATE),
         Arm("prefetch", "and data is loaded by queue position", _PREFETCH),
-        Arm("backfill", "and the first of each queue has a reservation (EASY)", _BACKFILL, "fifo"),
+        Arm("ordered", "and nobody passes those before him in his queue", _PREFETCH, "fifo"),
+        Arm("backfill", "but around the first of each queue, who has a reservation (EASY)", _BACKFILL, "fifo"),
     )
 }
 

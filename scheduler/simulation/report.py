@@ -35,6 +35,8 @@ class Report:
     completion_s: float
     """Mean from submission to end."""
     completion_p95_s: float
+    runtime_s: float
+    """Mean runtime when nothing has to be waited for: no policy completes jobs sooner."""
     wait_s: float
     """Mean from submission to the first start."""
     wait_p95_s: float
@@ -90,6 +92,7 @@ def report(
         jobs=len(done),
         completion_s=float(completion.mean()),
         completion_p95_s=float(np.percentile(completion, 95)),
+        runtime_s=float(np.mean([record.compute_s for record in done] or [0.0])),
         wait_s=float(wait.mean()),
         wait_p95_s=float(np.percentile(wait, 95)),
         idle_gpu_h=sum(record.idle_gpu_s for record in records) / 3600.0,

@@ -7,6 +7,7 @@ datasets that it can read once in its runtime).
 """
 
 import csv
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -112,13 +113,9 @@ def make(plan: Plan) -> Workload:
     Raises:
         ValueError: the plan contradicts itself, or the trace cannot be read.
     """
+    check(plan)
     if plan.datasets == 0:
         plan = replace(plan, datasets=max(20, plan.jobs // 50))
-    for name in ("nodes", "jobs", "queues", "datasets", "gpus_per_node", "nodes_per_rack", "racks_per_spine"):
-        if getattr(plan, name) < 1:
-            raise ValueError(f"{name} is {getattr(plan, name)}; at least 1 is needed")
-    if plan.load <= 0:
-        raise ValueError(f"load is {plan.load}; it has to be above 0")
     rng = np.random.default_rng(plan.seed)
     nodes = cluster(plan)
     datasets = _datasets(plan, rng)
@@ -141,6 +138,19 @@ def make(plan: Plan) -> Workload:
         f"{plan.nodes:,} nodes x {plan.gpus_per_node} GPUs, {plan.jobs:,} jobs at load {plan.load:g},"
         f" {plan.datasets:,} datasets, seed {plan.seed}",
     )
+
+
+def check(plan: Plan) -> None:
+    """Raises: ValueError: the plan contradicts itself, or there is no trace where it says."""
+    for name in ("nodes", "jobs", "queues", "gpus_per_node", "nodes_per_rack", "racks_per_spine"):
+        if getattr(plan, name) < 1:
+            raise ValueError(f"{name} is {getattr(plan, name)}; at least 1 is needed")
+    if plan.datasets < 0:
+        raise ValueError(f"datasets is {plan.datasets}; 0 stands for one for 50 jobs")
+    if not 0 < plan.load < math.inf:
+        raise ValueError(f"load is {plan.load}; it has to be above 0, and finite")
+    if plan.trace is not None:
+        shapes_of(plan.trace)
 
 
 def cluster(plan: Plan) -> tuple[Node, ...]:

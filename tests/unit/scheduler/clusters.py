@@ -102,3 +102,28 @@ def stage(decisions: Decisions, name: str) -> str:
     """Of a job that waits."""
     (wait,) = (one for one in decisions.waits if one.job == name)
     return wait.stage
+
+
+LARGE = node("n", cpu=1000)
+"""A node on which room is no matter."""
+
+
+def cohort(*queues: tuple[str, int], **more: Any) -> list[Queue]:
+    """Queues with so many cores of min, which lend to each other."""
+    return [Queue("cohort"), *(Queue(name, "cohort", min={"cpu": cores * 1000}, **more) for name, cores in queues)]
+
+
+def run(name: str, queue: str, cpu: int, started: float = 0.0, **more: Any) -> RunningJob:
+    """A job of one pod on the large node."""
+    return on(job(name, queue, cpu=cpu, **more), "n", started=started)
+
+
+def decided(
+    queues: Sequence[Queue],
+    waiting: Sequence[Job],
+    running: Sequence[RunningJob] = (),
+    settings: Settings | None = None,
+    **more: Any,
+) -> Decisions:
+    """`outcome` on the large node at 100 s."""
+    return outcome([LARGE], queues, waiting, running, settings, now=more.pop("now", 100.0), **more)

@@ -1,34 +1,13 @@
 """Cases of Kueue's scheduler and preemption tests, by their names there, rebuilt from their descriptions."""
 
 from dataclasses import replace
-from typing import Any
 
-from clusters import admitted, evicted, job, node, on, outcome, stage
+from clusters import admitted, cohort, decided, evicted, job, node, on, outcome, run, stage
 
-from forebay.scheduler.decisions import Decisions
-from forebay.scheduler.model import Queue, RunningJob
+from forebay.scheduler.model import Queue
 from forebay.scheduler.settings import Settings
 
-NODES = [node("n", cpu=1000)]
 NO_PREEMPTION = Settings(preemption=False)
-
-
-def cohort(*queues: tuple[str, int], **more: Any) -> list[Queue]:
-    return [Queue("cohort"), *(Queue(name, "cohort", min={"cpu": cores * 1000}, **more) for name, cores in queues)]
-
-
-def run(name: str, queue: str, cpu: int, started: float = 0.0, **more: Any) -> RunningJob:
-    return on(job(name, queue, cpu=cpu, **more), "n", started=started)
-
-
-def decided(
-    queues: list[Queue],
-    waiting: list[Any],
-    running: list[RunningJob] = (),
-    settings: Settings | None = None,
-    **more: Any,  # type: ignore[assignment]
-) -> Decisions:
-    return outcome(NODES, queues, waiting, running, settings, now=more.pop("now", 100.0), **more)
 
 
 class TestScheduler:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from forebay.scheduler.decide import advance, decide
 from forebay.scheduler.decisions import Decisions
 from forebay.scheduler.fair_share import Claim, water_fill
-from forebay.scheduler.jobs import DataNeed, GpuRequest, Job, PodSet, TopologyRequest
+from forebay.scheduler.jobs import DataNeed, GpuRequest, Job, PodSet, TopologyRequest, joined, without
 from forebay.scheduler.model import Dataset, Gpu, Node, Queue, RunningJob, Snapshot, Store
 from forebay.scheduler.quota import QuotaTree
 from forebay.scheduler.settings import Settings
@@ -123,18 +123,22 @@ def after(snapshot: Snapshot, decisions: Decisions, now: float) -> Snapshot:
     """The cluster once all decisions are carried out at once, except that victims stay to be seen."""
     jobs = {job.name: job for job in snapshot.waiting}
     started = tuple(
-        RunningJob(jobs[one.job], snapshot.now, one.pods, bound=False, bind_by=one.bind_by)
+        RunningJob(jobs[one.job], snapshot.now, one.pods, bound=False, bind_by=one.bind_by, load_s=one.load_s)
         for one in decisions.admissions
     )
     names = {one.job.name for one in started} | {one.job for one in decisions.given_up}
     marked = {one.job: one for one in decisions.evictions}
     shrunk = {one.job: one for one in decisions.shrinks}
+    grown = {one.job: one for one in decisions.growths}
     running = []
     for one in (*snapshot.running, *started):
         if one.job.name in marked:
             one = replace(one, evicted_for=marked[one.job.name].for_job)
         elif one.job.name in shrunk:
             one = replace(one, evicted_for=shrunk[one.job.name].for_job, leaving=shrunk[one.job.name].pods)
+        if one.job.name in grown:
+            more = grown[one.job.name]
+            one = replace(one, pods=joined(one.pods, more.pods), growing=more.pods, grow_by=more.bind_by)
         running.append(one)
     waiting = tuple(job for job in snapshot.waiting if job.name not in names)
     return replace(snapshot, now=now, running=tuple(running), waiting=waiting, holds=decisions.holds)
@@ -284,21 +288,28 @@ def test_jobs_do_not_evict_each_other_in_turn(snapshot: Snapshot, newcomers: tup
         now = replace(
             now,
             running=tuple(
-                replace(one, bound=True, bind_by=None, leaving=(), evicted_for=None, pods=_left(one))
+                replace(
+                    one,
+                    bound=True,
+                    bind_by=None,
+                    growing=(),
+                    grow_by=None,
+                    leaving=(),
+                    evicted_for=None,
+                    pods=_left(one),
+                )
                 for one in now.running
                 if one.job.name not in gone
             ),
             waiting=(*now.waiting, *(jobs[name] for name in sorted(gone))),
         )
         decisions = decide(now)
-        if not decisions.evictions and not decisions.admissions and not decisions.shrinks:
+        if not (decisions.evictions or decisions.admissions or decisions.shrinks or decisions.growths):
             return
     raise AssertionError("it never ends")
 
 
 def _left(running: RunningJob) -> Any:
-    from forebay.scheduler.state import without
-
     return without(running.pods, running.leaving)
 
 

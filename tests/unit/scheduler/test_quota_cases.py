@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from clusters import admitted, evicted, job, node, on, outcome, stage
 
-from forebay.scheduler.fair_share import Claim, jain, largest_remainder, water_fill
-from forebay.scheduler.model import Queue
+from forebay.scheduler.fair_share import Claim, jain, largest_remainder, rescaled, water_fill
+from forebay.scheduler.model import Node, Queue
 from forebay.scheduler.quota import QuotaTree
+from forebay.scheduler.settings import Settings
 
 NODES = [node("n", cpu=1000)]
 
@@ -131,6 +132,61 @@ class TestVolcano:
         running = [on(job(f"a{i}", "a", cpu=1), "n") for i in range(2)]
         waiting = [job(f"{queue}9{i}", queue, cpu=1, submitted=float(queue == "b")) for queue in "ab" for i in range(4)]
         assert admitted(self.decided(waiting, running, queues)) == ["b90", "b91", "a90", "b92"]
+
+
+class TestHierarchicalDrf:
+    """Volcano's HDRF, and the two faults of simpler ways that the paper names (SoCC 2013)."""
+
+    NODE = (Node("n", {"cpu": 10, "gpus": 10}),)
+    HDRF = Settings(fairness="hdrf", preemption=False)
+
+    def test_rescaled_to_the_least(self) -> None:
+        """A uses a half of the CPUs, B a quarter of the GPUs: A counts as if it had a quarter too."""
+        assert rescaled([([0.5, 0.0], 1.0), ([0.0, 0.25], 1.0)]) == [0.25, 0.25]
+        assert rescaled([([0.5, 0.0], 2.0), ([0.0, 0.25], 1.0)]) == [0.5, 0.25]
+        assert rescaled([([0.5, 0.0], 1.0), ([0.0, 0.0], 1.0)]) == [0.0, 0.0], "who has nothing is next"
+
+    def counts(
+        self, queues: list[Queue], jobs: dict[str, dict[str, int]], settings: Settings, running: Any = ()
+    ) -> dict[str, int]:
+        waiting = [
+            job(f"{queue}{i}", queue, requests=requests, submitted=float(i))
+            for queue, requests in jobs.items()
+            for i in range(10)
+        ]
+        found = admitted(outcome(self.NODE, queues, waiting, running, settings))
+        return {queue: sum(name.startswith(queue) for name in found) for queue in jobs}
+
+    def test_a_saturated_child_does_not_block_its_sibling(self) -> None:
+        """x has all the CPUs that it may have. Its sibling y wants GPUs, of which their queue has none."""
+        queues = [
+            Queue("root", min={"cpu": 10, "gpus": 10}),
+            Queue("left", "root"),
+            Queue("x", "left", max={"cpu": 6}),
+            Queue("y", "left"),
+            Queue("z", "root"),
+        ]
+        running = [on(job("x99", "x", requests={"cpu": 6}), "n")]
+        jobs = {"x": {"cpu": 1}, "y": {"gpus": 1}, "z": {"gpus": 1}}
+        assert self.counts(queues, jobs, self.HDRF, running) == {"x": 0, "y": 5, "z": 5}
+        drf = self.counts(queues, jobs, replace(self.HDRF, fairness="drf"), running)
+        assert drf["y"] < 5, "the CPUs of x count against y"
+
+    def test_shares_are_fair_between_groups(self) -> None:
+        """Two queues on one side get together what one on the other side gets, to a job."""
+        queues = [Queue("root", min={"cpu": 10, "gpus": 10}), Queue("left", "root"), Queue("z", "root")]
+        queues += [Queue(name, "left") for name in "xy"]
+        jobs = {"x": {"cpu": 1}, "y": {"cpu": 1}, "z": {"cpu": 1}}
+        found = self.counts(queues, jobs, self.HDRF)
+        assert found["x"] + found["y"] + found["z"] == 10
+        assert found["z"] in (4, 5)
+        assert abs(found["x"] - found["y"]) <= 1
+
+    def test_flat_is_drf(self) -> None:
+        queues = [Queue("root", min={"cpu": 10, "gpus": 10}), *(Queue(name, "root") for name in "xyz")]
+        jobs = {"x": {"cpu": 2}, "y": {"gpus": 1, "cpu": 1}, "z": {"gpus": 3}}
+        drf = replace(self.HDRF, fairness="drf")
+        assert self.counts(queues, jobs, self.HDRF) == self.counts(queues, jobs, drf)
 
 
 def test_queues_are_checked() -> None:

@@ -2,6 +2,10 @@
 
 import importlib.util
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +13,7 @@ import pytest
 from forebay.scheduler.jobs import DataNeed, GpuRequest, Job, PodSet
 from forebay.scheduler.model import Dataset, Gpu, Node, Queue, Store
 from forebay.scheduler.simulation.arms import ARMS, arm_named
+from forebay.scheduler.simulation.compare import compare
 from forebay.scheduler.simulation.run import Simulation, simulate
 from forebay.scheduler.simulation.store import DomainCache, UnderStore
 from forebay.scheduler.simulation.workload import SHAPES, Plan, SimJob, Workload, make, shapes_of
@@ -194,5 +199,55 @@ def test_the_command(shared_forebay: object, tmp_path: Path) -> None:
     assert all(one["jobs"] == 50 for one in found)
     shown = run(*args, "--arm", "fifo", *(("--plot", picture) if importlib.util.find_spec("matplotlib") else ())).out
     assert shown.splitlines()[0] == "8 nodes of 8 GPUs, 50 jobs with shapes of gpu-v2023 at load 0.9; seed 1"
-    assert "idle GPU-hours" in shown
+    for row in ("completion, s", "wait, s", "idle GPU-hours", "warm at start", "fragments", "fairness", "evictions"):
+        assert f"\n{row}" in shown
     assert run(*args, "--arm", "best", code=2).err.startswith("forebay: no arm is named 'best'; there are fifo, ")
+    assert run(*args, "--arm", "fifo,fifo", code=2).err == "forebay: --arm names fifo more than once\n"
+    assert run(*args, "--load", "nan", code=2).err == "forebay: load is nan; it has to be above 0, and finite\n"
+    assert "openb_pod_list_multigpu50.csv cannot be read" in run(*args, "--trace", "/nowhere", code=2).err
+
+
+def _group(leader: int) -> set[int]:
+    """Living processes of a group."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == leader and fields[0] != "Z":
+            found.add(int(folder.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("busy", [False, True], ids=["while they start", "while they work"])
+def test_an_interrupt_ends_all_processes_and_says_nothing(busy: bool) -> None:
+    """As a terminal does it: the whole process group gets the signal, children that still import among them."""
+    command = [sys.executable, "-m", "forebay.cli.main", "simulate", "cluster", "--arm", "label,prefetch"]
+    with subprocess.Popen(
+        [*command, "--nodes", "2000", "--jobs", "100000", "--processes", "2"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        limit = time.monotonic() + 60
+        while len(_group(process.pid)) < 4 and time.monotonic() < limit:  # itself, a tracker of resources, two arms
+            time.sleep(0.01)
+        if busy:
+            time.sleep(2)
+        assert len(_group(process.pid)) == 4
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        assert (process.returncode, out, err) == (130, "", "")
+    while _group(process.pid) and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert not _group(process.pid)
+
+
+@pytest.mark.slow
+def test_reports_come_in_the_order_of_the_tasks() -> None:
+    plans = [Plan(nodes=8, jobs=60, seed=seed) for seed in (3, 4)]
+    tasks = [(plan, arm) for plan in plans for arm in ("label", "prefetch")]
+    apart, alone = list(compare(tasks, 2)), list(compare(tasks, 1))
+    assert [report.arm for report in apart] == ["label", "prefetch"] * 2
+    assert [report.completion_s for report in apart] == [report.completion_s for report in alone]
+    assert all(report.completion_s >= report.runtime_s > 0 for report in apart)

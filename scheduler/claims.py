@@ -1,0 +1,77 @@
+"""Quota that is spoken for: what others may not take though nobody uses it yet.
+
+Two kinds of jobs have a claim. For whom victims leave: what these give back one by one is not there for others (else
+the job would need further victims, kueue #14682). And the first of a queue that waits within its min and may not
+reclaim from whomever it likes: it has nothing else to rely on, and borrowers one after the other would keep it waiting.
+"""
+
+from forebay.scheduler.jobs import Job
+from forebay.scheduler.quota import Excess, QuotaNode, Vector
+from forebay.scheduler.state import State
+
+
+class Claims:
+    """The claims at the start of a pass; they hold until its end."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._claimed: dict[str, Vector] = {}
+        """By leaf, beyond what its jobs use, less what leaves it."""
+        self._awaiting: dict[str, list[str]] = {}
+        """By leaf, its jobs for which victims leave."""
+        self.names: set[str] = set()
+        for name, victims in sorted(state.victims.items()):
+            if victims and name in state.waiting:
+                self._await(state.waiting[name], victims)
+        for name in sorted(state.queues):
+            self._starving(state.quota.nodes[name])
+
+    def _await(self, job: Job, victims: set[str]) -> None:
+        state = self._state
+        self.names |= state.groups[job.group] if job.group is not None else {job.name}
+        self._awaiting.setdefault(job.queue, []).append(job.name)
+        self._add(state.quota.leaf(job.queue), state.shape(job).least, 1)
+        for victim in sorted(victims):
+            live = state.running[victim]
+            self._add(live.leaf, state.leaving(live)[1], -1)
+
+    def _starving(self, leaf: QuotaNode) -> None:
+        state = self._state
+        if leaf.queue.reclaim == "any" or not state.queues[leaf.name].order:
+            return
+        job = state.waiting[state.queues[leaf.name].order[0][2]]
+        least = state.shape(job).least
+        if job.name in self.names or not leaf.within_min(least) or state.quota.excess(leaf, least) is None:
+            return
+        self.names.add(job.name)
+        self._add(leaf, least, 1)
+
+    def _add(self, leaf: QuotaNode, amounts: Vector, sign: int) -> None:
+        before = self._claimed.get(leaf.name, [0] * len(amounts))
+        self._claimed[leaf.name] = [old + sign * new for old, new in zip(before, amounts, strict=True)]
+
+    def awaited(self, leaf: QuotaNode) -> bool:
+        """Whether victims leave for a job of this queue."""
+        return leaf.name in self._awaiting
+
+    def excess(self, job: Job, leaf: QuotaNode, request: Vector, runs: bool = False) -> Excess | None:
+        """As `QuotaTree.excess`, with the claims of others; they do not count for who stays within its queue's min."""
+        quota = self._state.quota
+        found = quota.excess(leaf, request, runs)
+        if found is not None or not self._claimed or job.name in self.names or not self._yields(job, leaf, request):
+            return found
+        for name, amounts in self._claimed.items():
+            quota.resize(quota.nodes[name], amounts, 1)
+        try:
+            return quota.excess(leaf, request, runs)
+        finally:
+            for name, amounts in self._claimed.items():
+                quota.resize(quota.nodes[name], amounts, -1)
+
+    def _yields(self, job: Job, leaf: QuotaNode, request: Vector) -> bool:
+        state = self._state
+        if not leaf.within_min(request):
+            return True
+        queue = state.queues[leaf.name]
+        before = [state.waiting[name] for name in self._awaiting.get(leaf.name, ()) if name in state.waiting]
+        return any(queue.rank(other) < queue.rank(job) for other in before)

@@ -1,0 +1,82 @@
+"""What makes the scheduler quicker must not make it decide otherwise."""
+
+import hashlib
+import random
+
+import numpy as np
+import pytest
+from clusters import evicted, job, node, on, outcome
+
+from forebay.scheduler.cards import choose_cards
+from forebay.scheduler.freed import Freed
+from forebay.scheduler.jobs import GpuRequest, PodSet
+from forebay.scheduler.model import Queue
+from forebay.scheduler.nodes import Demand, NodeTable
+from forebay.scheduler.simulation.arms import arm_named
+from forebay.scheduler.simulation.run import simulate
+from forebay.scheduler.simulation.workload import Plan, make
+
+PLAN = Plan(nodes=60, jobs=600, seed=3, load=1.1, datasets=20, nodes_per_rack=12, racks_per_spine=2)
+"""Small, and so full that jobs are evicted in all arms."""
+
+DIGESTS = {
+    "fifo": "131205bc8b15",
+    "label": "07aeb32762a0",
+    "topology": "c6790b8a1a53",
+    "joint": "c675015e4785",
+    "gate": "4afc891948cf",
+    "prefetch": "ebf2edf548bf",
+    "ordered": "573dab3d7adb",
+    "backfill": "b37adf2119b0",
+}
+"""Of what each arm decides on it. Who means to decide otherwise puts the new ones here; who means to be quicker must
+not have to."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", DIGESTS)
+def test_decisions_are_those_that_they_were(arm: str) -> None:
+    report = simulate(make(PLAN), arm_named(arm))
+    digest = hashlib.sha256()
+    for record in report.records:
+        digest.update(f"{record.name} {record.started} {record.finished:.3f} {record.preemptions}\n".encode())
+    assert report.preemptions > 0
+    assert digest.hexdigest()[:12] == DIGESTS[arm]
+
+
+def test_victims_do_not_depend_on_the_order_of_a_set() -> None:
+    """The nodes of one large victim are all as good, and only some of them are looked at: the first ones.
+
+    They were taken from a set of names, whose order is another one in each process.
+    """
+    nodes = [node(f"n{number:03}", gpus=1) for number in range(400)]
+    gang = on(job("gang", "q", 400, 1), *(one.name for one in nodes), cards=[(0,)] * 400)
+    found = outcome(nodes, [Queue("q")], [job("urgent", gpus=1, priority=1)], [gang])
+    assert evicted(found) == {"gang"}
+    assert [hold.nodes for hold in found.holds] == [("n000",)]
+
+
+def test_no_more_pods_fit_than_sums_over_nodes_say() -> None:
+    """A search for victims ends where this bound is too small: it must never be smaller than what there is."""
+    rng = random.Random(1)
+    demands = [
+        Demand.of(PodSet(requests={"cpu": 4000}, gpus=gpus))
+        for gpus in (None, GpuRequest(2), GpuRequest(1, 300), GpuRequest(1, 0, 20_000))
+    ]
+    table = NodeTable([node(f"n{number}", gpus=4, cpu=32) for number in range(30)], ())
+    there = []
+    for _ in range(150):
+        row, demand = rng.randrange(30), rng.choice(demands)
+        if table.fits(demand, np.array([row]))[0]:
+            cards = () if demand.gpus is None else choose_cards(table, row, demand, "binpack", None)
+            table.take(row, demand, cards)
+            there.append((row, demand, cards))
+    gone = rng.sample(there, 40)
+    rows = {demand: [row for row, of, _ in gone if of == demand] for demand in demands}
+    freed = Freed(table, {demand: (found, [1] * len(found)) for demand, found in rows.items()})
+    bounds = [freed.pods_at_most(demand) for demand in demands]
+    for row, demand, cards in gone:
+        table.give(row, demand, cards)
+    for demand, bound in zip(demands, bounds, strict=True):
+        assert (bound >= table.pods(demand)).all()
+    assert (bounds[1] == table.pods(demands[1])).any()
