@@ -16,7 +16,12 @@ _COLOURS = {
 
 def base_of(line: Line) -> str | None:
     """The side that a line's bars are measured by: the limit where there is one, else ours."""
-    return next((side for side in (LOCAL, OBSTORE, OURS) if side in line.figures), None)
+    return next((side for side in (LOCAL, OBSTORE, OURS) if _has_a_bar(line, side)), None)
+
+
+def _has_a_bar(line: Line, side: str) -> bool:
+    """The axis is logarithmic: it has no place for 0."""
+    return side in line.figures and line.figures[side].value.low > 0
 
 
 def plot(lines: Sequence[Line], path: Path) -> None:
@@ -34,7 +39,7 @@ def plot(lines: Sequence[Line], path: Path) -> None:
         base = base_of(line)
         assert base is not None
         for place, side in enumerate(sides):
-            if side not in line.figures:
+            if not _has_a_bar(line, side):
                 continue
             ratio = line.ratio(side, base)
             at = row - 0.4 + height * (place + 0.5)

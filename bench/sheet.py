@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from statistics import median
 
 LOCAL, OURS, POSTED, PYFUSE3 = "local", "Forebay", "Forebay, order posted", "Forebay pyfuse3"
@@ -102,13 +103,20 @@ class Line:
     def ratio(self, ours: str, other: str) -> Series:
         """Times as good, round by round, since what disturbs a round disturbs both sides of it."""
         pairs = zip(self.figures[ours].value.values, self.figures[other].value.values, strict=True)
-        return Series(tuple(b / a if self.spec.less_is_better else a / b for a, b in pairs))
+        return Series(tuple(_times(b, a) if self.spec.less_is_better else _times(a, b) for a, b in pairs))
 
     def best(self, sides: Sequence[str]) -> str | None:
         """The best of these sides that is there, by its median."""
         there = [side for side in sides if side in self.figures]
         sign = -1 if self.spec.less_is_better else 1
         return max(there, key=lambda side: sign * self.figures[side].value.median, default=None)
+
+
+def _times(more: float, less: float) -> float:
+    """A quotient of figures, which may be 0: of reads that waited, say."""
+    if less:
+        return more / less
+    return inf if more else 1.0
 
 
 @dataclass(frozen=True)

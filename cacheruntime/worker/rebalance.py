@@ -44,6 +44,9 @@ _SEEN_S = 5.0
 _SETTLING_S = 10.0
 """After a change of the members: others may come or go with it."""
 
+_FIRST_S = 3.0
+"""After the start: members come to be known one by one, and nothing was ever placed by the views between."""
+
 REBALANCE_BYTES_S = 64 * MIB
 """Of one worker, when others have come. A reader of a piece that has not moved yet finds it here all the same."""
 
@@ -73,7 +76,7 @@ class Rebalance:
     def __init__(self, core: "Core", node: "ClusterNode") -> None:
         self._core = core
         self._node = node
-        self._settled = node.source.placement
+        self._settled = Placement(())
         """By which everything here is where it belongs, as far as it had room."""
         self.left_bytes = 0
         """That a drain has still to look at."""
@@ -88,17 +91,22 @@ class Rebalance:
         """Follow the members until cancelled."""
         while True:
             changed = self._node.membership.changed
-            now = self._node.source.placement
+            # Not `source.placement`: whoever waits for the same event may be behind us.
+            now = Placement(self._node.membership.view.members)
             if self._node.is_draining or now.members == self._settled.members:
                 await changed.wait()
                 continue
-            with trio.move_on_after(_SETTLING_S) as waiting:
+            is_first = not self._settled.members
+            with trio.move_on_after(_FIRST_S if is_first else _SETTLING_S) as waiting:
                 await changed.wait()
             if not waiting.cancelled_caught:
                 continue  # it has changed again
-            with trio.CancelScope() as self._following:
-                await self._move(partial(self._is_due, self._settled, now), partial(self._is_short, self._settled, now))
+            if not is_first:  # what is here from before the start stays where it is
+                was = self._settled
+                with trio.CancelScope() as self._following:
+                    await self._move(partial(self._is_due, was, now), partial(self._is_short, was, now))
             self._settled = now  # or a drain has begun, which moves all
+            log.info("this worker has its share among %d members", len(now.members))
 
     def _is_due(self, before: Placement, now: Placement, file: SourceFile, offset: int) -> bool:
         """Whether this worker has others load a piece that it holds, after a change of the members."""

@@ -1,6 +1,7 @@
 """The benchmark's sums: medians, ratios round by round, aims, and the tables made of them."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,11 @@ def test_where_less_is_better_the_ratio_is_turned_round() -> None:
     (line,) = collect("group", [DELAY], rounds_of("delay", Forebay=[10.0], rclone=[15.0]))
     (one,) = verdicts([line])
     assert (one.ratio.median, one.met) == (1.5, False)
+
+
+def test_a_figure_of_0_has_a_ratio() -> None:
+    (line,) = collect("group", [DELAY], rounds_of("delay", Forebay=[0.0, 0.0, 5.0], rclone=[15.0, 0.0, 0.0]))
+    assert line.ratio(OURS, RCLONE).values == (math.inf, 1.0, 0.0)
 
 
 def test_an_aim_against_peers_takes_the_best_one() -> None:
@@ -89,7 +95,9 @@ def test_the_report_says_aims_facts_and_what_is_missing() -> None:
 @pytest.mark.slow
 def test_the_picture_is_a_png(tmp_path: Path) -> None:
     speed, delay = rounds_of("speed", Forebay=[8.0, 4.0], local=[10.0, 4.0]), rounds_of("delay", rclone=[15.0, 16.0])
-    lines = collect("group", [SPEED], speed) + collect("group", [DELAY], delay)
-    assert [base_of(line) for line in lines] == [LOCAL, None]
+    of_nothing = rounds_of("delay", Forebay=[0.0, 0.0], rclone=[15.0, 16.0])
+    lines = [line for spec, found in ((SPEED, speed), (DELAY, delay), (DELAY, of_nothing))
+             for line in collect("group", [spec], found)]  # fmt: skip
+    assert [base_of(line) for line in lines] == [LOCAL, None, None]
     plot(lines, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
