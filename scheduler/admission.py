@@ -1,4 +1,4 @@
-"""Trying one job: quota, data, room, in this order; and what to do if it is admitted."""
+"""Trying one job: data, quota, room, in this order; and what to do if it is admitted."""
 
 import math
 from collections.abc import Iterable
@@ -16,10 +16,9 @@ from forebay.scheduler.model import RunningJob
 from forebay.scheduler.nodes import Bools
 from forebay.scheduler.pending import Shape
 from forebay.scheduler.placement import Placement, Site
+from forebay.scheduler.places import place_job, special
 from forebay.scheduler.quota import Excess, QuotaNode
 from forebay.scheduler.refusals import Grown, Refusal
-from forebay.scheduler.reservations import ReservedRoom
-from forebay.scheduler.resource_policies import place_by_policy, policy_of
 from forebay.scheduler.state import State
 from forebay.scheduler.topology import NoRoom
 from forebay.scheduler.warmth import View
@@ -49,7 +48,7 @@ class Admitter:
         members = sorted(state.members(job), key=lambda member: member.name != job.name)
         refusal = Refusal("gang", f"others of group {job.group!r} are not tried yet", "their backoff to end", "job")
         admitted: list[Admission] = []
-        holds, victims = dict(state.holds), dict(state.victims)
+        holds = dict(state.holds)
         with state.table.trial() as trial:
             for place, member in enumerate(members):
                 if len(admitted) + len(members) - place < needed:
@@ -64,7 +63,7 @@ class Admitter:
                 return admitted
             for done in admitted:
                 self._undo(done)
-        state.holds, state.victims = holds, victims
+        state.holds = holds
         return replace(refusal, scope="job")
 
     def _undo(self, admission: Admission) -> None:
@@ -78,6 +77,8 @@ class Admitter:
     def _alone(self, job: Job, backfilled: bool) -> Admission | Refusal:
         state = self._state
         shape, leaf = state.shape(job), state.quota.leaf(job.queue)
+        if state.warm.lacks(job, state.now):
+            return not_warm(state, job)
         if (excess := self._claims.excess(job, leaf, shape.least)) is not None:
             return over_quota(excess)
         level = state.quota.borrows(leaf, shape.least)
@@ -85,8 +86,6 @@ class Admitter:
         if level and root in self.blocked_lenders and leaf.queue.policy != "block":
             return Refusal("quota", "a queue that blocks waits for what this one would borrow", "that queue's turn")
         view = state.warm.view(job, shape.gpus, state.now)
-        if view is not None and view.warm is not None and not view.warm.any():
-            return not_warm(state, job)
         found = self._placed(job, shape, leaf, view)
         if isinstance(found, Refusal):
             return found
@@ -103,7 +102,6 @@ class Admitter:
         state.queues[job.queue].remove(job, shape)
         del state.waiting[job.name]
         state.lift(job.name)
-        state.victims.pop(job.name, None)
         live = state.occupy(running, in_table=False)
         state.count_reserved(reservations, in_table=False)
         assert running.bind_by is not None
@@ -129,8 +127,8 @@ class Admitter:
         # Those for whom victims leave were found room for together: their holds on one node do not exclude each other.
         own = {job.name} if job.group is None else state.groups[job.group]
         together = own - {job.name}
-        if not own.isdisjoint(state.victims):
-            together |= {name for name, victims in state.victims.items() if victims}
+        if any(state.holds[name].forced for name in own if name in state.holds):
+            together |= {hold.job for hold in state.holds.values() if hold.forced}
         kept = self.held.allowed(job, stall, together)
         allowed = kept if warm is None else warm if kept is None else kept & warm
         site = Site(self._cold_s(job, view), allowed)
@@ -143,7 +141,7 @@ class Admitter:
 
         def fits(step: int) -> bool:
             with state.table.trial():
-                found = self._at(job, shape, gang.reduced(job.pod_sets, step, steps), site)
+                found = place_job(state, job, shape, gang.reduced(job.pod_sets, step, steps), site)
                 if isinstance(found, NoRoom):
                     refused.append(found)
                 return not isinstance(found, NoRoom)
@@ -153,7 +151,7 @@ class Admitter:
             step = gang.first_step(steps, fits, first)
         if step is not None:
             with state.table.trial() as trial:
-                found = self._at(job, shape, gang.reduced(job.pod_sets, step, steps), site)
+                found = place_job(state, job, shape, gang.reduced(job.pod_sets, step, steps), site)
                 if not isinstance(found, NoRoom):
                     trial.keep()
                     return found
@@ -163,19 +161,6 @@ class Admitter:
     def _legal(self, job: Job, leaf: QuotaNode, step: int, steps: int) -> bool:
         charge = self._state.charge(job, gang.reduced(job.pod_sets, step, steps))
         return self._claims.excess(job, leaf, charge) is None
-
-    def _at(
-        self, job: Job, shape: Shape, counts: tuple[int, ...], site: Site
-    ) -> tuple[Placement, tuple[str, ...], str | None] | NoRoom:
-        state = self._state
-        reserved = ReservedRoom(state, job)
-        if reserved.any:
-            found = reserved.place(job, shape, counts, site)
-            return found if isinstance(found, NoRoom) else (*found, None)
-        if (policy := policy_of(state.policies, job)) is not None:
-            return place_by_policy(state, policy, job, shape, counts, site)
-        placed = state.placer.place(job.pod_sets, shape.demands, counts, site)
-        return placed if isinstance(placed, NoRoom) else (placed, (), None)
 
     def _cold_s(self, job: Job, view: View | None) -> Floats | None:
         state = self._state
@@ -188,7 +173,7 @@ class Admitter:
         stage = room.stage
         grown = len(state.table.grown)
         if warm is not None:
-            if kept is None and not self._special(job):
+            if kept is None and not special(state, job):
                 state.data_refusals[data_key(state, job, shape)] = grown
             unblock = f"room where its data is warm: {int(warm.sum())} nodes"
             return Refusal(stage, room.reason, unblock, "job")
@@ -197,14 +182,10 @@ class Admitter:
             return Refusal(
                 stage, f"{room.reason}; {int((~kept).sum())} nodes are held for others", "their start", "job"
             )
-        if not self._special(job):
+        if not special(state, job):
             shape.refused_at = grown
             return Refusal(stage, room.reason, "pods that end on such nodes")
         return Refusal(stage, room.reason, "pods that end on such nodes", "job")
-
-    def _special(self, job: Job) -> bool:
-        """Whether more than its shape decides where the job may go."""
-        return ReservedRoom(self._state, job).any or policy_of(self._state.policies, job) is not None
 
     def known_refused(self, shape: Shape) -> bool:
         """Whether no job of this shape fits, as was found out before, and nothing has changed that could help.
@@ -277,7 +258,7 @@ def not_warm(state: State, job: Job) -> Refusal:
     ]
     deadlines = [need.deadline for need in needs if need.deadline is not None]
     until = f", or its deadline at {max(deadlines):g}" if deadlines and len(deadlines) == len(needs) else ""
-    return Refusal("cache", "; ".join(how), f"loading {', '.join(need.dataset for need in needs)}{until}", "data")
+    return Refusal("cache", "; ".join(how), f"loading {', '.join(need.dataset for need in needs)}{until}", "job")
 
 
 def over_quota(excess: Excess) -> Refusal:

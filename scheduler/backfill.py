@@ -14,8 +14,10 @@ from forebay.scheduler.live import Live, ends_of
 from forebay.scheduler.losses import Floats
 from forebay.scheduler.model import Hold
 from forebay.scheduler.nodes import Bools
-from forebay.scheduler.placement import Placement, Site
+from forebay.scheduler.placement import Site
+from forebay.scheduler.places import place_job
 from forebay.scheduler.state import State
+from forebay.scheduler.topology import NoRoom
 
 
 def shadow(state: State, job: Job) -> Hold | None:
@@ -69,12 +71,11 @@ def _nodes_after(state: State, job: Job, lives: list[Live], free: Bools) -> tupl
     shape = state.shape(job)
     with state.table.trial():
         _release(state, lives)
-        found = state.placer.place(
-            job.pod_sets, shape.demands, [pod_set.least for pod_set in job.pod_sets], Site(allowed=free)
-        )
-        if not isinstance(found, Placement):
+        counts = [pod_set.least for pod_set in job.pod_sets]
+        found = place_job(state, job, shape, counts, Site(allowed=free))
+        if isinstance(found, NoRoom):
             return None
-        return tuple(dict.fromkeys(placed.node for placed in found.pods))
+        return tuple(dict.fromkeys(placed.node for placed in found[0].pods))
 
 
 class HeldNodes:

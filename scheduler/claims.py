@@ -37,9 +37,11 @@ class Claims:
 
     def _starving(self, leaf: QuotaNode) -> None:
         state = self._state
-        if leaf.queue.reclaim == "any" or not state.queues[leaf.name].order:
+        if leaf.queue.reclaim == "any":
             return
-        job = state.waiting[state.queues[leaf.name].order[0][2]]
+        job = next(state.ready(leaf.name), None)
+        if job is None:
+            return
         least = state.shape(job).least
         if job.name in self.names or not leaf.within_min(least) or state.quota.excess(leaf, least) is None:
             return

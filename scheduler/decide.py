@@ -16,6 +16,7 @@ what to load ahead. Many jobs of one queue are admitted in one pass.
 
 import heapq
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from forebay.scheduler import gang
 from forebay.scheduler.admission import Admitter
@@ -24,7 +25,7 @@ from forebay.scheduler.decisions import Admission, Decisions, Eviction, GivenUp,
 from forebay.scheduler.explain import explain
 from forebay.scheduler.growth import grow, repair
 from forebay.scheduler.model import Snapshot
-from forebay.scheduler.pending import JobClass, PendingQueue
+from forebay.scheduler.pending import JobClass, PendingQueue, Rank
 from forebay.scheduler.preemption import make_room, mark
 from forebay.scheduler.prefetch import plan
 from forebay.scheduler.refusals import Refusal
@@ -152,17 +153,23 @@ class _Pass:
         state.refresh_mix()
         self.growths += repair(state)
         self._admitter = Admitter(state)
-        self._turns = Turns(state.quota, state.settings, state.now)
+        self._turns = Turns(state.quota, state.settings, state.now, self._gates)
         self._waited: set[str] = set()
         for name, queue in state.queues.items():
             if queue.order:
                 self._turns.lanes[name] = lanes_of(queue, self._open_classes(queue), self._known_refused)
-            if queue.node.queue.policy == "block" and (head := queue.head()) is not None and head[2] in queue.gated:
-                self._turns.lanes.pop(name, None)
         while (turn := self._turns.next()) is not None:
             self._try(turn)
         for job in [job for job in state.holds if job not in self._waited and not state.victims.get(job)]:
             state.lift(job)
+
+    def _gates(self, rank: Rank, job_class: JobClass) -> bool:
+        state = self.state
+        job = state.waiting[rank[2]]
+        lacks = state.warm.lacks(job, state.now)
+        if lacks:
+            state.queues[job.queue].gate(job, job_class.shape)
+        return lacks
 
     def _open_classes(self, queue: PendingQueue) -> list[JobClass]:
         if any(node.queue.max_jobs is not None and node.jobs >= node.queue.max_jobs for node in queue.node.path()):
@@ -200,11 +207,6 @@ class _Pass:
         state, lane = self.state, turn.lane
         queue = lane.queue
         policy = queue.node.queue.policy
-        job = state.waiting[turn.rank[2]]
-        if refusal.scope == "data" and policy != "block":
-            queue.gate(job, turn.job_class.shape)
-            self._turns.changed(queue.node)
-            return
         if policy == "best-effort" or lane.backfills:
             self._pass_over(lane, refusal)
             return
@@ -227,7 +229,9 @@ class _Pass:
         state, name = self.state, turn.rank[2]
         self._waited.add(name)
         hold = state.holds.get(name)
-        if hold is None or hold.start <= state.now:
+        if name in state.victims:
+            pass  # it is decided where it will run
+        elif hold is None or hold.start <= state.now:
             hold = shadow(state, state.waiting[name])
             state.lift(name)
             if hold is None:
@@ -245,8 +249,7 @@ class _Pass:
         state = self.state
         known: Known = {}
         for name in sorted(state.queues):
-            for rank in state.queues[name].order[: state.settings.preempt_tries]:
-                job = state.waiting[rank[2]]
+            for job in list(islice(state.ready(name), state.settings.preempt_tries)):
                 if any(state.victims.get(member.name) for member in state.members(job)):
                     continue
                 found = make_room(state, job, known)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 
@@ -23,7 +24,8 @@ class Releases:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        lives = [live for live in state.running.values() if live.job.max_run_s is not None]
+        lives = [state.running[name] for name in sorted(state.running)]  # sums must not depend on who came first
+        lives = [live for live in lives if live.job.max_run_s is not None]
         ends = ends_of(lives, state.now)
         order = np.argsort(ends, kind="stable")
         self._lives = [lives[place] for place in order]
@@ -69,11 +71,11 @@ class Releases:
         queues = [queue for queue in state.queues.values() if len(queue)]
         for queue in queues:
             ahead = 0.0
-            ranks = sorted(queue.gated.values()) if gated_only else queue.in_order()
-            for place, rank in enumerate(ranks):
-                if place >= each:
-                    break
-                job = state.waiting[rank[2]]
+            jobs = (state.waiting[rank[2]] for rank in queue.in_order())
+            if gated_only:
+                jobs = (job for job in jobs if state.warm.lacks(job, state.now))
+            for job in islice(jobs, each):
+                rank = queue.rank(job)
                 ahead += state.shape(job).gpus
                 start = self.start(ahead * len(queues))
                 if start - state.now > horizon_s:

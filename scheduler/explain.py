@@ -21,6 +21,11 @@ def explain(state: State, refusals: Mapping[str, Refusal]) -> tuple[Wait, ...]:
     releases = Releases(state)
     found: list[Wait] = []
     shares: dict[str, Vector] = {}
+    shapes = {
+        id(state.shape(state.waiting[name])): refusal
+        for name, refusal in refusals.items()
+        if name in state.waiting and refusal.scope == "shape" and refusal.stage in ("gang", "topology")
+    }
     busy = max(1, sum(1 for queue in state.queues.values() if len(queue)))
     for name in sorted(state.queues):
         ahead = 0.0
@@ -28,7 +33,8 @@ def explain(state: State, refusals: Mapping[str, Refusal]) -> tuple[Wait, ...]:
         for position, rank in enumerate(state.queues[name].in_order(), 1):
             job = state.waiting[rank[2]]
             ahead += state.shape(job).gpus
-            refusal = _impossible(state, job) or refusals.get(job.name) or _refusal(state, job, waiting_before)
+            refusal = _impossible(state, job) or _cold(state, job) or refusals.get(job.name)
+            refusal = refusal or _refusal(state, job, waiting_before, shapes)
             start = _start(state, job, refusal, releases, ahead * busy)
             reason = refusal.reason
             if not job.preempts and refusal.stage in ("quota", "gang", "topology"):
@@ -63,17 +69,24 @@ def _fairness(state: State, queue: str, resource: str, shares: Mapping[str, Vect
     return f"; its fair share is {shares[queue][place]}, it uses {state.quota.nodes[queue].used[place]}"
 
 
-def _refusal(state: State, job: Job, before: str | None) -> Refusal:
-    """Of a job that was not tried in this pass."""
+def _cold(state: State, job: Job) -> Refusal | None:
+    """Whatever else the job may lack, its data is nowhere warm; None: it is, or it does not wait for any."""
+    return not_warm(state, job) if state.warm.lacks(job, state.now) else None
+
+
+def _refusal(state: State, job: Job, before: str | None, shapes: Mapping[int, Refusal]) -> Refusal:
+    """Of a job that was not tried in this pass.
+
+    Args:
+        shapes: why jobs that were tried found no room, by what they ask for.
+    """
     shape, leaf = state.shape(job), state.quota.leaf(job.queue)
     if state.victims.get(job.name):
         return Refusal("gang", f"waits for {', '.join(sorted(state.victims[job.name]))} to leave", "their end")
     if (excess := state.quota.excess(leaf, shape.least)) is not None:
         return over_quota(excess)
-    if job.name in state.queues[job.queue].gated:
-        return not_warm(state, job)
-    if shape.refused_at >= 0:
-        return Refusal("gang", "no room for jobs that ask for this", "pods that end on such nodes")
+    if (found := shapes.get(id(shape))) is not None:
+        return found
     return Refusal("order", f"its queue serves in order, and {before} waits before it", f"{before} to start")
 
 

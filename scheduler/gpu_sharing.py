@@ -64,6 +64,7 @@ class Mix:
         # A whole card that is broken into is lost for whole requests; one less idle is also a smaller choice for them.
         usable = self.whole * CARD * np.arange(len(self.whole))
         broken = usable[idle] - usable[np.maximum(idle - 1, 0)]
+        free = np.maximum(free, 0)  # a card that is reserved while it is in use
         change: NDArray[np.float64] = steps[free] + np.where(free == CARD, broken[:, None], 0.0)
         return change
 

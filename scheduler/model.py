@@ -249,11 +249,13 @@ class RunningJob:
 
 @dataclass(frozen=True)
 class Hold:
-    """Nodes that are kept for the first job of a queue: others may use them until `start` only."""
+    """Nodes that are kept for a job: others may use them until `start` only."""
 
     job: str
     start: float
     nodes: tuple[str, ...]
+    forced: bool = False
+    """Victims leave it, or have left it, for the job."""
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,11 @@ class PendingQueue:
         self._requests = np.zeros((0, 0), dtype=np.int64)
         self._listed: list[JobClass] = []
 
+    @property
+    def blocks(self) -> bool:
+        """Those behind a job that waits for its data wait too."""
+        return self.node.queue.policy == "block"
+
     def __len__(self) -> int:
         return len(self.order) + len(self.gated)
 
@@ -181,11 +186,3 @@ class PendingQueue:
     def in_order(self) -> Iterator[Rank]:
         """All waiting jobs, those that wait for data among them."""
         return iter(sorted([*self.order, *self.gated.values()]) if self.gated else self.order)
-
-    def head(self) -> Rank | None:
-        """The first of all."""
-        first = self.order[0] if self.order else None
-        gated = min(self.gated.values(), default=None)
-        if first is None or (gated is not None and gated < first):
-            return gated
-        return first

@@ -13,8 +13,10 @@ from forebay.scheduler.live import Live
 from forebay.scheduler.model import Hold
 from forebay.scheduler.nodes import Demand, Ints
 from forebay.scheduler.placement import Placement, Site
+from forebay.scheduler.places import place_job, special
 from forebay.scheduler.quota import Vector
 from forebay.scheduler.state import State
+from forebay.scheduler.topology import NoRoom
 from forebay.scheduler.victims import Known, Piece, Reason, lost_gpu_s, pieces_for, reason_for
 
 _DOMAINS_TRIED = 16
@@ -70,7 +72,7 @@ def make_room(state: State, job: Job, known: Known | None = None) -> Room | None
         mark(state, decision)
     if known is not None:
         known.clear()
-    state.holds[job.name] = Hold(job.name, state.now, simulation.nodes)
+    state.holds[job.name] = Hold(job.name, state.now, simulation.nodes, forced=True)
     state.epoch += 1
     return Room(evictions, shrinks)
 
@@ -140,7 +142,7 @@ class _Simulation:
                 for self._initial in (False, True):
                     taken = self._best_node(candidates) or self._best_domain(candidates) or self._prefix(candidates)
                     if taken:
-                        return taken
+                        return self._least(taken)
                 return []
         finally:
             for other in others:
@@ -153,10 +155,10 @@ class _Simulation:
         state = self._state
         with state.table.trial() as trial:
             counts = [pod_set.least for pod_set in job.pod_sets]
-            found = state.placer.place(job.pod_sets, state.shape(job).demands, counts, site)
-            if isinstance(found, Placement):
+            found = place_job(state, job, state.shape(job), counts, site)
+            if not isinstance(found, NoRoom):
                 trial.keep()
-                return found
+                return found[0]
         return None
 
     def _fits(self) -> bool:
@@ -176,6 +178,8 @@ class _Simulation:
     def _vain(self, candidates: Sequence[Piece]) -> bool:
         """Whether all candidates together leave too little room: sums over nodes tell so of most searches, at once."""
         table = self._state.table
+        if any(special(self._state, job) for job in self._jobs):
+            return False  # what is reserved for them is not free in the table
         freed: dict[Demand, tuple[list[int], list[int]]] = {}
         for part in (part for piece in candidates for part in piece.parts):
             for placed, demand in part.live.shape.pods(part.pods):
@@ -240,7 +244,6 @@ class _Simulation:
                     low = middle + 1
             taken = self._move(taken, _together(allowed[:high]))
             taken = self._needed(taken, self._fits)
-            self._fits()
             self._move(taken, [])
             return taken
         self._move(taken, [])
@@ -257,9 +260,19 @@ class _Simulation:
                 self._remove(piece, 1)
         return new
 
+    def _least(self, taken: list[tuple[Piece, Reason]]) -> list[tuple[Piece, Reason]]:
+        """Without those that are not needed after all, wherever the job would run then."""
+        self._move([], taken)
+        taken = self._needed(taken, self._fits)
+        self._fits()
+        self._move(taken, [])
+        return taken
+
     def _best_node(self, candidates: Sequence[Piece]) -> list[tuple[Piece, Reason]]:
         """Of a job of one pod for which there is quota: the cheapest set of victims on one node."""
         state = self._state
+        if special(state, self.job):
+            return []
         if len(self._jobs) > 1 or sum(pod_set.least for pod_set in self.job.pod_sets) != 1:
             return []
         if state.quota.excess(self._leaf, self.request) is not None:
@@ -291,10 +304,7 @@ class _Simulation:
                 rank = (*_cost(taken), node)
                 if best is None or rank < best[0]:
                     best = (rank, taken)
-        if best is None:
-            return []
-        self.nodes = (best[0][3],)
-        return best[1]
+        return [] if best is None else best[1]
 
     def _best_domain(self, candidates: Sequence[Piece]) -> list[tuple[Piece, Reason]]:
         """Of jobs whose pods must be near each other: the cheapest set of victims with which they fit in one domain.
@@ -311,7 +321,7 @@ class _Simulation:
             rows = [table.index[one.node] for part in piece.parts for one in part.pods if one.node in table.index]
             for domain in {int(domains[row]) for row in rows}:
                 inside.setdefault(domain, []).append(piece)
-        best: tuple[tuple[float, float, int, int], list[tuple[Piece, Reason]], tuple[str, ...]] | None = None
+        best: tuple[tuple[float, float, int, int], list[tuple[Piece, Reason]]] | None = None
         order = sorted(inside, key=lambda domain: (sum(piece.cost for piece in inside[domain]), domain))
         sites = self._sites
         for domain in order[:_DOMAINS_TRIED]:
@@ -325,17 +335,17 @@ class _Simulation:
             if taken:
                 rank = (*_cost(taken), domain)
                 if best is None or rank < best[0]:
-                    best = (rank, taken, self.nodes)
+                    best = (rank, taken)
         self._sites = sites
-        if best is None:
-            return []
-        self.nodes = best[2]
-        return best[1]
+        return [] if best is None else best[1]
 
     def _take(self, piece: Piece, taken: list[tuple[Piece, Reason]], remove: Callable[[Piece, int], None]) -> bool:
         """Take a piece away, if a rule allows it now."""
+        lives = [part.live for part in piece.parts]
+        gone = [part.live for one, _ in taken if one.whole for part in one.parts]
+        if any(live in gone for live in lives) and (not piece.whole or len(piece.parts) == 1):
+            return False
         if _replaces(piece):
-            lives = [part.live for part in piece.parts]
             for one in [one for one in taken if one[0].live in lives]:
                 taken.remove(one)
                 remove(one[0], -1)

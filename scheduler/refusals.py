@@ -17,8 +17,8 @@ class Refusal:
     stage: Stage
     reason: str
     unblock: str
-    scope: Literal["shape", "job", "data"] = "shape"
-    """For whom it holds: all that ask for the same; this job; this job until its data has come."""
+    scope: Literal["shape", "job"] = "shape"
+    """For whom it holds: all that ask for the same; this job."""
     resource: str = ""
     """That quota is short of, where borrowing could help."""
 

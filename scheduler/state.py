@@ -5,7 +5,7 @@ the snapshot, but answers that could be computed again.
 """
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from forebay.scheduler.cards import choose_cards
@@ -124,7 +124,6 @@ class State:
 
     def _forget(self, job: Job) -> None:
         self._count(job, -1)
-        self.victims.pop(job.name, None)
         if job.group is not None:
             self.groups[job.group].discard(job.name)
 
@@ -142,6 +141,11 @@ class State:
             return 0
         there = self.groups[job.group] - self.foreign.keys() | self.done.get(job.group, set())
         return max(0, job.group_size - len(there))
+
+    def ready(self, queue: str) -> Iterator[Job]:
+        """The waiting jobs of a queue that do not lack data, in order."""
+        jobs = (self.waiting[rank[2]] for rank in self.queues[queue].order)
+        return (job for job in jobs if not job.data or not self.warm.lacks(job, self.now))
 
     def needed(self, job: Job) -> int:
         """How many jobs of its group of gangs must start for this one to start; 1 if it has none."""
@@ -197,6 +201,7 @@ class State:
         running = live.running
         running = replace(running, pods=joined(running.pods, more), growing=more, grow_by=bind_by)
         self.occupy(replace(running, short_since=self._short_since(running)), in_table=False)
+        self.count_reserved(running.reservations, in_table=True)
 
     def _change(self, running: RunningJob) -> None:
         """A running job has other pods than before."""
@@ -282,6 +287,8 @@ class State:
         self.count_reserved(live.running.reservations, in_table=True)
         if live.running.evicted_for and (others := self.victims.get(live.running.evicted_for)):
             others.discard(name)
+            if not others:
+                del self.victims[live.running.evicted_for]
         return live
 
     def discard(self, name: str) -> Live:

@@ -32,6 +32,8 @@ class Lane:
         for one in self.classes:
             if one.ranks and (best is None or one.ranks[0] < best[0]):
                 best = (one.ranks[0], one)
+        if best is not None and self.queue.blocks and min(self.queue.gated.values(), default=best[0]) < best[0]:
+            return None
         return best
 
 
@@ -58,6 +60,8 @@ class Turns:
     quota: QuotaTree
     settings: Settings
     now: float
+    gates: Callable[[Rank, JobClass], bool] = lambda rank, job_class: False
+    """Sets a job aside if it waits for data alone, and says so: it has no turn."""
     lanes: dict[str, list[Lane]] = field(default_factory=dict)
     penalty: dict[str, float] = field(default_factory=dict)
     """Use that counts beside the historic one, by leaf: admissions of this pass."""
@@ -100,7 +104,8 @@ class Turns:
     def _of_leaf(self, node: QuotaNode) -> tuple[Turn, str] | None:
         best: Turn | None = None
         for lane in self.lanes.get(node.name, ()):
-            head = lane.head()
+            while (head := lane.head()) is not None and self.gates(*head):
+                pass
             if head is not None and (best is None or head[0] < best.rank):
                 best = Turn(head[0], lane, head[1])
         return None if best is None else (best, node.name)

@@ -236,7 +236,7 @@ def _wholes(state: State, live: Live, groups: set[str]) -> Iterator[Piece]:
         yield own
     if group not in groups:
         groups.add(group)
-        if all(one.job.preemptible for one in lives):
+        if all(one.job.preemptible and one.running.evicted_for is None for one in lives):
             others = tuple(piece(one) for one in lives if one is not live)
             yield replace(own, cost=own.cost + sum(other.cost for other in others), others=others)
 

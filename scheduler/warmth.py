@@ -181,6 +181,15 @@ class WarmTable:
             for need in job.data
         )
 
+    def lacks(self, job: Job, now: float) -> bool:
+        """Whether the job waits for data that is nowhere warm enough, together."""
+        warm: Bools | None = None
+        for need in job.data:
+            if self.requires(job, need.dataset, now):
+                enough: Bools = np.asarray(self.warm(need.dataset) >= need.min_warm * self.size(need.dataset))
+                warm = enough if warm is None else warm & enough
+        return warm is not None and not warm.any()
+
     def labelled(self, datasets: Iterable[str]) -> Bools:
         """Nodes that hold any byte of any of the datasets: the label that Fluid's affinity goes by."""
         found = np.zeros(len(self._table), dtype=np.bool_)

@@ -159,3 +159,11 @@ class TestGangsAsVictims:
         assert evicted(found) == {"r0", "r1", "r2"}
         assert stage(found, "pg0") == "gang"
         assert not evicted(outcome(ROOM_FOR[3], QUEUES, gang("pg", 4), running))
+
+    def test_regression_a_member_that_is_shrinking_is_not_taken_twice(self) -> None:
+        """Pods of it leave already; the group is not counted as room a second time before they are gone."""
+        pods = {"min_count": 1}
+        members = [job(f"pg{i}", count=2, cpu=1, group="pg", group_size=2, priority=-1, pods=pods) for i in (0, 1)]
+        running = [on(one, "n", "n") for one in members]
+        running[0] = replace(running[0], evicted_for="other", leaving=running[0].pods[1:])
+        assert not evicted(outcome(ROOM_FOR[4], QUEUES, [job("j", cpu=4)], running))
