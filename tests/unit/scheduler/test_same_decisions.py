@@ -27,7 +27,7 @@ DIGESTS = {
     "gate": "4afc891948cf",
     "prefetch": "ebf2edf548bf",
     "ordered": "573dab3d7adb",
-    "backfill": "b37adf2119b0",
+    "backfill": "76da7cc44b98",
 }
 """Of what each arm decides on it. Who means to decide otherwise puts the new ones here; who means to be quicker must
 not have to."""
