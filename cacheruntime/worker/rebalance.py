@@ -19,7 +19,7 @@ import trio
 
 from forebay.cacheruntime.blocks import BLOCK_BYTES, block_count
 from forebay.cacheruntime.catalogue import Node
-from forebay.cacheruntime.cluster.placement import SLICE_BYTES, Placement, slice_of
+from forebay.cacheruntime.cluster.placement import SLICE_BYTES, Member, Placement, slice_of
 from forebay.cacheruntime.config import MIB
 from forebay.cacheruntime.errors import ForebayError
 from forebay.cacheruntime.index import Cached, Index
@@ -43,9 +43,6 @@ _SEEN_S = 5.0
 
 _SETTLING_S = 10.0
 """After a change of the members: others may come or go with it."""
-
-_FIRST_S = 3.0
-"""After the start: members come to be known one by one, and nothing was ever placed by the views between."""
 
 REBALANCE_BYTES_S = 64 * MIB
 """Of one worker, when others have come. A reader of a piece that has not moved yet finds it here all the same."""
@@ -89,6 +86,10 @@ class Rebalance:
 
     async def run(self) -> None:
         """Follow the members until cancelled."""
+        # By which view older things were placed is not known: they stay. What a new worker brings in while the others
+        # appear one by one goes to its owners then.
+        if not any(holding.bytes for holding in self._core.storage.index.reader.holdings()):
+            self._settled = Placement([Member(self._node.id, 1.0)])
         while True:
             changed = self._node.membership.changed
             # Not `source.placement`: whoever waits for the same event may be behind us.
@@ -96,15 +97,12 @@ class Rebalance:
             if self._node.is_draining or now.members == self._settled.members:
                 await changed.wait()
                 continue
-            is_first = not self._settled.members
-            with trio.move_on_after(_FIRST_S if is_first else _SETTLING_S) as waiting:
+            with trio.move_on_after(_SETTLING_S) as waiting:
                 await changed.wait()
             if not waiting.cancelled_caught:
                 continue  # it has changed again
-            if not is_first:  # what is here from before the start stays where it is
-                was = self._settled
-                with trio.CancelScope() as self._following:
-                    await self._move(partial(self._is_due, was, now), partial(self._is_short, was, now))
+            with trio.CancelScope() as self._following:
+                await self._move(partial(self._is_due, self._settled, now), partial(self._is_short, self._settled, now))
             self._settled = now  # or a drain has begun, which moves all
             log.info("this worker has its share among %d members", len(now.members))
 
