@@ -114,7 +114,7 @@ class _Pass:
             job = state.waiting.get(name)
             if job is None:
                 continue
-            if job.max_wait_s is not None and job.submitted + job.max_wait_s <= state.now:
+            if job.wait_until is not None and job.wait_until <= state.now:
                 state.withdraw(name)
                 self.given_up.append(GivenUp(name, f"waited longer than {job.max_wait_s:g} s"))
             else:

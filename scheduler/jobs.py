@@ -138,7 +138,9 @@ class Job:
     max_run_s: float | None = None
     """Bound of its runtime; None: none is known, and it is never backfilled."""
     max_wait_s: float | None = None
-    """From `submitted` on; then it is given up."""
+    """Of one wait; then it is given up."""
+    waits_since: float | None = None
+    """When it began to wait again, after it had run; None: when it was submitted."""
     retries: int = 0
     """How often it was admitted and did not bind in time."""
     not_before: float = 0.0
@@ -152,6 +154,13 @@ class Job:
         names = [pod_set.name for pod_set in self.pod_sets]
         if len({*names}) != len(names):
             raise ValueError(f"job {self.name!r} has two pod sets of one name: {', '.join(sorted(names))}")
+
+    @property
+    def wait_until(self) -> float | None:
+        """When it is given up if it still waits; None: never."""
+        if self.max_wait_s is None:
+            return None
+        return (self.submitted if self.waits_since is None else self.waits_since) + self.max_wait_s
 
 
 @dataclass(frozen=True)

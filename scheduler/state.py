@@ -98,10 +98,7 @@ class State:
         self._count(job, 1)
         if job.group is not None:
             self.groups.setdefault(job.group, set()).add(job.name)
-        times = [need.deadline for need in job.data] + [
-            None if job.max_wait_s is None else job.submitted + job.max_wait_s
-        ]
-        for time in times:
+        for time in [*(need.deadline for need in job.data), job.wait_until]:
             if time is not None:
                 heapq.heappush(self.deadlines, (time, job.name))
         if job.gates:
@@ -165,9 +162,11 @@ class State:
 
     def requeue(self, name: str, retries: int = 0, not_before: float = 0.0) -> None:
         """A running job's pods are gone, and it waits again, in its old place."""
+        running = self.running[name].running
         job = self.running[name].job
+        since = self.now if running.bound else job.waits_since  # what never ran has waited on
         self.finish(name)
-        self.submit(replace(job, retries=retries, not_before=not_before))
+        self.submit(replace(job, retries=retries, not_before=not_before, waits_since=since))
 
     def bound(self, name: str) -> None:
         """All pods of an admitted job are bound."""

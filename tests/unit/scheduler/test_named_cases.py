@@ -126,6 +126,22 @@ class TestKueueScheduler:
         assert int(state.table.idle[0]) == 2
         assert admitted(advance(state, 1.0)) == ["j"]
 
+    def test_the_longest_wait_is_that_of_one_wait(self) -> None:
+        """A job that has run longer than it may wait is not given up when it is evicted."""
+        snapshot = Snapshot(
+            nodes=(node("n", 2),), queues=(Queue("q", min={"gpu": 2000}),),
+            waiting=(job("j", gpus=2, max_wait_s=60.0),),
+        )  # fmt: skip
+        state = State(snapshot)
+        assert admitted(advance(state, 0.0)) == ["j"]
+        state.bound("j")
+        advance(state, 1000.0)
+        state.requeue("j")
+        assert admitted(advance(state, 1000.0)) == ["j"]
+        state.requeue("j")  # it could not be carried out: it has waited on
+        assert state.waiting["j"].wait_until == 1060.0
+        assert [one.job for one in advance(state, 1060.0).given_up] == ["j"]
+
     def test_inadmissible_workloads_wait_together(self) -> None:
         """Equivalence: what one of equal jobs is refused, all are, until something that could help has changed."""
         state = State(
