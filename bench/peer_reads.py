@@ -176,6 +176,7 @@ def _worker(folder: Path, source: Path, tls: str) -> Iterator[tuple[int, int]]:
 
 
 _TURN_S = 120.0
+"""Of one side in one round, at most."""
 
 
 def _turn(server: tuple[int, int], size: int, read: str, *words: str) -> Cost:

@@ -271,9 +271,7 @@ class _Simulation:
     def _best_node(self, candidates: Sequence[Piece]) -> list[tuple[Piece, Reason]]:
         """Of a job of one pod for which there is quota: the cheapest set of victims on one node."""
         state = self._state
-        if special(state, self.job):
-            return []
-        if len(self._jobs) > 1 or sum(pod_set.least for pod_set in self.job.pod_sets) != 1:
+        if len(self._jobs) > 1 or sum(pod_set.least for pod_set in self.job.pod_sets) != 1 or special(state, self.job):
             return []
         if state.quota.excess(self._leaf, self.request) is not None:
             return []

@@ -66,7 +66,7 @@ def held(cluster: Loopback, asked: int = 0) -> list[int]:
 def test_two_owners_of_each_piece(make_cluster: Any, count: int, size: int) -> None:
     """One of them is lost: nothing is fetched again, and those that are left see to two copies again."""
     cluster, server = make_cluster(3, count, size, replicas=2)
-    until(lambda: all("has its share among 3 members" in member.log() for member in cluster.members))
+    cluster.wait_for_shares()
     cluster.attach(server.source)
     total = count * size
     client = reader(cluster, replicas=2)

@@ -155,6 +155,11 @@ class Loopback:
         text = f"the cluster has {len(running)} members"
         until(lambda: all(text in member.log() for member in running))
 
+    def wait_for_shares(self) -> None:
+        """Wait until what is read moves with the next change of the members, and with none of before."""
+        text = f"has its share among {len(self.members)} members"
+        until(lambda: all(text in member.log() for member in self.members))
+
     def client(self, quota_bytes: int = GIB, fill: FillConfig = FillConfig(), **more: object) -> Node:  # noqa: B008
         """Another client node."""
         cluster = ClusterConfig(peers=self.peers, **more)  # type: ignore[arg-type]
