@@ -14,9 +14,9 @@ from forebay.scheduler.jobs import Job, PlacedPods
 from forebay.scheduler.losses import Floats
 from forebay.scheduler.model import RunningJob
 from forebay.scheduler.nodes import Bools
-from forebay.scheduler.pending import Shape
+from forebay.scheduler.pending import NotYet, Shape
 from forebay.scheduler.placement import Placement, Site
-from forebay.scheduler.places import place_job, special
+from forebay.scheduler.places import place_job
 from forebay.scheduler.quota import Excess, QuotaNode
 from forebay.scheduler.refusals import Grown, Refusal
 from forebay.scheduler.state import State
@@ -130,6 +130,8 @@ class Admitter:
         if any(state.holds[name].forced for name in own if name in state.holds):
             together |= {hold.job for hold in state.holds.values() if hold.forced}
         kept = self.held.allowed(job, stall, together)
+        if not state.placer.explains and (known := self._known(job, shape, kept, warm)) is not None:
+            return known
         allowed = kept if warm is None else warm if kept is None else kept & warm
         site = Site(self._cold_s(job, view), allowed)
         steps = gang.steps_of(job.pod_sets)
@@ -156,7 +158,7 @@ class Admitter:
                     trial.keep()
                     return found
                 refused.append(found)
-        return self._no_room(job, shape, refused[-1], kept, warm)
+        return self._no_room(job, shape, refused[-1], kept, view, warm)
 
     def _legal(self, job: Job, leaf: QuotaNode, step: int, steps: int) -> bool:
         charge = self._state.charge(job, gang.reduced(job.pod_sets, step, steps))
@@ -168,66 +170,76 @@ class Admitter:
             return np.where(state.warm.labelled(need.dataset for need in job.data), 0.0, LABEL_COLD_S)
         return None if view is None else view.load_s[state.warm.domain_of]
 
-    def _no_room(self, job: Job, shape: Shape, room: NoRoom, kept: Bools | None, warm: Bools | None) -> Refusal:
-        state = self._state
-        stage = room.stage
-        grown = len(state.table.grown)
+    def _no_room(
+        self, job: Job, shape: Shape, room: NoRoom, kept: Bools | None, view: View | None, warm: Bools | None
+    ) -> Refusal:
+        """What `room` means for the job, remembered for those like it."""
+        state, stage = self._state, room.stage
+        plain = not shape.special and job.group is None  # what others of a group have taken may be given back
+        simple = plain and len(shape.demands) == 1 and not shape.elastic
+        seen = NotYet(len(state.table.grown), room.lacking if simple else 1)
         if warm is not None:
-            if kept is None and not special(state, job):
-                state.data_refusals[data_key(state, job, shape)] = grown
+            if kept is None and plain:
+                seen.among = warm
+                state.data_refusals[data_key(state, job, shape)] = seen
             unblock = f"room where its data is warm: {int(warm.sum())} nodes"
             return Refusal(stage, room.reason, unblock, "job")
         if kept is not None and not kept.all():
-            shape.held_off = (grown, state.epoch, float("inf") if job.max_run_s is None else job.max_run_s)
+            if plain:
+                stalls = 0.0 if view is None else float(view.stall_s.max(initial=0.0))
+                shape.held_off = (seen, state.epoch, _bound(job) + stalls)
             return Refusal(
                 stage, f"{room.reason}; {int((~kept).sum())} nodes are held for others", "their start", "job"
             )
-        if not special(state, job):
-            shape.refused_at = grown
-            return Refusal(stage, room.reason, "pods that end on such nodes")
-        return Refusal(stage, room.reason, "pods that end on such nodes", "job")
+        if plain:
+            shape.refused = seen
+            return Refusal(stage, room.reason, ENDS)
+        return Refusal(stage, room.reason, ENDS, "job")
 
-    def known_refused(self, shape: Shape) -> bool:
-        """Whether no job of this shape fits, as was found out before, and nothing has changed that could help.
+    def _known(self, job: Job, shape: Shape, kept: Bools | None, warm: Bools | None) -> Refusal | None:
+        """What `_no_room` has remembered, if nothing has changed that could help: the same as would be found anew."""
+        if warm is not None:
+            key, refusals = data_key(self._state, job, shape), self._state.data_refusals
+            seen = refusals.get(key)
+            more = seen is None or seen.among is None or bool((warm & ~seen.among).any())
+            if seen is None or more or not self.grown.still_refused(shape, seen):
+                refusals.pop(key, None)
+                return None
+            return Refusal("gang", "no room where its data is warm", "room there", "job")
+        if kept is None or kept.all():
+            if shape.refused is not None and not self.grown.still_refused(shape, shape.refused):
+                shape.refused = None
+            return Refusal("gang", "no room for jobs that ask for this", ENDS) if shape.refused else None
+        if shape.held_off is not None:
+            seen, epoch, bound = shape.held_off
+            if job.name in self._state.holds or epoch != self._state.epoch or _bound(job) < bound:
+                return None
+            if not self.grown.still_refused(shape, seen):
+                shape.held_off = None
+        if shape.held_off is None:
+            return None
+        return Refusal("gang", "the nodes that it could use are held for others", "their start", "job")
 
-        Not where refusals are to be explained: it is found out anew then, and why.
-        """
-        if shape.refused_at < 0 or self._state.placer.explains:
-            return False
-        if self.grown.still_refused(shape, shape.refused_at):
-            shape.refused_at = len(self._state.table.grown)
-            return True
-        shape.refused_at = -1
-        return False
+    def crowded(self, shape: Shape) -> NoRoom | None:
+        """Why the least pods of such a job find no nodes, wherever they are and whatever else it needs; None: they
+        may find some."""
+        state = self._state
+        if shape.special:
+            return None
+        seen = None if state.placer.explains else shape.crowded
+        if seen is not None and self.grown.still_refused(shape, seen):
+            return NoRoom("gang", "")
+        found = state.placer.crowded(shape.job.pod_sets, shape.demands)
+        lacking = found.lacking if found is not None and len(shape.demands) == 1 else 1
+        shape.crowded = None if found is None else NotYet(len(state.table.grown), lacking)
+        return found
 
-    def known_without_room(self, job: Job, shape: Shape) -> bool:
-        """As `known_refused`, where its data is warm: by all jobs that ask for the same and wait for the same data."""
-        refusals = self._state.data_refusals
-        if not refusals or not job.data or self._state.placer.explains:
-            return False
-        key = data_key(self._state, job, shape)
-        since = refusals.get(key)
-        if since is None:
-            return False
-        if self.grown.still_refused(shape, since):
-            refusals[key] = len(self._state.table.grown)
-            return True
-        del refusals[key]
-        return False
 
-    def known_held_off(self, job: Job, shape: Shape) -> bool:
-        """As `known_refused`, by holds of others."""
-        if shape.held_off is None or self._state.placer.explains:
-            return False
-        since, epoch, bound = shape.held_off
-        own = float("inf") if job.max_run_s is None else job.max_run_s
-        if job.name in self._state.holds or epoch != self._state.epoch or own < bound:
-            return False
-        if self.grown.still_refused(shape, since):
-            shape.held_off = (len(self._state.table.grown), epoch, bound)
-            return True
-        shape.held_off = None
-        return False
+ENDS = "pods that end on such nodes"
+
+
+def _bound(job: Job) -> float:
+    return math.inf if job.max_run_s is None else job.max_run_s
 
 
 def load_s(state: State, view: View, pods: Iterable[PlacedPods]) -> float:
@@ -242,8 +254,7 @@ THE_GROUP = "the rest of the group"
 
 def data_key(state: State, job: Job, shape: Shape) -> tuple[int, frozenset[tuple[str, float]]]:
     """What jobs have in common that may run on the same nodes because of their data."""
-    needs = ((need.dataset, need.min_warm) for need in job.data if state.warm.requires(job, need.dataset, state.now))
-    return id(shape), frozenset(needs)
+    return id(shape), frozenset((need.dataset, need.min_warm) for need in state.warm.required(job, state.now))
 
 
 LABEL_COLD_S = 3600.0
@@ -252,7 +263,7 @@ LABEL_COLD_S = 3600.0
 
 def not_warm(state: State, job: Job) -> Refusal:
     """The job waits for data that it requires."""
-    needs = [need for need in job.data if state.warm.requires(job, need.dataset, state.now)]
+    needs = state.warm.required(job, state.now)
     how = [
         f"{need.dataset} is warm to {state.warm.fraction(need.dataset):.0%} of {need.min_warm:.0%}" for need in needs
     ]

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from forebay.scheduler import gang
-from forebay.scheduler.admission import Admitter
+from forebay.scheduler.admission import ENDS, Admitter
 from forebay.scheduler.backfill import shadow
 from forebay.scheduler.decisions import Admission, Decisions, Eviction, GivenUp, Growth, Release, Shrink
 from forebay.scheduler.explain import explain
@@ -73,7 +73,7 @@ def advance(
         given_up=tuple(found.given_up),
         prefetches=plan(state) if cares else (),
         holds=tuple(state.holds[name] for name in sorted(state.holds)),
-        waits=explain(state, found.refusals) if explained else (),
+        waits=explain(state, found.refusals, found.no_room) if explained else (),
     )
 
 
@@ -90,10 +90,13 @@ class _Pass:
     given_up: list[GivenUp] = field(default_factory=list)
     refusals: dict[str, Refusal] = field(default_factory=dict)
     """By job, of this pass."""
+    no_room: dict[int, Refusal] = field(default_factory=dict)
+    """By shape, of this pass: none of it finds room any more."""
 
     def overdue(self) -> None:
         """Time has passed: jobs that did not bind, have waited too long, or may be tried again."""
         state = self.state
+        state.expire()
         late = gang.unbound((state.running[name].running for name in state.unbound), state.now, state.settings)
         short = gang.short((state.running[name].running for name in state.short), state.now, state.settings)
         for one in (*late, *short):
@@ -144,8 +147,6 @@ class _Pass:
                     job = state.waiting[name]
                     if any(need.dataset in changed for need in job.data):
                         queue.ungate(job, state.shape(job))
-            for key in [key for key in state.data_refusals if any(dataset in changed for dataset, _ in key[1])]:
-                del state.data_refusals[key]
             changed.clear()
 
     def admit(self) -> None:
@@ -153,44 +154,48 @@ class _Pass:
         state.refresh_mix()
         self.growths += repair(state)
         self._admitter = Admitter(state)
-        self._turns = Turns(state.quota, state.settings, state.now, self._gates)
+        self._turns = Turns(state.quota, state.settings, self._gates, lambda one: id(one.shape) in self.no_room)
         self._waited: set[str] = set()
+        self._has_data: set[str] = set()
         for name, queue in state.queues.items():
             if queue.order:
-                self._turns.lanes[name] = lanes_of(queue, self._open_classes(queue), self._known_refused)
+                self._turns.lanes[name] = lanes_of(queue, self._open_classes(queue), self._hopeless)
         while (turn := self._turns.next()) is not None:
             self._try(turn)
         for job in [job for job in state.holds if job not in self._waited and not state.victims.get(job)]:
             state.lift(job)
 
     def _gates(self, rank: Rank, job_class: JobClass) -> bool:
-        state = self.state
-        job = state.waiting[rank[2]]
-        lacks = state.warm.lacks(job, state.now)
-        if lacks:
+        state, name = self.state, rank[2]
+        if name in self._has_data:
+            return False
+        job = state.waiting[name]
+        if state.warm.lacks(job, state.now):
             state.queues[job.queue].gate(job, job_class.shape)
-        return lacks
+            return True
+        self._has_data.add(name)
+        return False
 
     def _open_classes(self, queue: PendingQueue) -> list[JobClass]:
         if any(node.queue.max_jobs is not None and node.jobs >= node.queue.max_jobs for node in queue.node.path()):
             return []
         return queue.candidates(self.state.quota.available(queue.node))
 
-    def _known_refused(self, one: JobClass) -> bool:
-        return self._admitter.known_refused(one.shape)
+    def _hopeless(self, one: JobClass) -> bool:
+        """Whether none of these jobs can find room in this pass.
+
+        They have no turn then, so that they do not decide when their queue has its. What is remembered of earlier
+        passes must not show in it: who starts anew from a snapshot is to decide the same.
+        """
+        shape = id(one.shape)
+        if shape not in self.no_room and (room := self._admitter.crowded(one.shape)) is not None:
+            self.no_room[shape] = Refusal("gang", room.reason, ENDS)
+        return shape in self.no_room
 
     def _try(self, turn: Turn) -> None:
         state = self.state
-        job, shape = state.waiting[turn.rank[2]], turn.job_class.shape
-        outcome: list[Admission] | Refusal
-        if self._admitter.known_refused(shape):
-            outcome = Refusal("gang", "no room for jobs that ask for this", "pods that end on such nodes")
-        elif self._admitter.known_without_room(job, shape):
-            outcome = Refusal("gang", "no room where its data is warm", "room there", "job")
-        elif self._admitter.known_held_off(job, shape):
-            outcome = Refusal("gang", "the nodes that it could use are held for others", "their start", "job")
-        else:
-            outcome = self._admitter.attempt(job, turn.lane.backfills)
+        job = state.waiting[turn.rank[2]]
+        outcome = self._admitter.attempt(job, turn.lane.backfills)
         if isinstance(outcome, Refusal):
             self.refusals[job.name] = outcome
             self._refused(turn, outcome)
@@ -206,8 +211,10 @@ class _Pass:
     def _refused(self, turn: Turn, refusal: Refusal) -> None:
         state, lane = self.state, turn.lane
         queue = lane.queue
+        if refusal.scope == "shape" and refusal.stage in ("gang", "topology"):
+            self.no_room[id(turn.job_class.shape)] = refusal
         policy = queue.node.queue.policy
-        if policy == "best-effort" or lane.backfills:
+        if lane.yields:
             self._pass_over(lane, refusal)
             return
         self._turns.drop(lane)
@@ -240,7 +247,7 @@ class _Pass:
         if backfills:
             lanes = self._turns.lanes[turn.lane.queue.node.name]
             for one in turn.lane.classes:
-                if one.ranks and not self._known_refused(one):
+                if one.ranks and not self._hopeless(one):
                     lanes.append(Lane(turn.lane.queue, [one], 1 if one is turn.job_class else 0, True))
             self._turns.changed(turn.lane.queue.node)
 

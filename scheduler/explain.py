@@ -12,20 +12,16 @@ from forebay.scheduler.refusals import Refusal
 from forebay.scheduler.state import State
 
 
-def explain(state: State, refusals: Mapping[str, Refusal]) -> tuple[Wait, ...]:
+def explain(state: State, refusals: Mapping[str, Refusal], no_room: Mapping[int, Refusal]) -> tuple[Wait, ...]:
     """A Wait for each waiting job, and for each admitted one that is not bound yet.
 
     Args:
-        refusals: of the pass that has just been made.
+        refusals: of the pass that has just been made, by job.
+        no_room: of the same, by `id` of the shape.
     """
     releases = Releases(state)
     found: list[Wait] = []
     shares: dict[str, Vector] = {}
-    shapes = {
-        id(state.shape(state.waiting[name])): refusal
-        for name, refusal in refusals.items()
-        if name in state.waiting and refusal.scope == "shape" and refusal.stage in ("gang", "topology")
-    }
     busy = max(1, sum(1 for queue in state.queues.values() if len(queue)))
     for name in sorted(state.queues):
         ahead = 0.0
@@ -34,7 +30,7 @@ def explain(state: State, refusals: Mapping[str, Refusal]) -> tuple[Wait, ...]:
             job = state.waiting[rank[2]]
             ahead += state.shape(job).gpus
             refusal = _impossible(state, job) or _cold(state, job) or refusals.get(job.name)
-            refusal = refusal or _refusal(state, job, waiting_before, shapes)
+            refusal = refusal or _refusal(state, job, waiting_before, no_room)
             start = _start(state, job, refusal, releases, ahead * busy)
             reason = refusal.reason
             if not job.preempts and refusal.stage in ("quota", "gang", "topology"):
@@ -74,18 +70,18 @@ def _cold(state: State, job: Job) -> Refusal | None:
     return not_warm(state, job) if state.warm.lacks(job, state.now) else None
 
 
-def _refusal(state: State, job: Job, before: str | None, shapes: Mapping[int, Refusal]) -> Refusal:
+def _refusal(state: State, job: Job, before: str | None, no_room: Mapping[int, Refusal]) -> Refusal:
     """Of a job that was not tried in this pass.
 
     Args:
-        shapes: why jobs that were tried found no room, by what they ask for.
+        no_room: why jobs of the same shape found no room.
     """
     shape, leaf = state.shape(job), state.quota.leaf(job.queue)
     if state.victims.get(job.name):
         return Refusal("gang", f"waits for {', '.join(sorted(state.victims[job.name]))} to leave", "their end")
     if (excess := state.quota.excess(leaf, shape.least)) is not None:
         return over_quota(excess)
-    if (found := shapes.get(id(shape))) is not None:
+    if (found := no_room.get(id(shape))) is not None:
         return found
     return Refusal("order", f"its queue serves in order, and {before} waits before it", f"{before} to start")
 
@@ -99,7 +95,7 @@ def _start(state: State, job: Job, refusal: Refusal, releases: Releases, ahead: 
     start = hold.start if hold is not None else released
     if refusal.stage == "cache":
         start = max(start, state.now + _load_s(state, job))
-        deadlines = [need.deadline for need in job.data if state.warm.requires(job, need.dataset, state.now)]
+        deadlines = [need.deadline for need in state.warm.required(job, state.now)]
         known = [deadline for deadline in deadlines if deadline is not None]
         if known and len(known) == len(deadlines):
             start = min(start, max(*known, released))
@@ -111,11 +107,10 @@ def _start(state: State, job: Job, refusal: Refusal, releases: Releases, ahead: 
 def _load_s(state: State, job: Job) -> float:
     """Seconds until all that it requires is warm somewhere, at the store's pace now."""
     seconds = 0.0
-    for need in job.data:
-        if state.warm.requires(job, need.dataset, state.now):
-            size = state.warm.size(need.dataset)
-            cold = size * need.min_warm - float(state.warm.warm(need.dataset).max(initial=0))
-            seconds = max(seconds, cold / max(state.warm.bandwidth(need.dataset), 1e-9))
+    for need in state.warm.required(job, state.now):
+        size = state.warm.size(need.dataset)
+        cold = size * need.min_warm - float(state.warm.warm(need.dataset).max(initial=0))
+        seconds = max(seconds, cold / max(state.warm.bandwidth(need.dataset), 1e-9))
     return max(0.0, seconds)
 
 

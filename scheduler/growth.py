@@ -19,7 +19,7 @@ from forebay.scheduler.live import Live
 from forebay.scheduler.nodes import Bools
 from forebay.scheduler.placement import Placement, Site
 from forebay.scheduler.quota import Vector
-from forebay.scheduler.resource_policies import place_by_policy, policy_of
+from forebay.scheduler.resource_policies import place_by_policy
 from forebay.scheduler.state import State
 from forebay.scheduler.topology import NoRoom
 
@@ -172,7 +172,7 @@ def _place(
     for nodes in tries:
         with state.table.trial() as trial:
             found: Placement | NoRoom
-            if (policy := policy_of(state.policies, job)) is not None:
+            if (policy := shape.policy) is not None:
                 counts = [amount if one == place else 0 for one in range(len(job.pod_sets))]
                 by_unit = place_by_policy(state, policy, job, shape, counts, Site(cold, nodes))
                 found = by_unit if isinstance(by_unit, NoRoom) else by_unit[0]

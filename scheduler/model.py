@@ -185,6 +185,9 @@ class Reservation:
     """The first job that uses it ends it."""
     expires: float | None = None
 
+    def owned_by(self, job: Job) -> bool:
+        return bool(self.owners) and all(job.labels.get(label) == value for label, value in self.owners.items())
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -209,7 +212,10 @@ class ResourcePolicy:
     name: str
     units: tuple[Unit, ...]
     selector: Mapping[str, str] = field(default_factory=dict)
-    """Labels of the jobs that it is for."""
+    """Labels of the jobs that it is for; of several that are for one job, the first by name is."""
+
+    def concerns(self, job: Job) -> bool:
+        return all(job.labels.get(label) == value for label, value in self.selector.items())
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,25 @@ import numpy as np
 
 from forebay.scheduler.jobs import Job, PlacedPods
 from forebay.scheduler.losses import gpus_of
-from forebay.scheduler.model import CARD
-from forebay.scheduler.nodes import Demand
+from forebay.scheduler.model import CARD, ResourcePolicy
+from forebay.scheduler.nodes import Bools, Demand
 from forebay.scheduler.quota import QuotaNode, Vector
 from forebay.scheduler.settings import Settings
 
 Rank = tuple[float, float, str]
 """Order in a queue: lower is sooner. The name makes it total."""
+
+
+@dataclass(eq=False)
+class NotYet:
+    """When pods found no room, and what it takes to make looking again worthwhile; `refusals.Grown` keeps it up."""
+
+    since: int
+    """Length of `NodeTable.grown` then."""
+    lacking: int = 1
+    """Nodes must have got room for at least so many pods."""
+    among: Bools | None = None
+    """Nodes that they could use; None: any."""
 
 
 @dataclass(eq=False)
@@ -35,10 +47,15 @@ class Shape:
     """Quota of the least pods."""
     gpus: float
     """Cards of all pods, for weighing."""
-    refused_at: int = -1
-    """Length of `NodeTable.grown` when the least pods found no room; -1: they are not known to."""
-    held_off: tuple[int, int, float] | None = None
-    """As `refused_at` where holds kept it off: that length, `State.epoch`, and the least bound that was too long."""
+    policy: ResourcePolicy | None = None
+    owns: tuple[str, ...] = ()
+    """Reservations that it may use."""
+    refused: "NotYet | None" = None
+    """The least pods have found no room; None: they are not known to."""
+    crowded: "NotYet | None" = None
+    """As `refused` by the number of nodes alone (`Placer.crowded`)."""
+    held_off: tuple["NotYet", int, float] | None = None
+    """As `refused` where holds kept it off, with `State.epoch` and the least bound that was too long."""
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -56,6 +73,11 @@ class Shape:
     def kind(self) -> tuple[object, ...]:
         """Of cards that it competes for."""
         return tuple(sorted({demand.gpus.models if demand.gpus else ("",) for demand in self.demands}))
+
+    @property
+    def special(self) -> bool:
+        """More than what it asks for decides where it may go."""
+        return bool(self.owns) or self.policy is not None
 
     @cached_property
     def elastic(self) -> bool:

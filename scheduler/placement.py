@@ -71,6 +71,16 @@ class Placer:
             score = added(score, found.score)
         return Placement(tuple(pods), score)
 
+    def crowded(self, pod_sets: Sequence[PodSet], demands: Sequence[Demand]) -> NoRoom | None:
+        """Whether not even the least pods of some set find nodes; it depends on what is free, and on nothing else."""
+        for pod_set, demand in zip(pod_sets, demands, strict=True):
+            standing = self._losses.standing(pod_set, demand, counted=pod_set.least > 1)
+            fitting = int(np.isfinite(standing.loss).any()) if standing.room is None else int(standing.room.sum())
+            if fitting < pod_set.least:
+                reason = self._shortage(pod_set, demand, pod_set.least, fitting, Site())
+                return NoRoom("gang", reason, pod_set.least - fitting)
+        return None
+
     def _group(self, members: Sequence[tuple[PodSet, Demand, int]], site: Site) -> Placement | NoRoom:
         """Pod sets that share one domain of the first one's required level."""
         table = self._table
@@ -100,7 +110,7 @@ class Placer:
                     trial.keep()
                     return Placement(tuple(pods), score)
         level = members[0][0].topology.required
-        return NoRoom("topology", 0, f"no {level} takes {' and '.join(pod_set.name for pod_set, _, _ in members)}")
+        return NoRoom("topology", f"no {level} takes {' and '.join(pod_set.name for pod_set, _, _ in members)}")
 
     def _mask(self, demand: Demand, site: Site) -> Bools:
         eligible = self._table.eligible(demand)
@@ -116,8 +126,9 @@ class Placer:
         assert standing.room is not None
         room = standing.room if site.allowed is None else np.where(site.allowed, standing.room, 0)
         rows = np.flatnonzero(room)
-        if int(room[rows].sum()) < count:
-            return NoRoom("gang", int(room[rows].sum()), self._shortage(pod_set, demand, count, int(room.sum()), site))
+        fitting = int(room.sum())
+        if fitting < count:
+            return NoRoom("gang", self._shortage(pod_set, demand, count, fitting, site), count - fitting)
         cards = gpus_of(pod_set)
         total = np.zeros(len(self._table))
         total[rows] = standing.loss[rows]
@@ -131,7 +142,7 @@ class Placer:
         score = losses.summed(np.array([amount for _, amount in pieces]))
         pods = self._take(pod_set, demand, pieces)
         if pods is None:
-            return NoRoom("gang", 0, "no node has cards of one kind for it")
+            return NoRoom("gang", "no node has cards of one kind for it")
         return Placement(pods, added(score, Score(domain=self._spanned([row for row, _ in pieces], cards * count))))
 
     def _one(self, pod_set: PodSet, demand: Demand, site: Site) -> Placement | NoRoom:
@@ -142,12 +153,12 @@ class Placer:
             loss = np.where(site.allowed, loss, np.inf)
         row = int(np.argmin(loss)) if len(loss) else -1
         if row < 0 or not np.isfinite(loss[row]):
-            return NoRoom("gang", 0, self._shortage(pod_set, demand, 1, 0, site))
+            return NoRoom("gang", self._shortage(pod_set, demand, 1, 0, site))
         one = np.array([row])
         losses = self._losses.of(pod_set, demand, one, self._cold(site, one, gpus_of(pod_set)))
         pods = self._take(pod_set, demand, [(row, 1)])
         if pods is None:
-            return NoRoom("gang", 0, "no node has cards of one kind for it")
+            return NoRoom("gang", "no node has cards of one kind for it")
         return Placement(pods, losses.score(0))
 
     def _cold(self, site: Site, rows: Ints, cards: float) -> Floats | None:

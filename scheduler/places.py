@@ -6,7 +6,7 @@ from forebay.scheduler.jobs import Job
 from forebay.scheduler.pending import Shape
 from forebay.scheduler.placement import Placement, Site
 from forebay.scheduler.reservations import ReservedRoom
-from forebay.scheduler.resource_policies import place_by_policy, policy_of
+from forebay.scheduler.resource_policies import place_by_policy
 from forebay.scheduler.state import State
 from forebay.scheduler.topology import NoRoom
 
@@ -19,12 +19,7 @@ def place_job(
     if reserved.any:
         found = reserved.place(job, shape, counts, site)
         return found if isinstance(found, NoRoom) else (*found, None)
-    if (policy := policy_of(state.policies, job)) is not None:
+    if (policy := shape.policy) is not None:
         return place_by_policy(state, policy, job, shape, counts, site)
     placed = state.placer.place(job.pod_sets, shape.demands, counts, site)
     return placed if isinstance(placed, NoRoom) else (placed, (), None)
-
-
-def special(state: State, job: Job) -> bool:
-    """Whether more than its shape decides where the job may go."""
-    return ReservedRoom(state, job).any or policy_of(state.policies, job) is not None

@@ -13,7 +13,7 @@ from forebay.scheduler.live import Live
 from forebay.scheduler.model import Hold
 from forebay.scheduler.nodes import Demand, Ints
 from forebay.scheduler.placement import Placement, Site
-from forebay.scheduler.places import place_job, special
+from forebay.scheduler.places import place_job
 from forebay.scheduler.quota import Vector
 from forebay.scheduler.state import State
 from forebay.scheduler.topology import NoRoom
@@ -83,6 +83,7 @@ def mark(state: State, decision: Eviction | Shrink) -> None:
     leaving = decision.pods if isinstance(decision, Shrink) else ()
     after = decision.grow_after if isinstance(decision, Shrink) else live.running.grow_after
     live.running = replace(live.running, evicted_for=decision.for_job, leaving=leaving, grow_after=after)
+    state.evicted.add(decision.job)
     if decision.for_job:
         state.victims.setdefault(decision.for_job, set()).add(decision.job)
 
@@ -123,9 +124,7 @@ class _Simulation:
     def search(self, candidates: Sequence[Piece]) -> list[tuple[Piece, Reason]]:
         """A minimal set of victims; empty: none are needed beside those that are leaving, or none would do."""
         state = self._state
-        leaving = [
-            (live, *state.leaving(live)) for live in state.running.values() if live.running.evicted_for is not None
-        ]
+        leaving = [(live, *state.leaving(live)) for live in (state.running[name] for name in sorted(state.evicted))]
         for live, _, freed in leaving:
             self._charge(live, freed, live.running.ending, -1)
         others = [one for other in self._others for one in state.members(other)[: state.needed(other)]]
@@ -178,7 +177,7 @@ class _Simulation:
     def _vain(self, candidates: Sequence[Piece]) -> bool:
         """Whether all candidates together leave too little room: sums over nodes tell so of most searches, at once."""
         table = self._state.table
-        if any(special(self._state, job) for job in self._jobs):
+        if any(self._state.shape(job).special for job in self._jobs):
             return False  # what is reserved for them is not free in the table
         freed: dict[Demand, tuple[list[int], list[int]]] = {}
         for part in (part for piece in candidates for part in piece.parts):
@@ -271,11 +270,12 @@ class _Simulation:
     def _best_node(self, candidates: Sequence[Piece]) -> list[tuple[Piece, Reason]]:
         """Of a job of one pod for which there is quota: the cheapest set of victims on one node."""
         state = self._state
-        if len(self._jobs) > 1 or sum(pod_set.least for pod_set in self.job.pod_sets) != 1 or special(state, self.job):
+        shape = state.shape(self.job)
+        if len(self._jobs) > 1 or sum(pod_set.least for pod_set in self.job.pod_sets) != 1 or shape.special:
             return []
         if state.quota.excess(self._leaf, self.request) is not None:
             return []
-        demand, allowed = state.shape(self.job).demands[0], self._sites[0].allowed
+        demand, allowed = shape.demands[0], self._sites[0].allowed
         by_node: dict[str, list[Piece]] = {}
         for piece in candidates:
             for node in dict.fromkeys(placed.node for part in piece.parts for placed in part.pods):
@@ -339,14 +339,15 @@ class _Simulation:
 
     def _take(self, piece: Piece, taken: list[tuple[Piece, Reason]], remove: Callable[[Piece, int], None]) -> bool:
         """Take a piece away, if a rule allows it now."""
-        lives = [part.live for part in piece.parts]
-        gone = [part.live for one, _ in taken if one.whole for part in one.parts]
-        if any(live in gone for live in lives) and (not piece.whole or len(piece.parts) == 1):
-            return False
-        if _replaces(piece):
-            for one in [one for one in taken if one[0].live in lives]:
-                taken.remove(one)
-                remove(one[0], -1)
+        if not piece.whole or _replaces(piece):
+            lives = [part.live for part in piece.parts]
+            gone = [part.live for one, _ in taken if one.whole for part in one.parts]
+            if any(live in gone for live in lives) and len(lives) == 1:
+                return False
+            if piece.whole:
+                for one in [one for one in taken if one[0].live in lives]:
+                    taken.remove(one)
+                    remove(one[0], -1)
         initial = self._initial and all(one.live.leaf is not piece.live.leaf for one, _ in taken)
         reason = reason_for(self._state, self.job, self.request, piece, initial)
         if reason is None:

@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 
 from forebay.scheduler.decisions import Stage
-from forebay.scheduler.nodes import Demand, Ints, NodeTable
-from forebay.scheduler.pending import Shape
+from forebay.scheduler.nodes import Bools, Demand, Ints, NodeTable
+from forebay.scheduler.pending import NotYet, Shape
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,22 @@ class Grown:
         self._idle = 0
         self._share = 0
 
-    def still_refused(self, shape: Shape, since: int) -> bool:
-        """Whether the shape is refused as it was when `NodeTable.grown` had the length `since`."""
+    def still_refused(self, shape: Shape, seen: NotYet) -> bool:
+        """Whether a job of this shape is refused as it was; `seen` is brought up to date if it is."""
         end = len(self._table.grown)
-        if since == end:
+        if seen.since == end:
             return True
-        if (since, end) != (self._start, self._end):
-            self._look(since, end)
-        return not any(self._may_fit(demand) for demand in shape.demands)
+        if (seen.since, end) != (self._start, self._end):
+            self._look(seen.since, end)
+        if seen.lacking > 1:
+            room = self._room(shape.demands[0], seen.among)
+            if room >= seen.lacking:
+                return False
+            seen.lacking -= room
+        elif any(self._may_fit(demand) and self._room(demand, seen.among) for demand in shape.demands):
+            return False
+        seen.since = end
+        return True
 
     def _look(self, since: int, end: int) -> None:
         table = self._table
@@ -64,5 +72,10 @@ class Grown:
                 return False
             if self._share < max(gpus.compute_milli, 1):
                 return False
-        eligible = self._table.eligible(demand)[self._rows]
-        return bool((eligible & self._table.fits(demand, self._rows)).any())
+        return True
+
+    def _room(self, demand: Demand, among: Bools | None) -> int:
+        """Pods that fit on the nodes that have got more room."""
+        rows = self._rows if among is None else self._rows[among[self._rows]]
+        rows = rows[self._table.eligible(demand)[rows]]
+        return int(self._table.pods(demand, rows).sum())

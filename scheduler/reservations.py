@@ -19,14 +19,7 @@ class ReservedRoom:
 
     def __init__(self, state: State, job: Job) -> None:
         self._state = state
-        self._held: list[Held] = []
-        if state.held and job.labels:
-            self._held = [
-                held
-                for held in state.held.values()
-                if held.reservation.owners
-                and all(job.labels.get(label) == value for label, value in held.reservation.owners.items())
-            ]
+        self._held = [held for held in state.held.values() if held.reservation.owned_by(job)]
 
     @property
     def any(self) -> bool:

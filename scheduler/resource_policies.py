@@ -15,14 +15,6 @@ from forebay.scheduler.state import State
 from forebay.scheduler.topology import NoRoom
 
 
-def policy_of(policies: Sequence[ResourcePolicy], job: Job) -> ResourcePolicy | None:
-    """The first policy, by name, that is for the job."""
-    for policy in sorted(policies, key=lambda policy: policy.name):
-        if all(job.labels.get(label) == value for label, value in policy.selector.items()):
-            return policy
-    return None
-
-
 def units_open(policy: ResourcePolicy, waited_s: float) -> tuple[Unit, ...]:
     """The units that a job may use after it has waited so long."""
     found, needed = [], 0.0
@@ -47,7 +39,7 @@ def pods_in(state: State, policy: ResourcePolicy, nodes: Bools) -> int:
     return sum(
         placed.count
         for live in state.running.values()
-        if policy_of(state.policies, live.job) is policy
+        if live.shape.policy is policy
         for placed in live.running.pods
         if placed.node in table.index and nodes[table.index[placed.node]]
     )
@@ -93,7 +85,7 @@ def place_by_policy(
         if not any(left):
             return Placement(tuple(pods), score), (), "+".join(dict.fromkeys(names))
     waits = "" if len(units) == len(policy.units) else f"; {policy.units[len(units)].name} is not open yet"
-    return NoRoom("gang", sum(counts) - sum(left), f"room for {sum(counts) - sum(left)} of {sum(counts)} pods{waits}")
+    return NoRoom("gang", f"room for {sum(counts) - sum(left)} of {sum(counts)} pods{waits}")
 
 
 def _warm_first(state: State, units: list[tuple[Unit, Bools]], shape: Shape, site: Site) -> list[tuple[Unit, Bools]]:

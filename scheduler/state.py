@@ -14,7 +14,7 @@ from forebay.scheduler.live import Live
 from forebay.scheduler.losses import LossTable
 from forebay.scheduler.model import CARD, Hold, RunningJob, Snapshot
 from forebay.scheduler.nodes import Demand, NodeTable
-from forebay.scheduler.pending import PendingQueue, Shape, amounts_of, shape_key, weight_of
+from forebay.scheduler.pending import NotYet, PendingQueue, Shape, amounts_of, shape_key, weight_of
 from forebay.scheduler.placement import Placer
 from forebay.scheduler.quota import QuotaTree, Vector
 from forebay.scheduler.reserved import Held, remainder
@@ -35,7 +35,8 @@ class State:
         self.table = NodeTable(snapshot.nodes, snapshot.levels)
         self.quota = QuotaTree(snapshot.queues, self.table.totals())
         self.warm = WarmTable(self.table, snapshot, self.settings)
-        self.policies = snapshot.policies
+        self._policies = sorted(snapshot.policies, key=lambda policy: policy.name)
+        self._reservations = sorted(snapshot.reservations, key=lambda reservation: reservation.name)
         self.queues = {
             name: PendingQueue(node, self.settings) for name, node in self.quota.nodes.items() if not node.children
         }
@@ -55,6 +56,8 @@ class State:
         """Running jobs with fewer pods than they may have."""
         self.growing: set[str] = set()
         """Running jobs of whose further pods not all are bound yet."""
+        self.evicted: set[str] = set()
+        """Running jobs of which all or some pods have to go."""
         self.unbound: set[str] = set()
         """Running jobs whose pods are not all bound yet."""
         self.victims: dict[str, set[str]] = {}
@@ -62,17 +65,19 @@ class State:
         self.holds: dict[str, Hold] = {hold.job: hold for hold in snapshot.holds}
         self.deadlines: list[tuple[float, str]] = []
         """Heap of the times at which waiting jobs are given up or do not wait for data any more."""
-        self.data_refusals: dict[tuple[int, frozenset[tuple[str, float]]], int] = {}
-        """As `Shape.refused_at`, by shape and data that must be warm; those of a dataset go when it changes."""
+        self.data_refusals: dict[tuple[int, frozenset[tuple[str, float]]], NotYet] = {}
+        """As `Shape.refused`, by shape and data that must be warm."""
         self.epoch = 0
         """Grows whenever holds are lifted: what was refused because of them may fit now."""
         self._shapes: dict[object, Shape] = {}
+        self._shape_of: dict[str, tuple[Job, Shape]] = {}
         self._mix: dict[tuple[int, int], int] = {}
         self.losses = LossTable(self.table, self.settings)
         self.placer = Placer(self.table, self.losses, self.settings)
         for running in sorted(snapshot.running, key=lambda one: one.job.name):
             self.start(running)
         self.held = self._held(snapshot)
+        self.expire()
         for job in sorted(snapshot.waiting, key=lambda one: one.name):
             self.submit(job)
 
@@ -121,6 +126,7 @@ class State:
 
     def _forget(self, job: Job) -> None:
         self._count(job, -1)
+        self._shape_of.pop(job.name, None)
         if job.group is not None:
             self.groups[job.group].discard(job.name)
 
@@ -275,6 +281,8 @@ class State:
             self.short.add(job.name)
         if running.growing:
             self.growing.add(job.name)
+        if running.evicted_for is not None:
+            self.evicted.add(job.name)
         if running.evicted_for:
             self.victims.setdefault(running.evicted_for, set()).add(job.name)
         return live
@@ -293,7 +301,7 @@ class State:
     def discard(self, name: str) -> Live:
         """A running job's record and quota are gone; what becomes of its room is the caller's affair."""
         live = self.running.pop(name)
-        for names in (self.unbound, self.short, self.growing):
+        for names in (self.unbound, self.short, self.growing, self.evicted):
             names.discard(name)
         del self.by_leaf[live.leaf.name][name]
         self.quota.give(live.leaf, live.charged)
@@ -323,19 +331,27 @@ class State:
         return running.leaving, [before - after for before, after in zip(live.charged, left, strict=True)]
 
     def shape(self, job: Job) -> Shape:
-        """The one of all jobs that ask for the same. Jobs with data have one of their own where data is in a quota."""
+        """The one of all jobs that ask for the same, and may go to the same nodes."""
+        known = self._shape_of.get(job.name)
+        if known is not None and known[0] is job:
+            return known[1]
+        # Jobs with data have one of their own where data is in a quota.
         by_data = ("cache" in self.quota.resources or "bandwidth" in self.quota.resources) and job.data
-        key = (shape_key(job), job.data) if by_data else shape_key(job)
+        owns = tuple(reservation.name for reservation in self._reservations if reservation.owned_by(job))
+        policy = next((policy for policy in self._policies if policy.concerns(job)), None)
+        key = (shape_key(job), job.data if by_data else (), owns, None if policy is None else policy.name)
         found = self._shapes.get(key)
         if found is None:
-            found = Shape(
+            found = self._shapes[key] = Shape(
                 job,
                 tuple(Demand.of(pod_set) for pod_set in job.pod_sets),
                 self.charge(job, [pod_set.count for pod_set in job.pod_sets]),
                 self.charge(job, [pod_set.least for pod_set in job.pod_sets]),
                 weight_of(job),
+                policy,
+                owns,
             )
-            self._shapes[key] = found
+        self._shape_of[job.name] = (job, found)
         return found
 
     def charge(self, job: Job, counts: Sequence[int]) -> Vector:
@@ -368,8 +384,6 @@ class State:
     def _held(self, snapshot: Snapshot) -> dict[str, Held]:
         held: dict[str, Held] = {}
         for reservation in sorted(snapshot.reservations, key=lambda one: one.name):
-            if reservation.expires is not None and reservation.expires <= self.now:
-                continue
             users = [live for live in self.running.values() if reservation.name in live.running.reservations]
             if reservation.node not in self.table.index:
                 continue
@@ -378,6 +392,13 @@ class State:
             held[reservation.name] = Held(reservation, row, left[0], left[1])
             self.table.take(row, left[0], left[1])
         return held
+
+    def expire(self) -> None:
+        """Reservations whose time is over are free."""
+        for name, held in [*self.held.items()]:
+            if held.reservation.expires is not None and held.reservation.expires <= self.now:
+                self.table.give(held.row, held.demand, held.cards)
+                del self.held[name]
 
     def count_reserved(self, names: Iterable[str], in_table: bool) -> None:
         """What is left of reservations when jobs have come or gone; `in_table`: the table does not know yet."""

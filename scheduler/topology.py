@@ -22,9 +22,9 @@ class NoRoom:
 
     stage: Literal["gang", "topology"]
     """'gang': not enough room at all; 'topology': enough, but not near enough together."""
-    pods: int
-    """The most that would fit."""
     reason: str
+    lacking: int = 1
+    """Nodes must get room for at least so many pods more before it can fit."""
 
 
 def best_fit(room: Ints, loss: Floats, need: int, slack: float) -> list[tuple[int, int]]:
@@ -130,7 +130,7 @@ class Gathering:
     def place(self, count: int, request: TopologyRequest) -> list[tuple[int, int]] | NoRoom:
         """Rows of nodes with how many pods each gets."""
         if count % self._slice:
-            return NoRoom("topology", 0, f"{count} pods are no whole number of slices of {self._slice}")
+            return NoRoom("topology", f"{count} pods are no whole number of slices of {self._slice}")
         need = count // self._slice
         if request.required is not None:
             depth = self._table.depth(request.required)
@@ -145,7 +145,7 @@ class Gathering:
                     return self._down(depth, [(found, need)])
         pieces = self._split(0, np.arange(len(self._room[0])), need)
         if not pieces:
-            return NoRoom("gang", self._most(0), f"room for {self._most(0)} of {count} pods")
+            return NoRoom("gang", f"room for {self._most(0)} of {count} pods")
         return self._down(0, pieces)
 
     def _most(self, depth: int) -> int:
@@ -154,8 +154,8 @@ class Gathering:
     def _refused(self, level: str, depth: int, count: int) -> NoRoom:
         largest = int(self._room[depth].max(initial=0)) * self._slice
         if self._most(depth) < count:
-            return NoRoom("gang", largest, f"room for {self._most(depth)} of {count} pods")
-        return NoRoom("topology", largest, f"the {level} with most room takes {largest} of {count} pods")
+            return NoRoom("gang", f"room for {self._most(depth)} of {count} pods")
+        return NoRoom("topology", f"the {level} with most room takes {largest} of {count} pods")
 
     def _single(self, depth: int, need: int) -> int | None:
         room = self._room[depth]

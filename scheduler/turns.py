@@ -4,7 +4,7 @@ A lane is what must be served in order. With `best-effort` each class of equal r
 `fifo` all that ask for one kind of card, with `strict` and `block` the whole queue.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from forebay.scheduler.fair_share import dominant_share, rescaled
@@ -24,14 +24,16 @@ class Lane:
     backfills: bool = False
     """It goes on behind a job that waits, and must not delay it."""
 
+    @property
+    def yields(self) -> bool:
+        """Who is refused in it keeps nobody from being tried."""
+        return self.backfills or self.queue.node.queue.policy == "best-effort"
+
     def head(self) -> tuple[Rank, JobClass] | None:
-        if self.skip:
-            ranks = self.classes[0].ranks
-            return (ranks[self.skip], self.classes[0]) if len(ranks) > self.skip else None
         best = None
         for one in self.classes:
-            if one.ranks and (best is None or one.ranks[0] < best[0]):
-                best = (one.ranks[0], one)
+            if len(one.ranks) > self.skip and (best is None or one.ranks[self.skip] < best[0]):
+                best = (one.ranks[self.skip], one)
         if best is not None and self.queue.blocks and min(self.queue.gated.values(), default=best[0]) < best[0]:
             return None
         return best
@@ -59,20 +61,20 @@ class Turns:
 
     quota: QuotaTree
     settings: Settings
-    now: float
     gates: Callable[[Rank, JobClass], bool] = lambda rank, job_class: False
     """Sets a job aside if it waits for data alone, and says so: it has no turn."""
+    refused: Callable[[JobClass], bool] = lambda job_class: False
+    """Whether a class is known to find no room."""
     lanes: dict[str, list[Lane]] = field(default_factory=dict)
     penalty: dict[str, float] = field(default_factory=dict)
     """Use that counts beside the historic one, by leaf: admissions of this pass."""
-    _best: dict[str, tuple[Turn, str] | None] = field(default_factory=dict)
+    _best: dict[str, tuple[Key, Turn] | None] = field(default_factory=dict)
+    """Of each queue that was looked at since it changed, the next job with its key among the siblings."""
     _parts: dict[str, list[float]] = field(default_factory=dict)
 
     def next(self) -> Turn | None:
-        found = [(root, best) for root in self.quota.roots if (best := self._of(root)) is not None]
-        if not found:
-            return None
-        return min(found, key=lambda one: self._key(one[0], one[1][0]))[1][0]
+        best = _least(self._of(root) for root in self.quota.roots)
+        return None if best is None else best[1]
 
     def changed(self, leaf: QuotaNode) -> None:
         """Lanes or use of this leaf are others than before."""
@@ -84,31 +86,29 @@ class Turns:
         self.lanes[lane.queue.node.name].remove(lane)
         self.changed(lane.queue.node)
 
-    def _of(self, node: QuotaNode) -> tuple[Turn, str] | None:
+    def _of(self, node: QuotaNode) -> tuple[Key, Turn] | None:
         if node.name in self._best:
             return self._best[node.name]
-        best: tuple[Turn, str] | None = None
-        if not node.children:
-            best = self._of_leaf(node)
+        if node.children:
+            best = _least(self._of(child) for child in node.children)
+            turn = None if best is None else best[1]
         else:
-            least: Key | None = None
-            for child in node.children:
-                found = self._of(child)
-                if found is not None and (least is None or (key := self._key(child, found[0])) < least):
-                    if least is None:
-                        key = self._key(child, found[0])
-                    best, least = found, key
-        self._best[node.name] = best
-        return best
+            turn = self._of_leaf(node)
+        found = self._best[node.name] = None if turn is None else (self._key(node, turn), turn)
+        return found
 
-    def _of_leaf(self, node: QuotaNode) -> tuple[Turn, str] | None:
-        best: Turn | None = None
-        for lane in self.lanes.get(node.name, ()):
-            while (head := lane.head()) is not None and self.gates(*head):
-                pass
-            if head is not None and (best is None or head[0] < best.rank):
-                best = Turn(head[0], lane, head[1])
-        return None if best is None else (best, node.name)
+    def _of_leaf(self, node: QuotaNode) -> Turn | None:
+        lanes = self.lanes.get(node.name, [])
+        while True:
+            best: Turn | None = None
+            for lane in lanes:
+                while (head := lane.head()) is not None and self.gates(*head):
+                    pass
+                if head is not None and (best is None or head[0] < best.rank):
+                    best = Turn(head[0], lane, head[1])
+            if best is None or not (best.lane.yields and self.refused(best.job_class)):
+                return best
+            lanes.remove(best.lane)
 
     def _key(self, node: QuotaNode, turn: Turn) -> Key:
         least = turn.job_class.shape.least
@@ -157,3 +157,12 @@ def lanes_of(queue: PendingQueue, open_classes: list[JobClass], refused: Callabl
     for one in queue.classes():
         kinds.setdefault(one.shape.kind if policy == "fifo" else None, []).append(one)
     return [Lane(queue, classes) for classes in kinds.values()]
+
+
+def _least(some: Iterable[tuple[Key, Turn] | None]) -> tuple[Key, Turn] | None:
+    """The first in turn."""
+    best: tuple[Key, Turn] | None = None
+    for one in some:
+        if one is not None and (best is None or one[0] < best[0]):
+            best = one
+    return best

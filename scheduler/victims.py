@@ -16,7 +16,7 @@ from forebay.scheduler.jobs import Job, PlacedPods
 from forebay.scheduler.live import Live
 from forebay.scheduler.pending import weight_of
 from forebay.scheduler.quota import QuotaNode, Vector
-from forebay.scheduler.resource_policies import policy_of, scale_in
+from forebay.scheduler.resource_policies import scale_in
 from forebay.scheduler.state import State
 
 Reason = Literal["priority", "reclaim", "borrow", "fair-share"]
@@ -262,7 +262,7 @@ def surplus(state: State, live: Live) -> Iterator[Piece]:
     for placed in live.running.pods:
         counts[placed.pod_set] += placed.count
     spare = {pod_set.name: counts[pod_set.name] - pod_set.least for pod_set in live.job.pod_sets}
-    order: Sequence[PlacedPods] = scale_in(state, policy_of(state.policies, live.job), live.running.pods)
+    order: Sequence[PlacedPods] = scale_in(state, live.shape.policy, live.running.pods)
     left = counts
     for placed in order:
         for number in range(placed.count):

@@ -5,12 +5,12 @@ under-store, is min(f*, b / (1 - c / d)) (SiloD, EuroSys 2023): cached and cold 
 the cold ones set the pace.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from forebay.scheduler.jobs import Job
+from forebay.scheduler.jobs import DataNeed, Job
 from forebay.scheduler.losses import Floats
 from forebay.scheduler.model import Dataset, Snapshot, Store
 from forebay.scheduler.nodes import Bools, Ints, NodeTable
@@ -142,7 +142,6 @@ class WarmTable:
         if not job.data:
             return None
         stall, load = np.zeros(len(self.names)), np.zeros(len(self.names))
-        warm: Bools | None = None
         for need in job.data:
             size, cached = self.size(need.dataset), self._warm[need.dataset]
             bandwidth, full = self.bandwidth(need.dataset), need.read_rate * gpus
@@ -151,10 +150,8 @@ class WarmTable:
                 seconds = (size - cached) / max(bandwidth, 1e-9)
                 load += seconds + (size - cached) * (self.crowd(need.dataset) / max(gpus, 0.1))
                 stall += np.maximum(0.0, seconds - overlapped)
-            if self.requires(job, need.dataset, now):
-                enough: Bools = np.asarray(cached >= need.min_warm * size)
-                warm = enough if warm is None else warm & enough
-        return View(stall, load, warm)
+        needs = self.required(job, now)
+        return View(stall, load, self.where(needs) if needs else None)
 
     def mean_stall_s(self, job: Job, gpus: float) -> float:
         """Seconds that the job would wait for cold bytes in a cache domain, if each were as likely."""
@@ -174,21 +171,23 @@ class WarmTable:
         seconds = (size - self._warm[dataset]) / max(bandwidth, 1e-9)
         return float(np.maximum(0.0, seconds - (size / full if full else 0.0)).mean())
 
-    def requires(self, job: Job, dataset: str, now: float) -> bool:
-        """Whether the job waits for this dataset at this time."""
-        return self._settings.warm_gate and any(
-            need.dataset == dataset and need.mode == "require" and (need.deadline is None or now < need.deadline)
-            for need in job.data
-        )
+    def required(self, job: Job, now: float) -> list[DataNeed]:
+        """The data that the job waits for at this time."""
+        if not self._settings.warm_gate:
+            return []
+        return [need for need in job.data if need.mode == "require" and (need.deadline is None or now < need.deadline)]
+
+    def where(self, needs: Sequence[DataNeed]) -> Bools:
+        """Cache domains in which all of these are warm enough."""
+        found: Bools = np.ones(len(self.names), dtype=np.bool_)
+        for need in needs:
+            found &= self.warm(need.dataset) >= need.min_warm * self.size(need.dataset)
+        return found
 
     def lacks(self, job: Job, now: float) -> bool:
         """Whether the job waits for data that is nowhere warm enough, together."""
-        warm: Bools | None = None
-        for need in job.data:
-            if self.requires(job, need.dataset, now):
-                enough: Bools = np.asarray(self.warm(need.dataset) >= need.min_warm * self.size(need.dataset))
-                warm = enough if warm is None else warm & enough
-        return warm is not None and not warm.any()
+        needs = self.required(job, now)
+        return bool(needs) and not self.where(needs).any()
 
     def labelled(self, datasets: Iterable[str]) -> Bools:
         """Nodes that hold any byte of any of the datasets: the label that Fluid's affinity goes by."""

@@ -47,13 +47,12 @@ def _outcomes(tasks: Sequence[tuple[Plan, str]], count: int) -> Iterator[Report]
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         yield from found
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
         for process in active_children():
             if process not in before:
                 process.terminate()
+        pool.shutdown(cancel_futures=True)
         raise
-    finally:
-        pool.shutdown()
+    pool.shutdown()
 
 
 def _one(plan: Plan, arm: str) -> Report:

@@ -153,10 +153,10 @@ class TestKueueScheduler:
         )  # fmt: skip
         advance(state, 0.0, explained=False)
         shape = state.shape(state.waiting["j0"])
-        assert shape.refused_at >= 0
+        assert shape.crowded is not None
         state.finish("r")
         assert not advance(state, 1.0, explained=False).admissions
-        assert shape.refused_at == len(state.table.grown), "cores that come free are no event for cards"
+        assert shape.crowded.since == len(state.table.grown), "cores that come free are no event for cards"
 
 
 class TestKueueIntegration:

@@ -2,19 +2,26 @@
 
 import hashlib
 import random
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from clusters import evicted, job, node, on, outcome
 
+from forebay.scheduler import decide
 from forebay.scheduler.cards import choose_cards
+from forebay.scheduler.decide import advance
+from forebay.scheduler.decisions import Decisions
 from forebay.scheduler.freed import Freed
 from forebay.scheduler.jobs import GpuRequest, PodSet
-from forebay.scheduler.model import Queue
+from forebay.scheduler.model import Queue, Reservation, Snapshot
 from forebay.scheduler.nodes import Demand, NodeTable
+from forebay.scheduler.simulation import run
 from forebay.scheduler.simulation.arms import arm_named
 from forebay.scheduler.simulation.run import simulate
 from forebay.scheduler.simulation.workload import Plan, make
+from forebay.scheduler.state import State
 
 PLAN = Plan(nodes=60, jobs=600, seed=3, load=1.1, datasets=20, nodes_per_rack=12, racks_per_spine=2)
 """Small, and so full that jobs are evicted in all arms."""
@@ -27,7 +34,7 @@ DIGESTS = {
     "gate": "4afc891948cf",
     "prefetch": "ebf2edf548bf",
     "ordered": "573dab3d7adb",
-    "backfill": "76da7cc44b98",
+    "backfill": "813611c16607",
 }
 """Of what each arm decides on it. Who means to decide otherwise puts the new ones here; who means to be quicker must
 not have to."""
@@ -42,6 +49,54 @@ def test_decisions_are_those_that_they_were(arm: str) -> None:
         digest.update(f"{record.name} {record.started} {record.finished:.3f} {record.preemptions}\n".encode())
     assert report.preemptions > 0
     assert digest.hexdigest()[:12] == DIGESTS[arm]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", DIGESTS)
+@pytest.mark.parametrize("seed", [1, 4])
+def test_what_is_remembered_of_refusals_changes_no_decision(arm: str, seed: int, monkeypatch: Any) -> None:
+    """A pass that explains its refusals finds each of them out anew."""
+    plan = replace(PLAN, seed=seed, jobs=300)
+
+    def decisions(explained: bool) -> list[Decisions]:
+        found = []
+
+        def advance(state: State, now: float, **options: Any) -> Decisions:
+            made = decide.advance(state, now, **{**options, "explained": explained})
+            found.append(replace(made, waits=()))
+            return made
+
+        monkeypatch.setattr(run, "advance", advance)
+        simulate(make(plan), arm_named(arm))
+        return found
+
+    assert decisions(False) == decisions(True)
+
+
+def test_what_a_group_gives_back_is_there_for_others() -> None:
+    """One of the group finds no room beside the other: that says nothing about jobs that come alone."""
+    members = [job(name, gpus=2, group="g", group_size=2) for name in ("a", "b")]
+    waiting = [*members, job("c", gpus=2, submitted=1.0)]
+    state = State(Snapshot(nodes=(node("n", 2),), queues=(Queue("q"),), waiting=tuple(waiting)))
+    assert [one.job for one in advance(state, 0.0, explained=False).admissions] == ["c"]
+
+
+def test_refused_room_is_another_for_the_owner_of_a_reservation() -> None:
+    owner = replace(job("mine", gpus=2, submitted=1.0), labels={"owner": "me"})
+    kept = Reservation("r", "n", cards=(0, 1), owners={"owner": "me"})
+    snapshot = Snapshot(
+        nodes=(node("n", 2),), queues=(Queue("q"),), waiting=(job("other", gpus=2), owner), reservations=(kept,)
+    )
+    assert [one.job for one in advance(State(snapshot), 0.0, explained=False).admissions] == ["mine"]
+
+
+def test_a_reservation_ends_in_a_state_too() -> None:
+    kept = Reservation("r", "n", cards=(0, 1), expires=10.0)
+    state = State(
+        Snapshot(nodes=(node("n", 2),), queues=(Queue("q"),), waiting=(job("j", gpus=2),), reservations=(kept,))
+    )
+    assert not advance(state, 9.0, explained=False).admissions
+    assert [one.job for one in advance(state, 10.0, explained=False).admissions] == ["j"]
 
 
 def test_victims_do_not_depend_on_the_order_of_a_set() -> None:
