@@ -68,20 +68,30 @@ class WarmTable:
         self.depth = table.depth(settings.cache_level) if settings.cache_level else max(len(table.levels) - 1, 0)
         self.domain_of = table.domain_of[self.depth]
         self.names = table.domain_names[self.depth]
-        self.datasets: dict[str, Dataset] = {dataset.name: dataset for dataset in snapshot.datasets}
+        self.datasets: dict[str, Dataset] = {}
         self.stores: dict[str, Store] = {store.name: store for store in snapshot.stores}
         self.room = np.bincount(
             self.domain_of, [node.cache_bytes for node in table.nodes], minlength=len(self.names)
         ).astype(np.int64)
         """Cache bytes of each domain."""
-        self._warm: dict[str, Ints] = {}
+        self._places: dict[str, int] = {}
+        self._cached: Ints = np.zeros((len(snapshot.datasets), len(self.names)), dtype=np.int64)
+        """Bytes by place of the dataset and domain."""
         self._nodes: dict[str, dict[int, int]] = {}
-        self._mean_stalls: dict[str, dict[tuple[float, float], float]] = {}
-        """Of each dataset by bandwidth and full rate, as long as it is cached as it is."""
+        self._mean_stalls: dict[tuple[str, float, float], float] = {}
+        """By dataset, bandwidth and full rate, as long as nothing changes."""
         self.changed: set[str] = set()
         """Datasets of which more or less is cached than at the last pass."""
         for dataset in snapshot.datasets:
-            self.set_warm(dataset.name, dataset.warm)
+            self.add(dataset)
+
+    def add(self, dataset: Dataset) -> None:
+        """A dataset is there, or another than before."""
+        place = self._places.setdefault(dataset.name, len(self._places))
+        if place == len(self._cached):
+            self._cached = np.vstack([self._cached, np.zeros((1, len(self.names)), dtype=np.int64)])
+        self.datasets[dataset.name] = dataset
+        self.set_warm(dataset.name, dataset.warm)
 
     def set_warm(self, dataset: str, warm: Mapping[str, int]) -> None:
         """All that is cached of a dataset now, by node; nodes that are not there do not count."""
@@ -89,9 +99,9 @@ class WarmTable:
         found = np.zeros(len(self.names), dtype=np.int64)
         for row, amount in rows.items():
             found[self.domain_of[row]] += amount
-        self._warm[dataset] = np.minimum(found, self.size(dataset))
         self._nodes[dataset] = rows
-        self._mean_stalls[dataset] = {}
+        self._cached[self._places[dataset]] = np.minimum(found, self.size(dataset))
+        self._mean_stalls.clear()
         self.changed.add(dataset)
 
     def set_domain(self, dataset: str, domain: int, amount: int, announce: bool = True) -> None:
@@ -100,14 +110,19 @@ class WarmTable:
         Args:
             announce: look again at jobs that wait for the dataset.
         """
-        self._warm[dataset][domain] = min(amount, self.size(dataset))
-        self._mean_stalls[dataset].clear()
+        self._cached[self._places[dataset], domain] = min(amount, self.size(dataset))
+        self._mean_stalls.clear()
         if announce:
             self.changed.add(dataset)
 
-    def add(self, dataset: Dataset) -> None:
-        self.datasets[dataset.name] = dataset
-        self.set_warm(dataset.name, dataset.warm)
+    def place(self, dataset: str) -> int:
+        """By which `set_domains` knows it."""
+        return self._places[dataset]
+
+    def set_domains(self, places: Ints, domains: Ints, amounts: Ints) -> None:
+        """As `set_domain` for many, none of them announced or larger than the dataset."""
+        self._cached[places, domains] = amounts
+        self._mean_stalls.clear()
 
     def size(self, dataset: str) -> int:
         """Raises: ValueError: no such dataset."""
@@ -118,7 +133,8 @@ class WarmTable:
     def warm(self, dataset: str) -> Ints:
         """Bytes that are cached in each domain; do not change it."""
         self.size(dataset)
-        return self._warm[dataset]
+        cached: Ints = self._cached[self._places[dataset]]
+        return cached
 
     def fraction(self, dataset: str) -> float:
         """Of the dataset that is cached where most of it is."""
@@ -126,7 +142,8 @@ class WarmTable:
 
     def used(self) -> Ints:
         """Cache bytes in use in each domain."""
-        return sum(self._warm.values(), np.zeros(len(self.names), dtype=np.int64))
+        used: Ints = self._cached.sum(axis=0)
+        return used
 
     def bandwidth(self, dataset: str) -> float:
         store = self.stores.get(self.datasets[dataset].store)
@@ -143,7 +160,7 @@ class WarmTable:
             return None
         stall, load = np.zeros(len(self.names)), np.zeros(len(self.names))
         for need in job.data:
-            size, cached = self.size(need.dataset), self._warm[need.dataset]
+            size, cached = self.size(need.dataset), self.warm(need.dataset)
             bandwidth, full = self.bandwidth(need.dataset), need.read_rate * gpus
             if bandwidth < _ENDLESS and size:
                 overlapped = size / full if full else 0.0
@@ -157,18 +174,17 @@ class WarmTable:
         """Seconds that the job would wait for cold bytes in a cache domain, if each were as likely."""
         total = 0.0
         for need in job.data:
-            key = (self.bandwidth(need.dataset), need.read_rate * gpus)
-            known = self._mean_stalls[need.dataset]
-            if key not in known:
-                known[key] = self._mean_stall_s(need.dataset, *key)
-            total += known[key]
+            key = (need.dataset, self.bandwidth(need.dataset), need.read_rate * gpus)
+            if key not in self._mean_stalls:
+                self._mean_stalls[key] = self._mean_stall_s(*key)
+            total += self._mean_stalls[key]
         return total
 
     def _mean_stall_s(self, dataset: str, bandwidth: float, full: float) -> float:
         size = self.size(dataset)
         if bandwidth == _ENDLESS or not size or not len(self.names):
             return 0.0
-        seconds = (size - self._warm[dataset]) / max(bandwidth, 1e-9)
+        seconds = (size - self.warm(dataset)) / max(bandwidth, 1e-9)
         return float(np.maximum(0.0, seconds - (size / full if full else 0.0)).mean())
 
     def required(self, job: Job, now: float) -> list[DataNeed]:
@@ -202,7 +218,7 @@ class WarmTable:
         cache = bandwidth = 0
         for need in job.data:
             size = self.size(need.dataset)
-            cached = int(self._warm[need.dataset].max(initial=0))
+            cached = int(self.warm(need.dataset).max(initial=0))
             cache += int(size * need.min_warm)
             bandwidth += int(bandwidth_needed(need.read_rate * gpus, cached, size))
         return {"cache": cache, "bandwidth": bandwidth} if job.data else {}

@@ -23,7 +23,7 @@ from forebay.scheduler.losses import gpus_of
 from forebay.scheduler.model import CARD, Snapshot
 from forebay.scheduler.simulation.arms import Arm
 from forebay.scheduler.simulation.report import Meters, Record, Report, report
-from forebay.scheduler.simulation.store import DomainCache, Load, UnderStore
+from forebay.scheduler.simulation.store import DomainCache, Load, LoadTable, UnderStore
 from forebay.scheduler.simulation.workload import SimJob, Workload
 from forebay.scheduler.state import State
 
@@ -62,11 +62,16 @@ class _Run:
     slowdown: float
     first_s: float
     """Its first pass, undisturbed."""
+    version: int
+    """How many runs the job has had before: events of those are void."""
+    milli: int
+    """Thousandths of cards."""
     loads: int = 0
+    idles: bool = False
+    """Its first pass would be over but for its loads."""
     ready: float = 0.0
     """When the last load that it waited for ended."""
     domain: int = -1
-    version: int = 0
 
 
 class Simulation:
@@ -102,6 +107,13 @@ class Simulation:
         self._domains = {name: place for place, name in enumerate(self.state.warm.names)}
         self._sizes = {dataset.name: dataset.size for dataset in workload.datasets}
         self._loads: dict[tuple[str, int], Load] = {}
+        self._progress = LoadTable()
+        self._ahead: dict[tuple[str, int], Load] = {}
+        """Of these, those that were prefetches when they began."""
+        self._passes: list[tuple[float, int, str, int]] = []
+        """Heap of the times at which first passes would be over, of jobs that wait for loads."""
+        self._idle_milli = 0
+        """Of the jobs that do nothing but wait for loads."""
         self._left: dict[str, SimJob] = {}
         self._runs: dict[str, _Run] = {}
         self._events: list[tuple[float, int, int, str, int]] = []
@@ -201,7 +213,8 @@ class Simulation:
             record.started = now
         slowdown, domain = self._spread(admission)
         compute = one.compute_s * slowdown
-        run = _Run(now, compute, slowdown, 0.0, ready=now, domain=domain)
+        milli = round(record.gpus * CARD)
+        run = _Run(now, compute, slowdown, 0.0, record.preemptions, milli, ready=now, domain=domain)
         self._runs[name] = run
         for need in one.job.data:
             size = self._sizes[need.dataset]
@@ -216,7 +229,9 @@ class Simulation:
                 load = self._load(need.dataset, domain, ahead=False)
                 load.waiters.append(name)
                 run.loads += 1
-        if not run.loads:
+        if run.loads:
+            heapq.heappush(self._passes, (run.started + run.first_s, self._numbers, name, run.version))
+        else:
             self._schedule(name, run)
 
     def _spread(self, admission: Admission) -> tuple[float, int]:
@@ -237,9 +252,15 @@ class Simulation:
 
     def _schedule(self, name: str, run: _Run) -> None:
         """All of a job's data is near, or on its way no more: its end is known."""
+        self._idles(run, False)
         idle = max(0.0, run.ready - (run.started + run.first_s))
         self._records[name].idle_gpu_s += idle * self._records[name].gpus
         self._push(run.started + run.compute_s + idle, _END, name, run.version)
+
+    def _idles(self, run: _Run, idles: bool) -> None:
+        if idles != run.idles:
+            run.idles = idles
+            self._idle_milli += run.milli if idles else -run.milli
 
     def _load(self, dataset: str, domain: int, ahead: bool) -> Load:
         """The load of a dataset into a domain: the one under way, or a new one."""
@@ -248,6 +269,8 @@ class Simulation:
         if load is not None:
             if not ahead:
                 load = self._loads[key] = self._store.hurry(load)
+                self._progress.change(load)
+                self._ahead.pop(key, None)
             return load
         cache, size = self._caches[domain], self._sizes[dataset]
         missing = size - cache.held(dataset)
@@ -258,13 +281,19 @@ class Simulation:
             cache.used += missing  # the room is taken from the start
         load = self._store.start(dataset, domain, float(missing), ahead)
         load.cached = fits
+        if fits:
+            self._progress.add(load, self.state.warm.place(dataset), size - missing)
         cache.read(dataset, 1)
         self._loads[key] = load
+        if ahead:
+            self._ahead[key] = load
         return load
 
     def _loaded(self, load: Load) -> None:
         cache = self._caches[load.domain]
         del self._loads[load.dataset, load.domain]
+        self._ahead.pop((load.dataset, load.domain), None)
+        self._progress.remove(load)
         cache.read(load.dataset, -1)
         if load.cached:
             cache.used -= int(load.total)
@@ -280,23 +309,20 @@ class Simulation:
 
     def _tell_progress(self) -> None:
         """Loads under way count as warm as far as they are; whoever waits for all of it is not woken."""
-        for (dataset, domain), load in self._loads.items():
-            if load.cached:
-                held = self._caches[domain].held(dataset) + int(load.total - self._store.left(load))
-                self.state.warm.set_domain(dataset, domain, held, announce=False)
-        idle = sum(
-            self._records[name].gpus
-            for load in self._loads.values()
-            for name in load.waiters
-            if (run := self._runs.get(name)) is not None and self._now > run.started + run.first_s
-        )
+        self.state.warm.set_domains(*self._progress.cached(self._store))
+        while self._passes and self._passes[0][0] < self._now:
+            _, _, name, version = heapq.heappop(self._passes)
+            run = self._runs.get(name)
+            if run is not None and run.version == version and run.loads:
+                self._idles(run, True)
+        idle = self._idle_milli / CARD
         for name, store in self.state.warm.stores.items():
             self.state.warm.stores[name] = replace(store, flows=self._store.loads, waiting_gpus=idle)
 
     def _prefetch(self, decisions: Decisions) -> None:
         wanted = {(one.dataset, self._domains[one.domain]) for one in decisions.prefetches}
-        for key, load in list(self._loads.items()):
-            if load.ahead and not load.waiters and key not in wanted:
+        for key, load in [*self._ahead.items()]:
+            if not load.waiters and key not in wanted:
                 self._cancel(key, load)
         for one in decisions.prefetches:
             domain = self._domains[one.domain]
@@ -308,7 +334,8 @@ class Simulation:
         cache = self._caches[load.domain]
         came = int(load.total - self._store.left(load))
         self._store.cancel(load)
-        del self._loads[key]
+        del self._loads[key], self._ahead[key]
+        self._progress.remove(load)
         cache.read(load.dataset, -1)
         if load.cached:
             cache.used -= int(load.total)
@@ -326,6 +353,7 @@ class Simulation:
         self._meters.held_gpu_s += record.gpus * max(0.0, min(self._now, self._last) - run.started)
         for need in self._left[name].job.data:
             self._caches[run.domain].read(need.dataset, -1)
+        self._idles(run, False)
         del self._runs[name]
 
     def _gone(self, name: str, run: _Run) -> None:

@@ -5,6 +5,9 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(eq=False)
 class Load:
@@ -22,6 +25,8 @@ class Load:
     """It stays; if not, there was no room for it."""
     waiters: list[str] = field(default_factory=list)
     """Jobs that read it."""
+    slot: int = -1
+    """Among `LoadTable`."""
 
 
 class _Class:
@@ -59,6 +64,11 @@ class UnderStore:
     @property
     def loads(self) -> int:
         return self._urgent.count + self._ahead.count
+
+    @property
+    def served(self) -> tuple[float, float]:
+        """Where the shared clocks stand: of loads that jobs wait for, and of prefetches."""
+        return self._urgent.served, self._ahead.served
 
     def _rates(self) -> tuple[float, float]:
         reserved = self.bandwidth * self._share if self._ahead.count else 0.0
@@ -101,7 +111,7 @@ class UnderStore:
         left = self.left(load)
         self._end(self._ahead, load)
         fresh = Load(load.dataset, load.domain, load.total, self._urgent.served + left)
-        fresh.cached, fresh.waiters = load.cached, load.waiters
+        fresh.cached, fresh.waiters, fresh.slot = load.cached, load.waiters, load.slot
         self._push(self._urgent, fresh)
         return fresh
 
@@ -135,6 +145,49 @@ class UnderStore:
                     found.append(load)
                 one.trim()
         return found
+
+
+class LoadTable:
+    """How far loads are, as arrays; those that will not stay in a cache are left out."""
+
+    def __init__(self) -> None:
+        self._where = np.zeros((2, 64), dtype=np.int64)
+        self._base = np.zeros(64)
+        self._at = np.zeros(64)
+        self._ahead = np.zeros(64, dtype=np.int64)
+        self._used = np.zeros(64, dtype=np.bool_)
+        self._free = [*range(64)]
+
+    def add(self, load: Load, dataset: int, held: int) -> None:
+        """Args: held: bytes that were cached before."""
+        if not self._free:
+            size = len(self._base)
+            self._free = [*range(size, 2 * size)]
+            self._where = np.concatenate([self._where, np.zeros_like(self._where)], axis=1)
+            for name in ("_base", "_at", "_ahead", "_used"):
+                setattr(self, name, np.concatenate([getattr(self, name), np.zeros_like(getattr(self, name))]))
+        load.slot = slot = self._free.pop()
+        self._where[:, slot] = dataset, load.domain
+        self._base[slot] = held + load.total
+        self._used[slot] = True
+        self.change(load)
+
+    def change(self, load: Load) -> None:
+        """It is served in another class than before."""
+        if load.slot >= 0:
+            self._at[load.slot], self._ahead[load.slot] = load.at, load.ahead
+
+    def remove(self, load: Load) -> None:
+        if load.slot >= 0:
+            self._used[load.slot] = False
+            self._free.append(load.slot)
+
+    def cached(self, store: UnderStore) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Datasets, domains, and how many bytes are cached there now."""
+        slots = np.flatnonzero(self._used)
+        served = np.array(store.served)[self._ahead[slots]]
+        amounts = self._base[slots] - np.maximum(0.0, self._at[slots] - served)
+        return self._where[0, slots], self._where[1, slots], amounts.astype(np.int64)
 
 
 class DomainCache:

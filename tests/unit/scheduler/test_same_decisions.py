@@ -27,14 +27,14 @@ PLAN = Plan(nodes=60, jobs=600, seed=3, load=1.1, datasets=20, nodes_per_rack=12
 """Small, and so full that jobs are evicted in all arms."""
 
 DIGESTS = {
-    "fifo": "131205bc8b15",
-    "label": "07aeb32762a0",
-    "topology": "c6790b8a1a53",
-    "joint": "c675015e4785",
-    "gate": "4afc891948cf",
-    "prefetch": "ebf2edf548bf",
-    "ordered": "573dab3d7adb",
-    "backfill": "813611c16607",
+    "fifo": "e729fb8ef0a5",
+    "label": "cbbb94b1d503",
+    "topology": "fb817b971c9b",
+    "joint": "1899f433ac6e",
+    "gate": "2077fc0fb978",
+    "prefetch": "d8413d70cd2a",
+    "ordered": "a02b914b0436",
+    "backfill": "a7e2f930065c",
 }
 """Of what each arm decides on it. Who means to decide otherwise puts the new ones here; who means to be quicker must
 not have to."""

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from forebay.scheduler.jobs import DataNeed, GpuRequest, Job, PodSet
 from forebay.scheduler.model import Dataset, Gpu, Node, Queue, Store
 from forebay.scheduler.simulation.arms import ARMS, arm_named
 from forebay.scheduler.simulation.compare import compare
-from forebay.scheduler.simulation.run import Simulation, simulate
+from forebay.scheduler.simulation.run import Pace, Simulation, simulate
 from forebay.scheduler.simulation.store import DomainCache, UnderStore
 from forebay.scheduler.simulation.workload import SHAPES, Plan, SimJob, Workload, make, shapes_of
 
@@ -153,6 +154,17 @@ def test_it_is_the_same_each_time() -> None:
     )  # fmt: skip
     assert make(Plan(nodes=8, jobs=60, seed=3)) == workload
     assert make(Plan(nodes=8, jobs=60, seed=4)) != workload
+
+
+def test_a_job_that_was_evicted_runs_all_of_its_time_again() -> None:
+    """Its end in the first run must not end the second one."""
+    jobs = (sim_job("low", 1000.0), sim_job("high", 300.0, 400.0))
+    jobs = (jobs[0], SimJob(replace(jobs[1].job, priority=1), 300.0))
+    pace = Pace(cycle_s=10.0, preempt_s=10.0, checkpoint_s=1e6, grace_s=0.0)
+    found = {one.name: one for one in simulate(tiny(*jobs, nodes=1), ARMS["fifo"], pace).records}
+    assert found["low"].preemptions == 1
+    assert found["high"].started == 410.0
+    assert found["low"].finished == pytest.approx(410.0 + 300.0 + 1000.0, abs=21.0)
 
 
 @pytest.mark.slow
