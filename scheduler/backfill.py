@@ -4,16 +4,17 @@ Lifka, "The ANL/IBM SP Scheduling System" (1995), with the time that a job loads
 on both sides.
 """
 
+import bisect
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
 import numpy as np
 
+from forebay.scheduler.freed import Freed
 from forebay.scheduler.jobs import Job
-from forebay.scheduler.live import Live, ends_of
 from forebay.scheduler.losses import Floats
 from forebay.scheduler.model import Hold
-from forebay.scheduler.nodes import Bools
+from forebay.scheduler.nodes import Bools, Ints
 from forebay.scheduler.placement import Site
 from forebay.scheduler.places import place_job
 from forebay.scheduler.state import State
@@ -26,56 +27,94 @@ def shadow(state: State, job: Job) -> Hold | None:
     Victims of evictions count as gone. Nodes that are held for others are left alone: two that hold one node would keep
     each other off it. So are those where data that it waits for is not warm now.
     """
-    free = np.ones(len(state.table), dtype=np.bool_)
-    for hold in state.holds.values():
-        if hold.job != job.name:
-            free[[state.table.index[node] for node in hold.nodes if node in state.table.index]] = False
-    view = state.warm.view(job, state.shape(job).gpus, state.now)
-    if view is not None and view.warm is not None:
-        free &= view.warm[state.warm.domain_of]
-    leaving = [live for live in state.running.values() if live.running.ending]
-    bounded = [live for live in state.running.values() if not live.running.ending and live.job.max_run_s is not None]
-    ends = [state.now] * len(leaving) + ends_of(bounded, state.now).tolist()
-    ending = sorted(zip(ends, [live.job.name for live in (*leaving, *bounded)], strict=True))
-    lives = [state.running[name] for _, name in ending]
-    with state.table.trial():
-        done, chunk = 0, 8
-        while True:
-            nodes = _nodes_after(state, job, lives[done : done + chunk], free)
-            if nodes is not None:
-                break
-            if done + chunk >= len(lives):
-                return None
-            _release(state, lives[done : done + chunk])
-            done, chunk = done + chunk, chunk * 2
-        low, high, gone = 0, min(chunk, len(lives) - done), 0
-        while low < high:
-            middle = (low + high) // 2
-            found = _nodes_after(state, job, lives[done + gone : done + middle], free)
-            if found is not None:
-                high, nodes = middle, found
-            else:
-                _release(state, lives[done + gone : done + middle])
-                low, gone = middle + 1, middle
-        start = ending[done + high - 1][0] if done + high else state.now
-        return Hold(job.name, start, nodes)
-
-
-def _release(state: State, lives: list[Live]) -> None:
-    for live in lives:
-        state.change_pods(live.shape, live.running.pods, -1)
-
-
-def _nodes_after(state: State, job: Job, lives: list[Live], free: Bools) -> tuple[str, ...] | None:
-    """Nodes on which the job would run once these have ended."""
-    shape = state.shape(job)
-    with state.table.trial():
-        _release(state, lives)
-        counts = [pod_set.least for pod_set in job.pod_sets]
-        found = place_job(state, job, shape, counts, Site(allowed=free))
-        if isinstance(found, NoRoom):
+    search = _Shadow(state, job)
+    # Sums over nodes tell how many must have ended at least; from there on it is tried.
+    low = search.least()
+    if low is None:
+        return None
+    high, step = low, 1
+    while (nodes := search.nodes_after(high)) is None:
+        if high == search.last:
             return None
-        return tuple(dict.fromkeys(placed.node for placed in found[0].pods))
+        low, high, step = high + 1, min(high + step, search.last), 2 * step
+    while low < high:
+        middle = (low + high) // 2
+        found = search.nodes_after(middle)
+        if found is None:
+            low = middle + 1
+        else:
+            high, nodes = middle, found
+    return Hold(job.name, search.start(high), nodes)
+
+
+class _Shadow:
+    """One job's search. Its moments are numbers: 0 is now, n when all have ended that end by the n-th of the ends."""
+
+    def __init__(self, state: State, job: Job) -> None:
+        self._state = state
+        self._job = job
+        self._shape = state.shape(job)
+        self._free = self._allowed()
+        places, ends = state.ends.ends(state.now)
+        leaving = sorted(place for live in state.running.values() if live.running.ending for place in live.places)
+        others = ~np.isin(places, leaving)
+        self._places = np.concatenate([np.array(leaving, dtype=np.int64), places[others]])
+        ends = ends[others]
+        last = np.flatnonzero(np.diff(ends, append=np.inf) > 0)
+        self._ends = ends[last]
+        self._counts = [len(leaving), *(len(leaving) + 1 + last).tolist()]
+        self.last = len(self._ends)
+
+    def _allowed(self) -> Bools:
+        state, job = self._state, self._job
+        free = np.ones(len(state.table), dtype=np.bool_)
+        for hold in state.holds.values():
+            if hold.job != job.name:
+                free[[state.table.index[node] for node in hold.nodes if node in state.table.index]] = False
+        view = state.warm.view(job, self._shape.gpus, state.now)
+        if view is not None and view.warm is not None:
+            free &= view.warm[state.warm.domain_of]
+        return free
+
+    def start(self, moment: int) -> float:
+        return float(self._ends[moment - 1]) if moment else self._state.now
+
+    def _room(self, moment: int) -> list[Ints]:
+        """For each pod set, no more pods of it would fit on each node."""
+        ends, gone = self._state.ends, self._places[: self._counts[moment]]
+        freed = Freed(self._state.table, ends.rows[gone], ends.amounts[gone])
+        return [
+            np.where(self._free & self._state.table.eligible(demand), freed.pods_at_most(demand), 0)
+            for demand in self._shape.demands
+        ]
+
+    def least(self) -> int | None:
+        """The job cannot start before this moment; None: never."""
+        if self._shape.special:
+            return 0  # what is reserved for it is not free in the table
+        leasts = [pod_set.least for pod_set in self._job.pod_sets]
+
+        def enough(moment: int) -> bool:
+            return all(int(room.sum()) >= least for room, least in zip(self._room(moment), leasts, strict=True))
+
+        if not enough(self.last):
+            return None
+        return bisect.bisect_left(range(self.last), True, key=enough)
+
+    def nodes_after(self, moment: int) -> tuple[str, ...] | None:
+        """Nodes on which the job would run then."""
+        state, gone = self._state, self._places[: self._counts[moment]]
+        if not self._shape.special:
+            useful = np.any(self._room(moment), axis=0)
+            gone = gone[useful[state.ends.rows[gone]]]
+        with state.table.trial():
+            for place in gone.tolist():
+                pods = state.ends.pods[place]
+                assert pods is not None
+                state.change_pods(pods[0].shape, (pods[1],), -1)
+            counts = [pod_set.least for pod_set in self._job.pod_sets]
+            found = place_job(state, self._job, self._shape, counts, Site(allowed=self._free))
+            return None if isinstance(found, NoRoom) else found[0].nodes
 
 
 class HeldNodes:

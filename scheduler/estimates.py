@@ -7,7 +7,6 @@ from itertools import islice
 import numpy as np
 
 from forebay.scheduler.jobs import Job
-from forebay.scheduler.live import ends_of
 from forebay.scheduler.losses import Floats
 from forebay.scheduler.model import CARD
 from forebay.scheduler.nodes import Ints
@@ -24,13 +23,8 @@ class Releases:
 
     def __init__(self, state: State) -> None:
         self._state = state
-        lives = [state.running[name] for name in sorted(state.running)]  # sums must not depend on who came first
-        lives = [live for live in lives if live.job.max_run_s is not None]
-        ends = ends_of(lives, state.now)
-        order = np.argsort(ends, kind="stable")
-        self._lives = [lives[place] for place in order]
-        self._ends: Floats = ends[order]
-        self._sums: Floats = np.cumsum([live.shape.gpus for live in self._lives])
+        self._places, self._ends = state.ends.ends(state.now)
+        self._sums: Floats = np.cumsum(state.ends.weights[self._places]) / CARD
         self._free = float(state.table.gpu_free.sum()) / CARD
 
     @property
@@ -52,12 +46,10 @@ class Releases:
 
     def by_domain(self, domain_of: Ints, count: int) -> Floats:
         """GPUs of each domain that come free before the horizon of prefetches."""
-        state, found = self._state, np.zeros(count)
-        limit = state.now + state.settings.prefetch_horizon_s
-        parts = [part for live in self._lives[: int(np.searchsorted(self._ends, limit, "right"))] for part in live.rows]
-        if parts:
-            rows = np.array([row for row, _ in parts], dtype=np.int64)
-            found += np.bincount(domain_of[rows], [gpus for _, gpus in parts], count)
+        limit = self._state.now + self._state.settings.prefetch_horizon_s
+        ends = self._state.ends
+        places = self._places[: int(np.searchsorted(self._ends, limit, "right"))]
+        found: Floats = np.bincount(domain_of[ends.rows[places]], ends.weights[places], count) / CARD
         return found
 
     def upcoming(self, each: int, horizon_s: float, gated_only: bool = False) -> Iterator[tuple[Job, float]]:

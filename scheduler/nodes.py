@@ -87,6 +87,7 @@ class NodeTable:
         self._domains(self.nodes)
         self.ready = np.array([node.ready for node in self.nodes], dtype=np.bool_)
         self._eligible: dict[tuple[object, ...], Bools] = {}
+        self._room_of: dict[Demand, Ints] = {}
         self.grown: list[int] = []
         """Nodes whose free room grew, in order: who was refused at some length of it needs to look at the rest only."""
         self.changes: list[int] = []
@@ -300,6 +301,23 @@ class NodeTable:
             for zone in sorted({gpu.numa for gpu in gpus})
             if not self.numa.any or self.numa.pods(demand.amounts, row, zone)[0]
         ]
+
+    @property
+    def kinds_of_room(self) -> int:
+        """Length of `room_of`."""
+        return len(self.rows) + 1
+
+    def room_of(self, demand: Demand) -> Ints:
+        """What one pod takes: of each resource in the order of `rows`, and last thousandths of cards."""
+        found = self._room_of.get(demand)
+        if found is None:
+            found = self._room_of[demand] = np.zeros(self.kinds_of_room, dtype=np.int64)
+            for name, amount in demand.amounts:
+                if name in self.rows:
+                    found[self.rows[name]] = amount
+            if demand.gpus is not None:
+                found[-1] = demand.gpus.cards * max(demand.gpus.compute_milli, 1)
+        return found
 
     def take(self, node: int, demand: Demand, cards: tuple[int, ...], pods: int = 1) -> None:
         """Pods start: one on these cards, or several without cards."""

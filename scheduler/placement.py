@@ -24,6 +24,10 @@ class Placement:
     pods: tuple[PlacedPods, ...]
     score: Score
 
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(placed.node for placed in self.pods))
+
 
 @dataclass(frozen=True)
 class Site:

@@ -11,7 +11,7 @@ from forebay.scheduler.freed import Freed
 from forebay.scheduler.jobs import Job
 from forebay.scheduler.live import Live
 from forebay.scheduler.model import Hold
-from forebay.scheduler.nodes import Demand, Ints
+from forebay.scheduler.nodes import Ints
 from forebay.scheduler.placement import Placement, Site
 from forebay.scheduler.places import place_job
 from forebay.scheduler.quota import Vector
@@ -179,14 +179,16 @@ class _Simulation:
         table = self._state.table
         if any(self._state.shape(job).special for job in self._jobs):
             return False  # what is reserved for them is not free in the table
-        freed: dict[Demand, tuple[list[int], list[int]]] = {}
-        for part in (part for piece in candidates for part in piece.parts):
-            for placed, demand in part.live.shape.pods(part.pods):
-                if (row := table.index.get(placed.node)) is not None:
-                    rows, counts = freed.setdefault(demand, ([], []))
-                    rows.append(row)
-                    counts.append(placed.count)
-        with_them = Freed(table, freed)
+        pods = [
+            (row, table.room_of(demand) * placed.count)
+            for piece in candidates
+            for part in piece.parts
+            for placed, demand in part.live.shape.pods(part.pods)
+            if (row := table.index.get(placed.node)) is not None
+        ]
+        rows = np.array([row for row, _ in pods], dtype=np.int64)
+        amounts = np.array([amounts for _, amounts in pods], dtype=np.int64).reshape(len(pods), table.kinds_of_room)
+        with_them = Freed(table, rows, amounts)
         for job, site in zip(self._jobs, self._sites, strict=True):
             for pod_set, demand in zip(job.pod_sets, self._state.shape(job).demands, strict=True):
                 room = np.where(table.eligible(demand), with_them.pods_at_most(demand), 0)

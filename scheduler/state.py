@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from forebay.scheduler.cards import choose_cards
 from forebay.scheduler.jobs import Job, PlacedPods, counts_of, joined, without
-from forebay.scheduler.live import Live
+from forebay.scheduler.live import EndTable, Live
 from forebay.scheduler.losses import LossTable
 from forebay.scheduler.model import CARD, Hold, RunningJob, Snapshot
 from forebay.scheduler.nodes import Demand, NodeTable
@@ -42,6 +42,7 @@ class State:
         }
         self.waiting: dict[str, Job] = {}
         self.running: dict[str, Live] = {}
+        self.ends = EndTable(self.table)
         self.by_leaf: dict[str, dict[str, Live]] = {name: {} for name in self.queues}
         """The running jobs of each queue."""
         self.later: dict[str, Job] = {}
@@ -264,13 +265,8 @@ class State:
         job = running.job
         leaf, shape = self.quota.leaf(job.queue), self.shape(job)
         counts = counts_of(job, running.pods)
-        pods = max(sum(counts), 1)
-        rows = tuple(
-            (self.table.index[placed.node], shape.gpus * placed.count / pods)
-            for placed in running.pods
-            if placed.node in self.table.index
-        )
-        live = Live(running, shape, leaf, self.charge(job, counts), rows)
+        live = Live(running, shape, leaf, self.charge(job, counts))
+        self.ends.add(live)
         self.quota.take(leaf, live.charged)
         if in_table:
             self.change_pods(shape, running.pods, 1)
@@ -304,6 +300,7 @@ class State:
         for names in (self.unbound, self.short, self.growing, self.evicted):
             names.discard(name)
         del self.by_leaf[live.leaf.name][name]
+        self.ends.remove(live)
         self.quota.give(live.leaf, live.charged)
         return live
 

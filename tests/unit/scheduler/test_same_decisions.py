@@ -127,8 +127,9 @@ def test_no_more_pods_fit_than_sums_over_nodes_say() -> None:
             table.take(row, demand, cards)
             there.append((row, demand, cards))
     gone = rng.sample(there, 40)
-    rows = {demand: [row for row, of, _ in gone if of == demand] for demand in demands}
-    freed = Freed(table, {demand: (found, [1] * len(found)) for demand, found in rows.items()})
+    freed = Freed(
+        table, np.array([row for row, _, _ in gone]), np.array([table.room_of(demand) for _, demand, _ in gone])
+    )
     bounds = [freed.pods_at_most(demand) for demand in demands]
     for row, demand, cards in gone:
         table.give(row, demand, cards)
