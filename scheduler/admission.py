@@ -14,7 +14,7 @@ from forebay.scheduler.jobs import Job, PlacedPods
 from forebay.scheduler.losses import Floats
 from forebay.scheduler.model import RunningJob
 from forebay.scheduler.nodes import Bools
-from forebay.scheduler.pending import NotYet, Shape
+from forebay.scheduler.pending import Kind, NotYet, Shape
 from forebay.scheduler.placement import Placement, Site
 from forebay.scheduler.places import place_job
 from forebay.scheduler.quota import Excess, QuotaNode
@@ -30,7 +30,7 @@ class Admitter:
     def __init__(self, state: State) -> None:
         self._state = state
         self.held = HeldNodes(state)
-        self.grown = Grown(state.table)
+        self.grown = Grown(state.table, state.warm.domain_of)
         self._claims = Claims(state)
         self.blocked_lenders: set[str] = set()
         """Roots of trees in which a queue with policy `block` waits: nobody borrows there."""
@@ -122,16 +122,10 @@ class Admitter:
     ) -> tuple[Placement, tuple[str, ...], str | None] | Refusal:
         """Room for as many pods as quota and nodes allow, taken."""
         state = self._state
-        stall = None if view is None or not state.holds else view.stall_s[state.warm.domain_of]
-        warm = None if view is None or view.warm is None else view.warm[state.warm.domain_of]
-        # Those for whom victims leave were found room for together: their holds on one node do not exclude each other.
-        own = {job.name} if job.group is None else state.groups[job.group]
-        together = own - {job.name}
-        if any(state.holds[name].forced for name in own if name in state.holds):
-            together |= {hold.job for hold in state.holds.values() if hold.forced}
-        kept = self.held.allowed(job, stall, together)
-        if not state.placer.explains and (known := self._known(job, shape, kept, warm)) is not None:
+        if (known := self._known(job, shape, view)) is not None:
             return known
+        warm = None if view is None or view.warm is None else view.warm[state.warm.domain_of]
+        kept = self._kept(job, view)
         allowed = kept if warm is None else warm if kept is None else kept & warm
         site = Site(self._cold_s(job, view), allowed)
         steps = gang.steps_of(job.pod_sets)
@@ -158,7 +152,7 @@ class Admitter:
                     trial.keep()
                     return found
                 refused.append(found)
-        return self._no_room(job, shape, refused[-1], kept, view, warm)
+        return self._no_room(job, shape, refused[-1], kept, view)
 
     def _legal(self, job: Job, leaf: QuotaNode, step: int, steps: int) -> bool:
         charge = self._state.charge(job, gang.reduced(job.pod_sets, step, steps))
@@ -170,55 +164,60 @@ class Admitter:
             return np.where(state.warm.labelled(need.dataset for need in job.data), 0.0, LABEL_COLD_S)
         return None if view is None else view.load_s[state.warm.domain_of]
 
-    def _no_room(
-        self, job: Job, shape: Shape, room: NoRoom, kept: Bools | None, view: View | None, warm: Bools | None
-    ) -> Refusal:
-        """What `room` means for the job, remembered for those like it."""
-        state, stage = self._state, room.stage
-        plain = not shape.special and job.group is None  # what others of a group have taken may be given back
-        simple = plain and len(shape.demands) == 1 and not shape.elastic
-        seen = NotYet(len(state.table.grown), room.lacking if simple else 1)
-        if warm is not None:
-            if kept is None and plain:
-                seen.among = warm
-                state.data_refusals[data_key(state, job, shape)] = seen
-            unblock = f"room where its data is warm: {int(warm.sum())} nodes"
-            return Refusal(stage, room.reason, unblock, "job")
-        if kept is not None and not kept.all():
-            if plain:
-                stalls = 0.0 if view is None else float(view.stall_s.max(initial=0.0))
-                shape.held_off = (seen, state.epoch, _bound(job) + stalls)
-            return Refusal(
-                stage, f"{room.reason}; {int((~kept).sum())} nodes are held for others", "their start", "job"
-            )
-        if plain:
-            shape.refused = seen
-            return Refusal(stage, room.reason, ENDS)
-        return Refusal(stage, room.reason, ENDS, "job")
-
-    def _known(self, job: Job, shape: Shape, kept: Bools | None, warm: Bools | None) -> Refusal | None:
-        """What `_no_room` has remembered, if nothing has changed that could help: the same as would be found anew."""
-        if warm is not None:
-            key, refusals = data_key(self._state, job, shape), self._state.data_refusals
-            seen = refusals.get(key)
-            more = seen is None or seen.among is None or bool((warm & ~seen.among).any())
-            if seen is None or more or not self.grown.still_refused(shape, seen):
-                refusals.pop(key, None)
-                return None
-            return Refusal("gang", "no room where its data is warm", "room there", "job")
-        if kept is None or kept.all():
-            if shape.refused is not None and not self.grown.still_refused(shape, shape.refused):
-                shape.refused = None
-            return Refusal("gang", "no room for jobs that ask for this", ENDS) if shape.refused else None
-        if shape.held_off is not None:
-            seen, epoch, bound = shape.held_off
-            if job.name in self._state.holds or epoch != self._state.epoch or _bound(job) < bound:
-                return None
-            if not self.grown.still_refused(shape, seen):
-                shape.held_off = None
-        if shape.held_off is None:
+    def _kept(self, job: Job, view: View | None) -> Bools | None:
+        """Nodes that are not held for others; None: all."""
+        state = self._state
+        if not state.holds:
             return None
-        return Refusal("gang", "the nodes that it could use are held for others", "their start", "job")
+        stall = None if view is None else view.stall_s[state.warm.domain_of]
+        # Those for whom victims leave were found room for together: their holds on one node do not exclude each other.
+        own = {job.name} if job.group is None else state.groups[job.group]
+        together = own - {job.name}
+        if any(state.holds[name].forced for name in own if name in state.holds):
+            together |= {hold.job for hold in state.holds.values() if hold.forced}
+        kept = self.held.allowed(job, stall, together)
+        return None if kept is None or kept.all() else kept
+
+    def _no_room(self, job: Job, shape: Shape, room: NoRoom, kept: Bools | None, view: View | None) -> Refusal:
+        """What `room` means for the job, remembered for those like it."""
+        state, warm = self._state, None if view is None else view.warm
+        plain = not shape.special and job.group is None  # what others of a group have taken may be given back
+        if plain:
+            simple = len(shape.demands) == 1 and not shape.elastic
+            seen = NotYet(len(state.table.grown), room.lacking if simple else 1, warm)
+            if kept is not None:
+                stalls = 0.0 if view is None else float(view.stall_s.max(initial=0.0))
+                seen.epoch, seen.bound = state.epoch, _bound(job) + stalls
+            state.refusals[_kind(state, job, shape)] = seen
+        if warm is not None:
+            nodes = int(warm[state.warm.domain_of].sum())
+            return Refusal(room.stage, room.reason, f"room where its data is warm: {nodes} nodes", "job")
+        if kept is not None:
+            reason = f"{room.reason}; {int((~kept).sum())} nodes are held for others"
+            return Refusal(room.stage, reason, "their start", "job")
+        return Refusal(room.stage, room.reason, ENDS, "shape" if plain else "job")
+
+    def _known(self, job: Job, shape: Shape, view: View | None) -> Refusal | None:
+        """What `_no_room` has remembered, if nothing has changed that could help: the same as would be found anew.
+
+        Not where refusals are to be explained: it is found out then why there is no room now.
+        """
+        state, warm = self._state, None if view is None else view.warm
+        seen = state.refusals.get(_kind(state, job, shape))
+        if seen is None or state.placer.explains or shape.special or job.group is not None:
+            return None
+        held = seen.epoch >= 0
+        if held and (job.name in state.holds or seen.epoch != state.epoch or _bound(job) < seen.bound):
+            return None
+        if warm is not None and seen.among is not None and (warm & ~seen.among).any():
+            return None
+        if not self.grown.still_refused(shape, seen):
+            return None
+        if warm is not None:
+            return Refusal("gang", "no room where its data is warm", "room there", "job")
+        if held or self._kept(job, view) is not None:
+            return Refusal("gang", "no room beside the nodes that are held for others", "their start", "job")
+        return Refusal("gang", "no room for jobs that ask for this", ENDS)
 
     def crowded(self, shape: Shape) -> NoRoom | None:
         """Why the least pods of such a job find no nodes, wherever they are and whatever else it needs; None: they
@@ -252,8 +251,8 @@ def load_s(state: State, view: View, pods: Iterable[PlacedPods]) -> float:
 THE_GROUP = "the rest of the group"
 
 
-def data_key(state: State, job: Job, shape: Shape) -> tuple[int, frozenset[tuple[str, float]]]:
-    """What jobs have in common that may run on the same nodes because of their data."""
+def _kind(state: State, job: Job, shape: Shape) -> Kind:
+    """What jobs have in common that may go to the same nodes."""
     return id(shape), frozenset((need.dataset, need.min_warm) for need in state.warm.required(job, state.now))
 
 

@@ -5,6 +5,7 @@ jobs, and its cost does not grow with the depth of the queue.
 """
 
 import bisect
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,7 +32,15 @@ class NotYet:
     lacking: int = 1
     """Nodes must have got room for at least so many pods."""
     among: Bools | None = None
-    """Nodes that they could use; None: any."""
+    """Cache domains that they could use, because of their data; None: any."""
+    epoch: int = -1
+    """With holds that kept them off: `State.epoch` then."""
+    bound: float = -math.inf
+    """The same is true of jobs that may run for so long."""
+
+
+Kind = tuple[int, frozenset[tuple[str, float]]]
+"""What refusals are remembered by: the `id` of a shape, and the data that must be warm."""
 
 
 @dataclass(eq=False)
@@ -50,12 +59,8 @@ class Shape:
     policy: ResourcePolicy | None = None
     owns: tuple[str, ...] = ()
     """Reservations that it may use."""
-    refused: "NotYet | None" = None
-    """The least pods have found no room; None: they are not known to."""
     crowded: "NotYet | None" = None
-    """As `refused` by the number of nodes alone (`Placer.crowded`)."""
-    held_off: tuple["NotYet", int, float] | None = None
-    """As `refused` where holds kept it off, with `State.epoch` and the least bound that was too long."""
+    """There were not nodes enough for the least pods (`Placer.crowded`); None: it is not known."""
 
     @property
     def counts(self) -> tuple[int, ...]:

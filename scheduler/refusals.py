@@ -30,8 +30,10 @@ class Grown:
     shapes are ruled out by what the best of these nodes has free.
     """
 
-    def __init__(self, table: NodeTable) -> None:
+    def __init__(self, table: NodeTable, domain_of: Ints) -> None:
+        """Args: domain_of: the cache domain of each node."""
         self._table = table
+        self._domain_of = domain_of
         self._start = -1
         self._end = -1
         self._rows: Ints = np.zeros(0, dtype=np.int64)
@@ -76,6 +78,6 @@ class Grown:
 
     def _room(self, demand: Demand, among: Bools | None) -> int:
         """Pods that fit on the nodes that have got more room."""
-        rows = self._rows if among is None else self._rows[among[self._rows]]
+        rows = self._rows if among is None else self._rows[among[self._domain_of[self._rows]]]
         rows = rows[self._table.eligible(demand)[rows]]
         return int(self._table.pods(demand, rows).sum())

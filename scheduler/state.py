@@ -14,7 +14,7 @@ from forebay.scheduler.live import EndTable, Live
 from forebay.scheduler.losses import LossTable
 from forebay.scheduler.model import CARD, Hold, RunningJob, Snapshot
 from forebay.scheduler.nodes import Demand, NodeTable
-from forebay.scheduler.pending import NotYet, PendingQueue, Shape, amounts_of, shape_key, weight_of
+from forebay.scheduler.pending import Kind, NotYet, PendingQueue, Shape, amounts_of, shape_key, weight_of
 from forebay.scheduler.placement import Placer
 from forebay.scheduler.quota import QuotaTree, Vector
 from forebay.scheduler.reserved import Held, remainder
@@ -66,8 +66,8 @@ class State:
         self.holds: dict[str, Hold] = {hold.job: hold for hold in snapshot.holds}
         self.deadlines: list[tuple[float, str]] = []
         """Heap of the times at which waiting jobs are given up or do not wait for data any more."""
-        self.data_refusals: dict[tuple[int, frozenset[tuple[str, float]]], NotYet] = {}
-        """As `Shape.refused`, by shape and data that must be warm."""
+        self.refusals: dict[Kind, NotYet] = {}
+        """What has found no room."""
         self.epoch = 0
         """Grows whenever holds are lifted: what was refused because of them may fit now."""
         self._shapes: dict[object, Shape] = {}
