@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from forebay.scheduler.nodes import Bools
 from forebay.scheduler.pending import Kind, NotYet, Shape
 from forebay.scheduler.placement import Placement, Site
 from forebay.scheduler.places import place_job
-from forebay.scheduler.quota import Excess, QuotaNode
+from forebay.scheduler.quota import Excess
 from forebay.scheduler.refusals import Grown, Refusal
 from forebay.scheduler.state import State
 from forebay.scheduler.topology import NoRoom
@@ -76,8 +77,9 @@ class Admitter:
 
     def _alone(self, job: Job, backfilled: bool) -> Admission | Refusal:
         state = self._state
-        shape, leaf = state.shape(job), state.quota.leaf(job.queue)
-        if state.warm.lacks(job, state.now):
+        case = _Case(state, job)
+        shape, leaf = case.shape, case.leaf
+        if case.warm is not None and not case.warm.any():
             return not_warm(state, job)
         if (excess := self._claims.excess(job, leaf, shape.least)) is not None:
             return over_quota(excess)
@@ -85,8 +87,9 @@ class Admitter:
         root = [*leaf.path()][-1].name
         if level and root in self.blocked_lenders and leaf.queue.policy != "block":
             return Refusal("quota", "a queue that blocks waits for what this one would borrow", "that queue's turn")
-        view = state.warm.view(job, shape.gpus, state.now)
-        found = self._placed(job, shape, leaf, view)
+        if (known := self._known(case)) is not None:
+            return known
+        found = self._placed(case)
         if isinstance(found, Refusal):
             return found
         placement, reservations, unit = found
@@ -97,7 +100,7 @@ class Admitter:
             bound=False,
             bind_by=state.now + state.settings.bind_within_s,
             reservations=reservations,
-            load_s=0.0 if view is None else load_s(state, view, placement.pods),
+            load_s=0.0 if case.view is None else load_s(state, case.view, placement.pods),
         )
         state.queues[job.queue].remove(job, shape)
         del state.waiting[job.name]
@@ -117,21 +120,18 @@ class Admitter:
             running.load_s,
         )
 
-    def _placed(
-        self, job: Job, shape: Shape, leaf: QuotaNode, view: View | None
-    ) -> tuple[Placement, tuple[str, ...], str | None] | Refusal:
+    def _placed(self, case: "_Case") -> tuple[Placement, tuple[str, ...], str | None] | Refusal:
         """Room for as many pods as quota and nodes allow, taken."""
-        state = self._state
-        if (known := self._known(job, shape, view)) is not None:
-            return known
-        warm = None if view is None or view.warm is None else view.warm[state.warm.domain_of]
-        kept = self._kept(job, view)
-        allowed = kept if warm is None else warm if kept is None else kept & warm
-        site = Site(self._cold_s(job, view), allowed)
+        state, job, shape = self._state, case.job, case.shape
+        kept = allowed = self._kept(case)
+        if case.warm is not None:
+            warm = case.warm[state.warm.domain_of]
+            allowed = warm if kept is None else kept & warm
+        site = Site(self._cold_s(case), allowed)
         steps = gang.steps_of(job.pod_sets)
         first = 0
         if steps:
-            legal = gang.first_step(steps, lambda step: self._legal(job, leaf, step, steps))
+            legal = gang.first_step(steps, lambda step: self._legal(case, step, steps))
             first = steps if legal is None else legal
         refused: list[NoRoom] = []
 
@@ -152,24 +152,24 @@ class Admitter:
                     trial.keep()
                     return found
                 refused.append(found)
-        return self._no_room(job, shape, refused[-1], kept, view)
+        return self._no_room(case, refused[-1], kept)
 
-    def _legal(self, job: Job, leaf: QuotaNode, step: int, steps: int) -> bool:
-        charge = self._state.charge(job, gang.reduced(job.pod_sets, step, steps))
-        return self._claims.excess(job, leaf, charge) is None
+    def _legal(self, case: "_Case", step: int, steps: int) -> bool:
+        charge = self._state.charge(case.job, gang.reduced(case.job.pod_sets, step, steps))
+        return self._claims.excess(case.job, case.leaf, charge) is None
 
-    def _cold_s(self, job: Job, view: View | None) -> Floats | None:
-        state = self._state
+    def _cold_s(self, case: "_Case") -> Floats | None:
+        state, job = self._state, case.job
         if state.settings.node_choice == "label" and job.data:
             return np.where(state.warm.labelled(need.dataset for need in job.data), 0.0, LABEL_COLD_S)
-        return None if view is None else view.load_s[state.warm.domain_of]
+        return None if case.view is None else case.view.load_s[state.warm.domain_of]
 
-    def _kept(self, job: Job, view: View | None) -> Bools | None:
+    def _kept(self, case: "_Case") -> Bools | None:
         """Nodes that are not held for others; None: all."""
-        state = self._state
+        state, job = self._state, case.job
         if not state.holds:
             return None
-        stall = None if view is None else view.stall_s[state.warm.domain_of]
+        stall = None if case.view is None else case.view.stall_s[state.warm.domain_of]
         # Those for whom victims leave were found room for together: their holds on one node do not exclude each other.
         own = {job.name} if job.group is None else state.groups[job.group]
         together = own - {job.name}
@@ -178,17 +178,17 @@ class Admitter:
         kept = self.held.allowed(job, stall, together)
         return None if kept is None or kept.all() else kept
 
-    def _no_room(self, job: Job, shape: Shape, room: NoRoom, kept: Bools | None, view: View | None) -> Refusal:
+    def _no_room(self, case: "_Case", room: NoRoom, kept: Bools | None) -> Refusal:
         """What `room` means for the job, remembered for those like it."""
-        state, warm = self._state, None if view is None else view.warm
-        plain = not shape.special and job.group is None  # what others of a group have taken may be given back
+        state, shape, warm = self._state, case.shape, case.warm
+        plain = not shape.special and case.job.group is None  # what others of a group have taken may be given back
         if plain:
             simple = len(shape.demands) == 1 and not shape.elastic
             seen = NotYet(len(state.table.grown), room.lacking if simple else 1, warm)
             if kept is not None:
-                stalls = 0.0 if view is None else float(view.stall_s.max(initial=0.0))
-                seen.epoch, seen.bound = state.epoch, _bound(job) + stalls
-            state.refusals[_kind(state, job, shape)] = seen
+                stalls = 0.0 if case.view is None else float(case.view.stall_s.max(initial=0.0))
+                seen.epoch, seen.bound = state.epoch, case.bound + stalls
+            state.refusals[case.kind] = seen
         if warm is not None:
             nodes = int(warm[state.warm.domain_of].sum())
             return Refusal(room.stage, room.reason, f"room where its data is warm: {nodes} nodes", "job")
@@ -197,25 +197,25 @@ class Admitter:
             return Refusal(room.stage, reason, "their start", "job")
         return Refusal(room.stage, room.reason, ENDS, "shape" if plain else "job")
 
-    def _known(self, job: Job, shape: Shape, view: View | None) -> Refusal | None:
+    def _known(self, case: "_Case") -> Refusal | None:
         """What `_no_room` has remembered, if nothing has changed that could help: the same as would be found anew.
 
         Not where refusals are to be explained: it is found out then why there is no room now.
         """
-        state, warm = self._state, None if view is None else view.warm
-        seen = state.refusals.get(_kind(state, job, shape))
-        if seen is None or state.placer.explains or shape.special or job.group is not None:
+        state, job, warm = self._state, case.job, case.warm
+        seen = state.refusals.get(case.kind)
+        if seen is None or state.placer.explains or case.shape.special or job.group is not None:
             return None
         held = seen.epoch >= 0
-        if held and (job.name in state.holds or seen.epoch != state.epoch or _bound(job) < seen.bound):
+        if held and (job.name in state.holds or seen.epoch != state.epoch or case.bound < seen.bound):
             return None
         if warm is not None and seen.among is not None and (warm & ~seen.among).any():
             return None
-        if not self.grown.still_refused(shape, seen):
+        if not self.grown.still_refused(case.shape, seen):
             return None
         if warm is not None:
             return Refusal("gang", "no room where its data is warm", "room there", "job")
-        if held or self._kept(job, view) is not None:
+        if held or self._kept(case) is not None:
             return Refusal("gang", "no room beside the nodes that are held for others", "their start", "job")
         return Refusal("gang", "no room for jobs that ask for this", ENDS)
 
@@ -226,19 +226,45 @@ class Admitter:
         if shape.special:
             return None
         seen = None if state.placer.explains else shape.crowded
+        if shape.roomy >= 0 and seen is None and self._fits(shape, shape.roomy):
+            return None
         if seen is not None and self.grown.still_refused(shape, seen):
             return NoRoom("gang", "")
         found = state.placer.crowded(shape.job.pod_sets, shape.demands)
         lacking = found.lacking if found is not None and len(shape.demands) == 1 else 1
         shape.crowded = None if found is None else NotYet(len(state.table.grown), lacking)
+        if found is None and len(shape.demands) == 1 and shape.job.pod_sets[0].least == 1:
+            shape.roomy = int(np.argmin(state.losses.standing(shape.job.pod_sets[0], shape.demands[0]).loss))
         return found
+
+    def _fits(self, shape: Shape, row: int) -> bool:
+        table, demand = self._state.table, shape.demands[0]
+        return bool(table.eligible(demand)[row]) and bool(table.fits(demand, np.array([row]))[0])
 
 
 ENDS = "pods that end on such nodes"
 
 
-def _bound(job: Job) -> float:
-    return math.inf if job.max_run_s is None else job.max_run_s
+class _Case:
+    """A job that is tried, and what has to be known of it."""
+
+    def __init__(self, state: State, job: Job) -> None:
+        self._state = state
+        self.job = job
+        self.shape = state.shape(job)
+        self.leaf = state.quota.leaf(job.queue)
+        needs = state.warm.required(job, state.now)
+        self.warm = state.warm.where(needs) if needs else None
+        """Cache domains where its data is warm enough; None: it waits for none."""
+        self.kind: Kind = (id(self.shape), frozenset((need.dataset, need.min_warm) for need in needs))
+
+    @cached_property
+    def view(self) -> View | None:
+        return self._state.warm.view(self.job, self.shape.gpus)
+
+    @property
+    def bound(self) -> float:
+        return math.inf if self.job.max_run_s is None else self.job.max_run_s
 
 
 def load_s(state: State, view: View, pods: Iterable[PlacedPods]) -> float:
@@ -249,11 +275,6 @@ def load_s(state: State, view: View, pods: Iterable[PlacedPods]) -> float:
 
 
 THE_GROUP = "the rest of the group"
-
-
-def _kind(state: State, job: Job, shape: Shape) -> Kind:
-    """What jobs have in common that may go to the same nodes."""
-    return id(shape), frozenset((need.dataset, need.min_warm) for need in state.warm.required(job, state.now))
 
 
 LABEL_COLD_S = 3600.0

@@ -71,10 +71,8 @@ class _Shadow:
         for hold in state.holds.values():
             if hold.job != job.name:
                 free[[state.table.index[node] for node in hold.nodes if node in state.table.index]] = False
-        view = state.warm.view(job, self._shape.gpus, state.now)
-        if view is not None and view.warm is not None:
-            free &= view.warm[state.warm.domain_of]
-        return free
+        warm = state.warm.nodes(job, state.now)
+        return free if warm is None else free & warm
 
     def start(self, moment: int) -> float:
         return float(self._ends[moment - 1]) if moment else self._state.now

@@ -164,7 +164,7 @@ def _place(
     required = _near(state, live, place, pods, pod_set.topology.required)
     if required is not None:
         allowed = required if allowed is None else required & allowed
-    view = state.warm.view(job, shape.gpus, state.now)
+    view = state.warm.view(job, shape.gpus)
     cold = None if view is None else view.load_s[state.warm.domain_of]
     level = pod_set.topology.preferred or (state.table.levels[-1] if state.table.levels else None)
     near = _near(state, live, place, pods, level)

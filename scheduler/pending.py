@@ -61,6 +61,8 @@ class Shape:
     """Reservations that it may use."""
     crowded: "NotYet | None" = None
     """There were not nodes enough for the least pods (`Placer.crowded`); None: it is not known."""
+    roomy: int = -1
+    """A node that had room for it, of a job of one pod."""
 
     @property
     def counts(self) -> tuple[int, ...]:

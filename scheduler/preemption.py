@@ -113,11 +113,10 @@ class _Simulation:
 
     def _site(self, job: Job, ignored: set[str]) -> Site:
         state = self._state
-        view = state.warm.view(job, state.shape(job).gpus, state.now)
+        view = state.warm.view(job, state.shape(job).gpus)
         stall = None if view is None else view.stall_s[state.warm.domain_of]
         allowed = HeldNodes(state).allowed(job, stall, ignored)
-        if view is not None and view.warm is not None:
-            warm = view.warm[state.warm.domain_of]
+        if (warm := state.warm.nodes(job, state.now)) is not None:
             allowed = warm if allowed is None else warm & allowed
         return Site(None if view is None else view.load_s[state.warm.domain_of], allowed)
 

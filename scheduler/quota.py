@@ -45,9 +45,8 @@ class QuotaNode:
     by_priority: bool = False
     """Some queue of its tree evicts lower priorities to borrow."""
 
-    @property
-    def name(self) -> str:
-        return self.queue.name
+    def __post_init__(self) -> None:
+        self.name = self.queue.name
 
     def path(self) -> Iterator["QuotaNode"]:
         """This node and its ancestors."""

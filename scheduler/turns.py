@@ -4,7 +4,7 @@ A lane is what must be served in order. With `best-effort` each class of equal r
 `fifo` all that ask for one kind of card, with `strict` and `block` the whole queue.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from forebay.scheduler.fair_share import dominant_share, rescaled
@@ -73,7 +73,7 @@ class Turns:
     _parts: dict[str, list[float]] = field(default_factory=dict)
 
     def next(self) -> Turn | None:
-        best = _least(self._of(root) for root in self.quota.roots)
+        best = self._first(self.quota.roots)
         return None if best is None else best[1]
 
     def changed(self, leaf: QuotaNode) -> None:
@@ -86,11 +86,20 @@ class Turns:
         self.lanes[lane.queue.node.name].remove(lane)
         self.changed(lane.queue.node)
 
+    def _first(self, nodes: Sequence[QuotaNode]) -> tuple[Key, Turn] | None:
+        best: tuple[Key, Turn] | None = None
+        known = self._best
+        for node in nodes:
+            one = known[node.name] if node.name in known else self._of(node)
+            if one is not None and (best is None or one[0] < best[0]):
+                best = one
+        return best
+
     def _of(self, node: QuotaNode) -> tuple[Key, Turn] | None:
         if node.name in self._best:
             return self._best[node.name]
         if node.children:
-            best = _least(self._of(child) for child in node.children)
+            best = self._first(node.children)
             turn = None if best is None else best[1]
         else:
             turn = self._of_leaf(node)
@@ -157,12 +166,3 @@ def lanes_of(queue: PendingQueue, open_classes: list[JobClass], refused: Callabl
     for one in queue.classes():
         kinds.setdefault(one.shape.kind if policy == "fifo" else None, []).append(one)
     return [Lane(queue, classes) for classes in kinds.values()]
-
-
-def _least(some: Iterable[tuple[Key, Turn] | None]) -> tuple[Key, Turn] | None:
-    """The first in turn."""
-    best: tuple[Key, Turn] | None = None
-    for one in some:
-        if one is not None and (best is None or one[0] < best[0]):
-            best = one
-    return best

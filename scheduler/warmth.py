@@ -55,8 +55,6 @@ class View:
     load_s: Floats
     """For each cache domain: what its cold bytes cost, in seconds of its GPUs: its share of the under-store is occupied
     for so long, even if it computes meanwhile, and the GPUs that wait for the store now wait longer."""
-    warm: Bools | None
-    """Domains where all that it requires is warm enough; None: it requires nothing."""
 
 
 class WarmTable:
@@ -154,7 +152,7 @@ class WarmTable:
         store = self.stores.get(self.datasets[dataset].store)
         return store.waiting_gpus / store.bandwidth if store is not None and store.bandwidth else 0.0
 
-    def view(self, job: Job, gpus: float, now: float) -> View | None:
+    def view(self, job: Job, gpus: float) -> View | None:
         """None: the job reads nothing that is known here."""
         if not job.data:
             return None
@@ -167,8 +165,7 @@ class WarmTable:
                 seconds = (size - cached) / max(bandwidth, 1e-9)
                 load += seconds + (size - cached) * (self.crowd(need.dataset) / max(gpus, 0.1))
                 stall += np.maximum(0.0, seconds - overlapped)
-        needs = self.required(job, now)
-        return View(stall, load, self.where(needs) if needs else None)
+        return View(stall, load)
 
     def mean_stall_s(self, job: Job, gpus: float) -> float:
         """Seconds that the job would wait for cold bytes in a cache domain, if each were as likely."""
@@ -199,6 +196,11 @@ class WarmTable:
         for need in needs:
             found &= self.warm(need.dataset) >= need.min_warm * self.size(need.dataset)
         return found
+
+    def nodes(self, job: Job, now: float) -> Bools | None:
+        """Nodes where all data that the job waits for is warm enough; None: any, it waits for none."""
+        needs = self.required(job, now)
+        return self.where(needs)[self.domain_of] if needs else None
 
     def lacks(self, job: Job, now: float) -> bool:
         """Whether the job waits for data that is nowhere warm enough, together."""
