@@ -21,7 +21,7 @@ from itertools import islice
 from forebay.scheduler import gang
 from forebay.scheduler.admission import ENDS, Admitter
 from forebay.scheduler.backfill import shadow
-from forebay.scheduler.decisions import Admission, Decisions, Eviction, GivenUp, Growth, Release, Shrink
+from forebay.scheduler.decisions import Admission, Decisions, Eviction, GivenUp, Growth, Prefetch, Release, Shrink
 from forebay.scheduler.explain import explain
 from forebay.scheduler.growth import grow, repair
 from forebay.scheduler.model import Snapshot
@@ -64,6 +64,7 @@ def advance(
     if state.settings.growth:
         found.grow()
     cares = prefetches and (state.settings.prefetch or state.settings.warm_gate)
+    loads = plan(state) if cares else None
     return Decisions(
         admissions=tuple(found.admissions),
         evictions=tuple(found.evictions),
@@ -71,10 +72,14 @@ def advance(
         growths=tuple(found.growths),
         releases=tuple(found.releases),
         given_up=tuple(found.given_up),
-        prefetches=plan(state) if cares else (),
+        prefetches=loads or (),
         holds=tuple(state.holds[name] for name in sorted(state.holds)),
-        waits=explain(state, found.refusals, found.no_room) if explained else (),
+        waits=explain(state, found.refusals, found.no_room, _names(loads)) if explained else (),
     )
+
+
+def _names(loads: tuple[Prefetch, ...] | None) -> set[str] | None:
+    return None if loads is None else {load.dataset for load in loads}
 
 
 @dataclass(eq=False)

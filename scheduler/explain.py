@@ -1,7 +1,7 @@
 """Why each waiting job waits, what would let it start, and when that may be."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from forebay.scheduler.admission import THE_GROUP, not_warm, over_quota
 from forebay.scheduler.decisions import Stage, Wait
@@ -12,12 +12,15 @@ from forebay.scheduler.refusals import Refusal
 from forebay.scheduler.state import State
 
 
-def explain(state: State, refusals: Mapping[str, Refusal], no_room: Mapping[int, Refusal]) -> tuple[Wait, ...]:
+def explain(
+    state: State, refusals: Mapping[str, Refusal], no_room: Mapping[int, Refusal], loads: Collection[str] | None
+) -> tuple[Wait, ...]:
     """A Wait for each waiting job, and for each admitted one that is not bound yet.
 
     Args:
         refusals: of the pass that has just been made, by job.
         no_room: of the same, by `id` of the shape.
+        loads: datasets that are to be loaded; None: that was not looked at.
     """
     releases = Releases(state)
     found: list[Wait] = []
@@ -31,7 +34,7 @@ def explain(state: State, refusals: Mapping[str, Refusal], no_room: Mapping[int,
             ahead += state.shape(job).gpus
             refusal = _impossible(state, job) or _cold(state, job) or refusals.get(job.name)
             refusal = refusal or _refusal(state, job, waiting_before, no_room)
-            start = _start(state, job, refusal, releases, ahead * busy)
+            start = _start(state, job, refusal, releases, ahead * busy, loads)
             reason = refusal.reason
             if not job.preempts and refusal.stage in ("quota", "gang", "topology"):
                 reason += "; it may not evict others"
@@ -86,7 +89,9 @@ def _refusal(state: State, job: Job, before: str | None, no_room: Mapping[int, R
     return Refusal("order", f"its queue serves in order, and {before} waits before it", f"{before} to start")
 
 
-def _start(state: State, job: Job, refusal: Refusal, releases: Releases, ahead: float) -> float | None:
+def _start(
+    state: State, job: Job, refusal: Refusal, releases: Releases, ahead: float, loads: Collection[str] | None
+) -> float | None:
     """An estimate of its start; None: it never fits, or nothing is known."""
     if refusal.unblock in (THE_GROUP, _A_CHANGE):
         return None
@@ -94,7 +99,7 @@ def _start(state: State, job: Job, refusal: Refusal, releases: Releases, ahead: 
     hold = state.holds.get(job.name)
     start = hold.start if hold is not None else released
     if refusal.stage == "cache":
-        start = max(start, state.now + _load_s(state, job))
+        start = max(start, state.now + _load_s(state, job, loads))
         deadlines = [need.deadline for need in state.warm.required(job, state.now)]
         known = [deadline for deadline in deadlines if deadline is not None]
         if known and len(known) == len(deadlines):
@@ -104,12 +109,14 @@ def _start(state: State, job: Job, refusal: Refusal, releases: Releases, ahead: 
     return start if math.isfinite(start) else None
 
 
-def _load_s(state: State, job: Job) -> float:
-    """Seconds until all that it requires is warm somewhere, at the store's pace now."""
+def _load_s(state: State, job: Job, loads: Collection[str] | None) -> float:
+    """Seconds until all that it requires is warm somewhere, at the store's pace now; infinite if nobody loads it."""
     seconds = 0.0
     for need in state.warm.required(job, state.now):
         size = state.warm.size(need.dataset)
         cold = size * need.min_warm - float(state.warm.warm(need.dataset).max(initial=0))
+        if cold > 0 and loads is not None and need.dataset not in loads:
+            return math.inf
         seconds = max(seconds, cold / max(state.warm.bandwidth(need.dataset), 1e-9))
     return max(0.0, seconds)
 

@@ -4,15 +4,19 @@ For the first jobs of each queue a start is estimated and a cache domain is mean
 more GPUs than it can have by then. What is not warm there is worth loading if it can help before or soon after the
 start. Loads are ranked by GPU-seconds saved per byte (the benefit order of Quiver, FAST 2020), each within what the
 domain's cache has room for and what prefetches may take of the store's bandwidth until the job starts.
+
+Room is what is free, and what holds bytes that no job reads there, running or meant: which of these are dropped is the
+cache's affair.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from forebay.scheduler.decisions import Prefetch
 from forebay.scheduler.estimates import Releases
-from forebay.scheduler.jobs import Job
+from forebay.scheduler.jobs import DataNeed, Job
 from forebay.scheduler.losses import Floats
 from forebay.scheduler.model import CARD
 from forebay.scheduler.nodes import Ints
@@ -38,8 +42,15 @@ class _Plan:
     capacity: Floats
     """GPUs that each domain may still give to waiting jobs."""
     room: Ints
-    """Cache bytes that are free in each domain."""
+    """Cache bytes of each domain that nobody needs yet."""
+    kept: dict[str, Ints] = field(default_factory=dict)
+    """Bytes of a dataset that each domain has or will have for somebody, where that was looked at."""
     wanted: dict[tuple[str, int], _Wanted] = field(default_factory=dict)
+
+    def kept_of(self, dataset: str) -> Ints:
+        if dataset not in self.kept:
+            self.kept[dataset] = self.state.warm.kept(dataset)
+        return self.kept[dataset]
 
 
 def plan(state: State) -> tuple[Prefetch, ...]:
@@ -52,7 +63,7 @@ def plan(state: State) -> tuple[Prefetch, ...]:
     releases = Releases(state)
     warm = state.warm
     free = np.bincount(warm.domain_of, state.table.gpu_free, len(warm.names)) / CARD
-    made = _Plan(state, free + releases.by_domain(warm.domain_of, len(warm.names)), warm.room - warm.used())
+    made = _Plan(state, free + releases.by_domain(warm.domain_of, len(warm.names)), warm.spare())
     gated_only = not state.settings.prefetch
     for job, start in releases.upcoming(state.settings.lookahead, state.settings.prefetch_horizon_s, gated_only):
         _mean(made, job, start)
@@ -65,34 +76,50 @@ def _mean(made: _Plan, job: Job, start: float) -> None:
     gpus = state.shape(job).gpus
     if not job.data:
         return
-    cold = np.zeros(len(warm.names), dtype=np.int64)
+    required = warm.required(job, state.now)
     new = np.zeros(len(warm.names), dtype=np.int64)
     for need in job.data:
-        lacking = warm.size(need.dataset) - warm.warm(need.dataset)
-        cold += lacking
-        meant = np.array([(need.dataset, domain) in made.wanted for domain in range(len(warm.names))])
-        new += np.where(meant, 0, lacking)
-    possible = (new <= made.room) & (made.capacity >= min(gpus, float(made.capacity.max(initial=0.0))))
-    if not possible.any():
-        return
+        meant = [(need.dataset, domain) in made.wanted for domain in range(len(warm.names))]
+        new += np.where(meant, 0, warm.size(need.dataset) - warm.warm(need.dataset))
+    enough = made.capacity >= min(gpus, float(made.capacity.max(initial=0.0)))
     # Nothing to load, then least to load, then most room for GPUs.
-    order = np.lexsort((np.arange(len(cold)), -made.capacity, new))
+    order = np.lexsort((np.arange(len(new)), -made.capacity, new))
+    for whole in (True, False):
+        # All of its data, or where there is no room for that, as much as it waits for.
+        sizes = {
+            need.dataset: warm.size(need.dataset) if whole else math.ceil(need.min_warm * warm.size(need.dataset))
+            for need in (job.data if whole else required)
+        }
+        lacking = sum((np.maximum(0, size - made.kept_of(name)) for name, size in sizes.items()), np.zeros_like(new))
+        possible = enough & (lacking <= made.room)
+        if sizes and possible.any():
+            break
+    else:
+        return
     domain = int(next(place for place in order if possible[place]))
     made.capacity[domain] -= gpus
-    if not cold[domain]:
-        return
+    made.room[domain] -= lacking[domain]
+    waits = {need.dataset for need in required} if warm.lacks(job, state.now) else set()
     for need in job.data:
-        size = warm.size(need.dataset)
-        missing = int(size - warm.warm(need.dataset)[domain])
-        if not missing:
+        size = sizes.get(need.dataset, 0)
+        kept = made.kept_of(need.dataset)
+        kept[domain] = max(int(kept[domain]), size)
+        missing = size - int(warm.warm(need.dataset)[domain])
+        if missing <= 0:
             continue
-        key = (need.dataset, domain)
-        found = made.wanted.get(key)
-        if found is None:
-            found = made.wanted[key] = _Wanted(need.dataset, domain, missing, job.name, start)
-            made.room[domain] -= missing
-        full = need.read_rate * gpus
-        found.saved += gpus * stall_s(missing, warm.bandwidth(need.dataset), full, size)
+        found = made.wanted.setdefault((need.dataset, domain), _Wanted(need.dataset, domain, missing, job.name, start))
+        found.cold = max(found.cold, missing)
+        found.saved += gpus * _saved_s(state, need, gpus, domain, missing, need.dataset in waits)
+
+
+def _saved_s(state: State, need: DataNeed, gpus: float, domain: int, missing: int, waits: bool) -> float:
+    """Seconds that the job starts or computes sooner with these bytes."""
+    warm, size = state.warm, state.warm.size(need.dataset)
+    bandwidth, full = max(warm.bandwidth(need.dataset), 1e-9), need.read_rate * gpus
+    if waits:
+        return missing / bandwidth
+    cold = size - int(warm.warm(need.dataset)[domain])
+    return stall_s(cold, bandwidth, full, size) - stall_s(cold - missing, bandwidth, full, size)
 
 
 def _within_budget(state: State, wanted: list[_Wanted]) -> list[Prefetch]:

@@ -267,6 +267,7 @@ class State:
         counts = counts_of(job, running.pods)
         live = Live(running, shape, leaf, self.charge(job, counts))
         self.ends.add(live)
+        self.warm.read(job, self._rows(running.pods), 1)
         self.quota.take(leaf, live.charged)
         if in_table:
             self.change_pods(shape, running.pods, 1)
@@ -301,8 +302,12 @@ class State:
             names.discard(name)
         del self.by_leaf[live.leaf.name][name]
         self.ends.remove(live)
+        self.warm.read(live.job, self._rows(live.running.pods), -1)
         self.quota.give(live.leaf, live.charged)
         return live
+
+    def _rows(self, pods: Iterable[PlacedPods]) -> list[int]:
+        return [self.table.index[placed.node] for placed in pods if placed.node in self.table.index]
 
     def change_pods(self, shape: Shape, pods: Iterable[PlacedPods], sign: int) -> None:
         """Take (1) or give back (-1) the room of pods. Nodes that are not there any more are passed over."""

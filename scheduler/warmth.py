@@ -75,6 +75,9 @@ class WarmTable:
         self._places: dict[str, int] = {}
         self._cached: Ints = np.zeros((len(snapshot.datasets), len(self.names)), dtype=np.int64)
         """Bytes by place of the dataset and domain."""
+        self._readers: Ints = np.zeros_like(self._cached)
+        """Running jobs that read it there."""
+        self._sizes: Ints = np.zeros(len(snapshot.datasets), dtype=np.int64)
         self._nodes: dict[str, dict[int, int]] = {}
         self._mean_stalls: dict[tuple[str, float, float], float] = {}
         """By dataset, bandwidth and full rate, as long as nothing changes."""
@@ -87,7 +90,10 @@ class WarmTable:
         """A dataset is there, or another than before."""
         place = self._places.setdefault(dataset.name, len(self._places))
         if place == len(self._cached):
-            self._cached = np.vstack([self._cached, np.zeros((1, len(self.names)), dtype=np.int64)])
+            none = np.zeros((1, len(self.names)), dtype=np.int64)
+            self._cached, self._readers = np.vstack([self._cached, none]), np.vstack([self._readers, none])
+            self._sizes = np.append(self._sizes, 0)
+        self._sizes[place] = dataset.size
         self.datasets[dataset.name] = dataset
         self.set_warm(dataset.name, dataset.warm)
 
@@ -138,10 +144,21 @@ class WarmTable:
         """Of the dataset that is cached where most of it is."""
         return float(self.warm(dataset).max(initial=0)) / max(self.size(dataset), 1)
 
-    def used(self) -> Ints:
-        """Cache bytes in use in each domain."""
-        used: Ints = self._cached.sum(axis=0)
-        return used
+    def read(self, job: Job, rows: Iterable[int], sign: int) -> None:
+        """The job begins (1) or ends (-1) to read its data on these nodes."""
+        domains = [*{int(self.domain_of[row]) for row in rows}] if job.data else []
+        for dataset in {need.dataset for need in job.data}:
+            self._readers[self._places[dataset], domains] += sign
+
+    def kept(self, dataset: str) -> Ints:
+        """Bytes of the dataset that each domain cannot do without: all of it where a job reads it."""
+        kept: Ints = np.where(self._readers[self._places[dataset]] > 0, self.size(dataset), 0)
+        return kept
+
+    def spare(self) -> Ints:
+        """Cache bytes of each domain that are free, or hold what no running job reads there."""
+        spare: Ints = self.room - self._sizes @ (self._readers > 0)
+        return spare
 
     def bandwidth(self, dataset: str) -> float:
         store = self.stores.get(self.datasets[dataset].store)

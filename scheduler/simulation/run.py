@@ -262,18 +262,22 @@ class Simulation:
             run.idles = idles
             self._idle_milli += run.milli if idles else -run.milli
 
-    def _load(self, dataset: str, domain: int, ahead: bool) -> Load:
-        """The load of a dataset into a domain: the one under way, or a new one."""
+    def _load(self, dataset: str, domain: int, ahead: bool, most: int | None = None) -> Load:
+        """The load of a dataset into a domain: the one under way, or a new one.
+
+        Args:
+            most: bytes; None: all.
+        """
         key = (dataset, domain)
         load = self._loads.get(key)
+        cache, size = self._caches[domain], self._sizes[dataset]
+        held = cache.held(dataset)
         if load is not None:
             if not ahead:
-                load = self._loads[key] = self._store.hurry(load)
-                self._progress.change(load)
+                load = self._loads[key] = self._whole(load, size - held)
                 self._ahead.pop(key, None)
             return load
-        cache, size = self._caches[domain], self._sizes[dataset]
-        missing = size - cache.held(dataset)
+        missing = size - held if most is None else min(size - held, most)
         dropped, fits = cache.make_room(missing, dataset)
         for other in dropped:
             self.state.warm.set_domain(other, domain, 0)
@@ -282,11 +286,26 @@ class Simulation:
         load = self._store.start(dataset, domain, float(missing), ahead)
         load.cached = fits
         if fits:
-            self._progress.add(load, self.state.warm.place(dataset), size - missing)
+            self._progress.add(load, self.state.warm.place(dataset), held)
         cache.read(dataset, 1)
         self._loads[key] = load
         if ahead:
             self._ahead[key] = load
+        return load
+
+    def _whole(self, load: Load, missing: int) -> Load:
+        """A load that a job waits for by now, with all that was missing."""
+        cache, more = self._caches[load.domain], missing - int(load.total)
+        if more > 0 and load.cached:
+            dropped, fits = cache.make_room(more, load.dataset)
+            for other in dropped:
+                self.state.warm.set_domain(other, load.domain, 0)
+            cache.used += more if fits else -int(load.total)
+            if not fits:
+                self._progress.remove(load)
+                load.cached, load.slot = False, -1
+        load = self._store.hurry(load, more)
+        self._progress.change(load)
         return load
 
     def _loaded(self, load: Load) -> None:
@@ -327,7 +346,7 @@ class Simulation:
         for one in decisions.prefetches:
             domain = self._domains[one.domain]
             if self._caches[domain].held(one.dataset) < self._sizes[one.dataset]:
-                self._load(one.dataset, domain, ahead=True)
+                self._load(one.dataset, domain, ahead=True, most=one.bytes)
 
     def _cancel(self, key: tuple[str, int], load: Load) -> None:
         """What has come stays."""

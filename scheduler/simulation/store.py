@@ -104,13 +104,13 @@ class UnderStore:
         one = self._ahead if load.ahead else self._urgent
         return 0.0 if load.done else max(0.0, load.at - one.served)
 
-    def hurry(self, load: Load) -> Load:
-        """A prefetch that a job waits for by now becomes urgent."""
+    def hurry(self, load: Load, more: float = 0.0) -> Load:
+        """A prefetch that a job waits for by now becomes urgent, and gets so many more bytes."""
         if not load.ahead or load.done:
             return load
-        left = self.left(load)
+        left = self.left(load) + more
         self._end(self._ahead, load)
-        fresh = Load(load.dataset, load.domain, load.total, self._urgent.served + left)
+        fresh = Load(load.dataset, load.domain, load.total + more, self._urgent.served + left)
         fresh.cached, fresh.waiters, fresh.slot = load.cached, load.waiters, load.slot
         self._push(self._urgent, fresh)
         return fresh
@@ -153,6 +153,7 @@ class LoadTable:
     def __init__(self) -> None:
         self._where = np.zeros((2, 64), dtype=np.int64)
         self._base = np.zeros(64)
+        self._total = np.zeros(64)
         self._at = np.zeros(64)
         self._ahead = np.zeros(64, dtype=np.int64)
         self._used = np.zeros(64, dtype=np.bool_)
@@ -164,17 +165,19 @@ class LoadTable:
             size = len(self._base)
             self._free = [*range(size, 2 * size)]
             self._where = np.concatenate([self._where, np.zeros_like(self._where)], axis=1)
-            for name in ("_base", "_at", "_ahead", "_used"):
+            for name in ("_base", "_total", "_at", "_ahead", "_used"):
                 setattr(self, name, np.concatenate([getattr(self, name), np.zeros_like(getattr(self, name))]))
         load.slot = slot = self._free.pop()
         self._where[:, slot] = dataset, load.domain
-        self._base[slot] = held + load.total
+        self._base[slot], self._total[slot] = held + load.total, load.total
         self._used[slot] = True
         self.change(load)
 
     def change(self, load: Load) -> None:
-        """It is served in another class than before."""
+        """It is served in another class than before, or is for more bytes."""
         if load.slot >= 0:
+            self._base[load.slot] += load.total - self._total[load.slot]
+            self._total[load.slot] = load.total
             self._at[load.slot], self._ahead[load.slot] = load.at, load.ahead
 
     def remove(self, load: Load) -> None:

@@ -158,9 +158,24 @@ class TestPrefetch:
         assert [(one.domain, one.bytes) for one in partly] == [("b/r1", 100)]
 
     def test_no_more_than_the_cache_has_room_for(self) -> None:
-        full = Dataset("old", 2000, {"b-r0-n0": 1500, "b-r1-n0": 1500}, "s")
-        found = decided([reader("j", DataNeed("d", mode="require"))], data(), full)
+        """What running jobs read there cannot be dropped for it."""
+        old = Dataset("old", 1500, {"b-r0-n0": 1500, "b-r1-n0": 1500}, "s")
+        running = [on(reader(f"r{i}", DataNeed("old"), gpus=1), f"b-r{i}-n0", cards=[(0,)]) for i in range(2)]
+        found = decided([reader("j", DataNeed("d", mode="require"))], data(), old, running=running)
         assert found.prefetches == ()
+        assert found.waits[0].start is None, "nobody loads it"
+
+    def test_what_nobody_reads_makes_room(self) -> None:
+        """Else a cache that is full would never be loaded into again."""
+        full = Dataset("old", 2000, {"b-r0-n0": 2000, "b-r1-n0": 2000}, "s")
+        found = decided([reader("j", DataNeed("d", mode="require"))], data(), full)
+        assert [(one.dataset, one.bytes) for one in found.prefetches] == [("d", SIZE)]
+
+    def test_as_much_as_the_job_waits_for_where_there_is_no_room_for_all(self) -> None:
+        large = Dataset("large", 3000, {}, "s")
+        need = DataNeed("large", min_warm=0.3, mode="require", read_rate=1)
+        found = decided([reader("j", need)], large)
+        assert [(one.dataset, one.bytes) for one in found.prefetches] == [("large", 900)]
 
     def test_within_bandwidth_the_best_first(self) -> None:
         """Of two, the one with more GPU-seconds for its bytes; the store cannot deliver both in time."""
