@@ -299,5 +299,8 @@ def over_quota(excess: Excess) -> Refusal:
     what = f"{excess.requested} {excess.resource} asked for, {excess.available} left"
     if excess.rule == "max":
         return Refusal("quota", f"{what} below the max of queue {excess.queue!r}", "jobs of that queue to end")
+    if excess.rule == "firm":
+        reason = f"{what} of the min of queue {excess.queue!r} to jobs that cannot be evicted"
+        return Refusal("quota", reason, "such jobs of it to end")
     reason = f"{what} to queue {excess.queue!r} of its own and to borrow"
     return Refusal("quota", reason, "jobs of the tree to end", resource=excess.resource)

@@ -43,7 +43,11 @@ class Claims:
         if job is None:
             return
         least = state.shape(job).least
-        if job.name in self.names or not leaf.within_min(least) or state.quota.excess(leaf, least) is None:
+        if (
+            job.name in self.names
+            or not leaf.within_min(least)
+            or state.quota.excess(leaf, least, firm=not job.preemptible) is None
+        ):
             return
         self.names.add(job.name)
         self._add(leaf, least, 1)
@@ -58,14 +62,14 @@ class Claims:
 
     def excess(self, job: Job, leaf: QuotaNode, request: Vector, runs: bool = False) -> Excess | None:
         """As `QuotaTree.excess`, with the claims of others; they do not count for who stays within its queue's min."""
-        quota = self._state.quota
-        found = quota.excess(leaf, request, runs)
+        quota, firm = self._state.quota, not job.preemptible
+        found = quota.excess(leaf, request, runs, firm)
         if found is not None or not self._claimed or job.name in self.names or not self._yields(job, leaf, request):
             return found
         for name, amounts in self._claimed.items():
             quota.resize(quota.nodes[name], amounts, 1)
         try:
-            return quota.excess(leaf, request, runs)
+            return quota.excess(leaf, request, runs, firm)
         finally:
             for name, amounts in self._claimed.items():
                 quota.resize(quota.nodes[name], amounts, -1)

@@ -24,6 +24,7 @@ from forebay.scheduler.backfill import shadow
 from forebay.scheduler.decisions import Admission, Decisions, Eviction, GivenUp, Growth, Prefetch, Release, Shrink
 from forebay.scheduler.explain import explain
 from forebay.scheduler.growth import grow, repair
+from forebay.scheduler.impossible import impossible
 from forebay.scheduler.model import Snapshot
 from forebay.scheduler.pending import JobClass, PendingQueue, Rank
 from forebay.scheduler.preemption import make_room, mark
@@ -130,7 +131,7 @@ class _Pass:
         for name in [name for name, job in state.later.items() if job.not_before <= state.now]:
             job = state.later.pop(name)
             state.queues[job.queue].add(job, state.shape(job))
-        self._ungate()
+        state.data_changed()
 
     def _ungrow(self) -> None:
         """Further pods that did not bind in time are given back, and nothing else of their jobs."""
@@ -142,17 +143,6 @@ class _Pass:
             shrink = Shrink(name, "", running.growing, state.now + state.settings.backoff_s)
             mark(state, shrink)
             self.shrinks.append(shrink)
-
-    def _ungate(self) -> None:
-        """Jobs whose data is warm by now."""
-        state, changed = self.state, self.state.warm.changed
-        if changed:
-            for queue in state.queues.values():
-                for name in list(queue.gated):
-                    job = state.waiting[name]
-                    if any(need.dataset in changed for need in job.data):
-                        queue.ungate(job, state.shape(job))
-            changed.clear()
 
     def admit(self) -> None:
         state = self.state
@@ -261,8 +251,10 @@ class _Pass:
         state = self.state
         known: Known = {}
         for name in sorted(state.queues):
-            for job in list(islice(state.ready(name), state.settings.preempt_tries)):
-                if any(state.victims.get(member.name) for member in state.members(job)):
+            # Who has victims already, or could not run in an empty cluster either, is not to use up the tries.
+            able = (job for job in state.ready(name) if not state.awaited(job) and impossible(state, job) is None)
+            for job in [*islice(able, state.settings.preempt_tries)]:
+                if state.awaited(job):
                     continue
                 found = make_room(state, job, known)
                 if found is not None:

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from forebay.scheduler.admission import THE_GROUP, not_warm, over_quota
 from forebay.scheduler.decisions import Stage, Wait
 from forebay.scheduler.estimates import Releases
+from forebay.scheduler.impossible import A_CHANGE, impossible
 from forebay.scheduler.jobs import Job
 from forebay.scheduler.quota import Vector
 from forebay.scheduler.refusals import Refusal
@@ -32,7 +34,8 @@ def explain(
         for position, rank in enumerate(state.queues[name].in_order(), 1):
             job = state.waiting[rank[2]]
             ahead += state.shape(job).gpus
-            refusal = _impossible(state, job) or _cold(state, job) or refusals.get(job.name)
+            never = _never(state, job, refusals.get(job.name) or no_room.get(id(state.shape(job))))
+            refusal = never or _cold(state, job) or refusals.get(job.name)
             refusal = refusal or _refusal(state, job, waiting_before, no_room)
             start = _start(state, job, refusal, releases, ahead * busy, loads)
             reason = refusal.reason
@@ -73,6 +76,14 @@ def _cold(state: State, job: Job) -> Refusal | None:
     return not_warm(state, job) if state.warm.lacks(job, state.now) else None
 
 
+def _never(state: State, job: Job, now: Refusal | None) -> Refusal | None:
+    """Why the job can never start; beside it why it cannot now, which says more of the nodes."""
+    never = impossible(state, job)
+    if never is None or now is None or never.stage == "quota" or now.stage not in ("gang", "topology"):
+        return never
+    return replace(never, stage=now.stage, reason=f"{now.reason}; {never.reason}")
+
+
 def _refusal(state: State, job: Job, before: str | None, no_room: Mapping[int, Refusal]) -> Refusal:
     """Of a job that was not tried in this pass.
 
@@ -82,7 +93,7 @@ def _refusal(state: State, job: Job, before: str | None, no_room: Mapping[int, R
     shape, leaf = state.shape(job), state.quota.leaf(job.queue)
     if state.victims.get(job.name):
         return Refusal("gang", f"waits for {', '.join(sorted(state.victims[job.name]))} to leave", "their end")
-    if (excess := state.quota.excess(leaf, shape.least)) is not None:
+    if (excess := state.quota.excess(leaf, shape.least, firm=not job.preemptible)) is not None:
         return over_quota(excess)
     if (found := no_room.get(id(shape))) is not None:
         return found
@@ -93,7 +104,7 @@ def _start(
     state: State, job: Job, refusal: Refusal, releases: Releases, ahead: float, loads: Collection[str] | None
 ) -> float | None:
     """An estimate of its start; None: it never fits, or nothing is known."""
-    if refusal.unblock in (THE_GROUP, _A_CHANGE):
+    if refusal.unblock in (THE_GROUP, A_CHANGE):
         return None
     released = releases.start(ahead)
     hold = state.holds.get(job.name)
@@ -119,21 +130,6 @@ def _load_s(state: State, job: Job, loads: Collection[str] | None) -> float:
             return math.inf
         seconds = max(seconds, cold / max(state.warm.bandwidth(need.dataset), 1e-9))
     return max(0.0, seconds)
-
-
-def _impossible(state: State, job: Job) -> Refusal | None:
-    """Why a job can never start in this cluster, however long it waits; None: it could."""
-    shape, leaf = state.shape(job), state.quota.leaf(job.queue)
-    if (excess := state.quota.ever_legal(leaf, shape.least)) is not None:
-        what = f"{excess.requested} {excess.resource} asked for"
-        return Refusal("quota", f"{what}, and queue {excess.queue!r} never has more than {excess.available}", _A_CHANGE)
-    for pod_set, demand in zip(job.pod_sets, shape.demands, strict=True):
-        if not state.table.ever_fits(demand):
-            return Refusal("gang", f"no node could take a pod of {pod_set.name!r} even if it were empty", _A_CHANGE)
-    return None
-
-
-_A_CHANGE = "a smaller request, a larger quota or other nodes"
 
 
 def _set_aside(state: State, job: Job) -> Wait:

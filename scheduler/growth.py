@@ -95,12 +95,17 @@ class _Grower:
                 heapq.heappush(self._heap, (self._key(live, place), number))
         for name, pods in self._pods.items():
             live = state.running[name]
-            state.quota.resize(live.leaf, self._charged(live, pods), -1)  # `grow` takes all of it
+            self._resize(live, self._charged(live, pods), -1)  # `grow` takes all of it
         return [_grown(state, state.running[name], pods) for name, pods in sorted(self._pods.items())]
 
     def _charged(self, live: Live, pods: tuple[PlacedPods, ...]) -> Vector:
         counts = counts_of(live.job, live.running.pods)
         return _more(self._state, live, counts, counts_of(live.job, pods))
+
+    def _resize(self, live: Live, amounts: Vector, sign: int) -> None:
+        self._state.quota.resize(live.leaf, amounts, sign)
+        if not live.job.preemptible:
+            self._state.quota.firmly(live.leaf, amounts, sign)
 
     def _request(self, live: Live, place: int) -> tuple[list[int], Vector]:
         pods = joined(live.running.pods, self._pods.get(live.job.name, ()))
@@ -120,9 +125,8 @@ class _Grower:
         counts, request = self._request(live, place)
         if counts[place] + _step(live, place) > job.pod_sets[place].count:
             return False
-        borrows = state.quota.borrows(live.leaf, request) > 0
         root = [*live.leaf.path()][-1].name
-        if borrows and (root in self._blocked or not job.preemptible):
+        if root in self._blocked and state.quota.borrows(live.leaf, request):
             return False
         if self.claims.excess(job, live.leaf, request, runs=True) is not None:
             return False
@@ -132,7 +136,7 @@ class _Grower:
             if placed is None:
                 return False
             trial.keep()
-        state.quota.resize(live.leaf, request, 1)
+        self._resize(live, request, 1)
         self._pods[job.name] = joined(before, placed)
         return True
 

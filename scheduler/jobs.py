@@ -133,6 +133,7 @@ class Job:
     group_size: int = 0
     """How many jobs the group needs; it waits until so many are there. What it has beyond may start later."""
     preemptible: bool = True
+    """If not, it does not borrow either: nobody could have it back."""
     preempts: bool = True
     """It may evict others (Kubernetes' preemptionPolicy)."""
     max_run_s: float | None = None

@@ -228,20 +228,22 @@ class NodeTable:
         enough_cards: Bools = cards.sum(axis=1) >= gpus.cards
         return enough_cards
 
-    def ever_fits(self, demand: Demand) -> bool:
-        """Whether an eligible node would take a pod if it were empty."""
-        mask: Bools = self.eligible(demand).copy()
+    def ever_pods(self, demand: Demand) -> Ints:
+        """How many pods would fit on each eligible node if it were empty, at most."""
+        found = np.where(self.eligible(demand), 1 << 40, 0)
         for name, amount in demand.amounts:
             if name not in self.rows:
-                return False
-            np.logical_and(mask, self.capacity[self.rows[name]] >= amount, out=mask)
+                return np.zeros(len(self), dtype=np.int64)
+            np.minimum(found, self.capacity[self.rows[name]] // amount, out=found)
         if (gpus := demand.gpus) is not None:
-            large = self.card_memory >= max(gpus.memory_mib, 1)
+            slots = (self.card_memory >= max(gpus.memory_mib, 1)).astype(np.int64)
             if (usable := self.kinds.usable(gpus)) is not None:
-                large &= usable[0][self.kind]
-            enough = large.sum(axis=1) >= gpus.cards
-            np.logical_and(mask, enough, out=mask)
-        return bool(mask.any())
+                slots *= usable[0][self.kind]
+            if not gpus.exclusive:
+                most = CARD // gpus.compute_milli if gpus.compute_milli else 1 << 20
+                slots *= np.minimum(most, self.card_memory // gpus.memory_mib if gpus.memory_mib else most)
+            np.minimum(found, _groups(slots, gpus.cards), out=found)
+        return found
 
     def pods(self, demand: Demand, among: Ints | None = None) -> Ints:
         """How many pods fit on each node, for all or the rows `among`; eligibility is not looked at."""

@@ -175,6 +175,8 @@ class PendingQueue:
         bisect.insort(self.order, rank)
         found = self._classes.get(id(shape))
         if found is None:
+            self._listed = [one for one in self._listed if one.ranks]
+            self._classes = {id(one.shape): one for one in self._listed}
             found = self._classes[id(shape)] = JobClass(shape)
             self._listed.append(found)
             self._requests = np.array([one.shape.least for one in self._listed], dtype=np.int64)

@@ -14,7 +14,7 @@ from forebay.scheduler.model import Hold
 from forebay.scheduler.nodes import Ints
 from forebay.scheduler.placement import Placement, Site
 from forebay.scheduler.places import place_job
-from forebay.scheduler.quota import Vector
+from forebay.scheduler.quota import Excess, Vector
 from forebay.scheduler.state import State
 from forebay.scheduler.topology import NoRoom
 from forebay.scheduler.victims import Known, Piece, Reason, lost_gpu_s, pieces_for, reason_for
@@ -159,9 +159,13 @@ class _Simulation:
                 return found[0]
         return None
 
+    def _excess(self) -> Excess | None:
+        firm = not all(job.preemptible for job in self._jobs)
+        return self._state.quota.excess(self._leaf, self.request, firm=firm)
+
     def _fits(self) -> bool:
         state = self._state
-        if state.quota.excess(self._leaf, self.request) is not None:
+        if self._excess() is not None:
             return False
         nodes: dict[str, None] = {}
         with state.table.trial():
@@ -274,7 +278,7 @@ class _Simulation:
         shape = state.shape(self.job)
         if len(self._jobs) > 1 or sum(pod_set.least for pod_set in self.job.pod_sets) != 1 or shape.special:
             return []
-        if state.quota.excess(self._leaf, self.request) is not None:
+        if self._excess() is not None:
             return []
         demand, allowed = shape.demands[0], self._sites[0].allowed
         by_node: dict[str, list[Piece]] = {}

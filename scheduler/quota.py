@@ -41,6 +41,8 @@ class QuotaNode:
     """By all jobs of the subtree."""
     reported: Vector = field(default_factory=list)
     """What the children use above what they are guaranteed, or what the jobs of a leaf use."""
+    firm: Vector = field(default_factory=list)
+    """Of it, by jobs that cannot be evicted."""
     jobs: int = 0
     by_priority: bool = False
     """Some queue of its tree evicts lower priorities to borrow."""
@@ -81,7 +83,7 @@ class Excess:
     requested: int
     available: int
     rule: str
-    """'max', 'jobs', or 'quota' (min, lending and borrowing)."""
+    """'max', 'jobs', 'quota' (min, lending and borrowing), or 'firm' (jobs that cannot be evicted do not borrow)."""
 
 
 class QuotaTree:
@@ -131,6 +133,7 @@ class QuotaTree:
             node.by_priority = by_priority
             node.used = [0] * len(self.resources)
             node.reported = [0] * len(self.resources)
+            node.firm = [0] * len(self.resources)
             self._totals[node.name] = totals
             self._lendable[node.name] = [0 if pool >= FREE else pool for pool in node.pool]
 
@@ -181,11 +184,13 @@ class QuotaTree:
             shared = min(shared, pool - guaranteed - max(0, reported - guaranteed) + borrowing)
         return max(0, guaranteed - reported) + shared
 
-    def excess(self, node: QuotaNode, request: Sequence[int], runs: bool = False) -> Excess | None:
+    def excess(self, node: QuotaNode, request: Sequence[int], runs: bool = False, firm: bool = False) -> Excess | None:
         """What stands against `request` in this queue; None: it is legal.
 
         Args:
             runs: it is for a job that runs already.
+            firm: it is for one that cannot be evicted. What it borrowed could never be reclaimed, so all such jobs
+                together stay within min (Koordinator's and KAI's rule).
         """
         for above in node.path():
             if not runs and above.queue.max_jobs is not None and above.jobs >= above.queue.max_jobs:
@@ -197,9 +202,14 @@ class QuotaTree:
         for place, amount in enumerate(request):
             if amount and amount > (rest := self._borrowable(node, place)):
                 return Excess(node.name, self.resources[place], amount, max(0, rest), "quota")
+        if firm:
+            for above in node.path():
+                for place, amount in enumerate(request):
+                    if amount and amount > (rest := above.quota[place] - above.firm[place]):
+                        return Excess(above.name, self.resources[place], amount, max(0, rest), "firm")
         return None
 
-    def ever_legal(self, node: QuotaNode, request: Sequence[int]) -> Excess | None:
+    def ever_legal(self, node: QuotaNode, request: Sequence[int], firm: bool = False) -> Excess | None:
         """As `excess`, were nothing else running at all."""
         for above in node.path():
             for place, amount in enumerate(request):
@@ -208,6 +218,10 @@ class QuotaTree:
         for place, amount in enumerate(request):
             if amount and amount > (rest := self._ceiling(node, place)):
                 return Excess(node.name, self.resources[place], amount, rest, "quota")
+        for above in node.path() if firm else ():
+            for place, amount in enumerate(request):
+                if amount > above.quota[place]:
+                    return Excess(above.name, self.resources[place], amount, above.quota[place], "firm")
         return None
 
     def _ceiling(self, node: QuotaNode, place: int) -> int:
@@ -240,6 +254,11 @@ class QuotaTree:
                 below.reported[place] = before + change
                 change = max(0, before + change - guaranteed) - max(0, before - guaranteed)
                 below = below.parent
+
+    def firmly(self, node: QuotaNode, amounts: Sequence[int], sign: int) -> None:
+        """So much more (1) or less (-1) is used by jobs that cannot be evicted; beside `take` and the like."""
+        for above in node.path():
+            above.firm = [old + sign * new for old, new in zip(above.firm, amounts, strict=True)]
 
     def resize(self, node: QuotaNode, amounts: Sequence[int], sign: int) -> None:
         """A running job grows (1) or shrinks (-1)."""

@@ -5,7 +5,7 @@ the snapshot, but answers that could be computed again.
 """
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from forebay.scheduler.cards import choose_cards
@@ -17,6 +17,7 @@ from forebay.scheduler.nodes import Demand, NodeTable
 from forebay.scheduler.pending import Kind, NotYet, PendingQueue, Shape, amounts_of, shape_key, weight_of
 from forebay.scheduler.placement import Placer
 from forebay.scheduler.quota import QuotaTree, Vector
+from forebay.scheduler.refusals import Refusal
 from forebay.scheduler.reserved import Held, remainder
 from forebay.scheduler.settings import Settings
 from forebay.scheduler.warmth import WarmTable
@@ -35,6 +36,7 @@ class State:
         self.table = NodeTable(snapshot.nodes, snapshot.levels)
         self.quota = QuotaTree(snapshot.queues, self.table.totals())
         self.warm = WarmTable(self.table, snapshot, self.settings)
+        self._charges_data = bool({"cache", "bandwidth"} & {*self.quota.resources})
         self._policies = sorted(snapshot.policies, key=lambda policy: policy.name)
         self._reservations = sorted(snapshot.reservations, key=lambda reservation: reservation.name)
         self.queues = {
@@ -61,6 +63,8 @@ class State:
         """Running jobs of which all or some pods have to go."""
         self.unbound: set[str] = set()
         """Running jobs whose pods are not all bound yet."""
+        self.impossible: dict[tuple[int, str, bool], tuple[int, Refusal | None]] = {}
+        """Why jobs of a shape, a queue and a kind (preemptible) can never start, with `NodeTable.eligibility`."""
         self.victims: dict[str, set[str]] = {}
         """By the job that they make room for, those who have to go and are still there."""
         self.holds: dict[str, Hold] = {hold.job: hold for hold in snapshot.holds}
@@ -269,6 +273,8 @@ class State:
         self.ends.add(live)
         self.warm.read(job, self._rows(running.pods), 1)
         self.quota.take(leaf, live.charged)
+        if not job.preemptible:
+            self.quota.firmly(leaf, live.charged, 1)
         if in_table:
             self.change_pods(shape, running.pods, 1)
         self.running[job.name] = self.by_leaf[leaf.name][job.name] = live
@@ -304,7 +310,47 @@ class State:
         self.ends.remove(live)
         self.warm.read(live.job, self._rows(live.running.pods), -1)
         self.quota.give(live.leaf, live.charged)
+        if not live.job.preemptible:
+            self.quota.firmly(live.leaf, live.charged, -1)
         return live
+
+    def data_changed(self) -> None:
+        """Who waits for data of which more or less is cached by now is looked at again, and what it is charged."""
+        changed = self.warm.changed
+        for queue in self.queues.values() if changed else ():
+            for name in [*queue.gated]:
+                job = self.waiting[name]
+                if any(need.dataset in changed for need in job.data):
+                    queue.ungate(job, self.shape(job))
+        if changed and self._charges_data:
+            self._recharge(changed)
+        changed.clear()
+
+    def _recharge(self, changed: Container[str]) -> None:
+        for job in self.waiting.values():
+            if not any(need.dataset in changed for need in job.data):
+                continue
+            waits = job.name not in self.later and job.name not in self.foreign
+            if waits:
+                self.queues[job.queue].remove(job, self.shape(job))
+            del self._shape_of[job.name]
+            if waits:
+                self.queues[job.queue].add(job, self.shape(job))
+        for live in self.running.values():
+            if any(need.dataset in changed for need in live.job.data):
+                del self._shape_of[live.job.name]
+                live.shape = self.shape(live.job)
+                now = self.charge(live.job, counts_of(live.job, live.running.pods))
+                change = [new - old for new, old in zip(now, live.charged, strict=True)]
+                self.quota.resize(live.leaf, change, 1)
+                if not live.job.preemptible:
+                    self.quota.firmly(live.leaf, change, 1)
+                live.charged = now
+        # What is known by the identity of a shape goes with it.
+        used = {id(shape) for _, shape in self._shape_of.values()}
+        self._shapes = {key: shape for key, shape in self._shapes.items() if id(shape) in used}
+        self.refusals = {key: seen for key, seen in self.refusals.items() if key[0] in used}
+        self.impossible = {key: found for key, found in self.impossible.items() if key[0] in used}
 
     def _rows(self, pods: Iterable[PlacedPods]) -> list[int]:
         return [self.table.index[placed.node] for placed in pods if placed.node in self.table.index]
@@ -337,11 +383,10 @@ class State:
         known = self._shape_of.get(job.name)
         if known is not None and known[0] is job:
             return known[1]
-        # Jobs with data have one of their own where data is in a quota.
-        by_data = ("cache" in self.quota.resources or "bandwidth" in self.quota.resources) and job.data
+        data = tuple(self.warm.amounts(job, weight_of(job)).items()) if self._charges_data else ()
         owns = tuple(reservation.name for reservation in self._reservations if reservation.owned_by(job))
         policy = next((policy for policy in self._policies if policy.concerns(job)), None)
-        key = (shape_key(job), job.data if by_data else (), owns, None if policy is None else policy.name)
+        key = (shape_key(job), data, owns, None if policy is None else policy.name)
         found = self._shapes.get(key)
         if found is None:
             found = self._shapes[key] = Shape(
@@ -372,6 +417,10 @@ class State:
             if pod_set.gpus is not None and pod_set.gpus.compute_milli:
                 key = (pod_set.gpus.cards, pod_set.gpus.compute_milli)
                 self._mix[key] = self._mix.get(key, 0) + sign * pod_set.count
+
+    def awaited(self, job: Job) -> bool:
+        """Whether victims leave for the job or its group."""
+        return bool(self.victims) and any(self.victims.get(member.name) for member in self.members(job))
 
     def refresh_mix(self) -> None:
         """Once for each pass: the mix of requests as it is now, in 64ths, so that it changes seldom."""

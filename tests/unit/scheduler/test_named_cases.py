@@ -233,7 +233,7 @@ class TestKueueIntegration:
         found = outcome(nodes, QUEUES, [job("j", count=2, gpus=1)])
         assert found.waits[0].reason == (
             "room for 1 of 2 pods of 'main' on 4 nodes; 2 are not ready, or excluded by label, taint or kind of card; "
-            "1 lack cards"
+            "1 lack cards; 1 of 2 pods of 'main' would fit if all nodes were empty"
         )
 
     def test_host_required_for_slices_within_a_rack(self) -> None:
@@ -483,7 +483,10 @@ class TestKai:
 
     def test_unschedulable_verdict(self) -> None:
         found = outcome([node("n", 8)], QUEUES, [job("j", gpus=9)])
-        assert found.waits[0].reason == "no node could take a pod of 'main' even if it were empty"
+        assert found.waits[0].reason == (
+            "room for 0 of 1 pods of 'main' on 1 nodes; 1 lack cards; "
+            "no node could take a pod of 'main' even if it were empty"
+        )
         assert found.waits[0].unblock == "a smaller request, a larger quota or other nodes"
 
 

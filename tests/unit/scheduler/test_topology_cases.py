@@ -21,7 +21,9 @@ def placed(nodes: tuple[Node, ...], count: int, pods: dict[str, Any], running: A
 def test_rack_required_too_many_pods_to_fit_in_any_rack() -> None:
     found = placed(racks(2, 3), 4, required("rack"))
     assert stage(found, "j") == "topology"
-    assert found.waits[0].reason == "the rack with most room takes 3 of 4 pods"
+    assert found.waits[0].reason == (
+        "the rack with most room takes 3 of 4 pods; 3 of 4 pods of 'main' would fit in an empty rack"
+    )
 
 
 def test_rack_preferred_but_only_multiple_blocks_can_accommodate() -> None:
@@ -77,7 +79,9 @@ def test_selectors_and_preferences() -> None:
 def test_pod_slots_are_a_resource() -> None:
     nodes = tuple(replace(one, allocatable={"pods": 2}) for one in racks(1, gpus=8))
     found = outcome(nodes, QUEUES, [job("j", count=3, requests={"pods": 1})])
-    assert found.waits[0].reason == "room for 2 of 3 pods of 'main' on 1 nodes"
+    assert found.waits[0].reason == (
+        "room for 2 of 3 pods of 'main' on 1 nodes; 2 of 3 pods of 'main' would fit if all nodes were empty"
+    )
 
 
 def test_slices_block_for_podset_host_for_slices() -> None:
