@@ -5,11 +5,13 @@ more GPUs than it can have by then. What is not warm there is worth loading if i
 start. Loads are ranked by GPU-seconds saved per byte (the benefit order of Quiver, FAST 2020), each within what the
 domain's cache has room for and what prefetches may take of the store's bandwidth until the job starts.
 
-Room is what is free, and what holds bytes that no job reads there, running or meant: which of these are dropped is the
-cache's affair.
+Room is what is free. For a job that waits for data that is nowhere, also what holds bytes that nobody reads there,
+running or meant: which of these are dropped is the cache's affair. For all jobs that would be too much: copies that
+others would have found are replaced by copies that are needed once.
 """
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +21,7 @@ from forebay.scheduler.estimates import Releases
 from forebay.scheduler.jobs import DataNeed, Job
 from forebay.scheduler.losses import Floats
 from forebay.scheduler.model import CARD
-from forebay.scheduler.nodes import Ints
+from forebay.scheduler.nodes import Bools, Ints
 from forebay.scheduler.state import State
 from forebay.scheduler.warmth import stall_s
 
@@ -36,21 +38,43 @@ class _Wanted:
     saved: float = 0.0
 
 
+class _Room:
+    """Cache bytes of each domain that may still be given to datasets, and what these have already."""
+
+    def __init__(self, room: Ints, had: Callable[[str], Ints]) -> None:
+        """Args: had: bytes of a dataset in each domain for which no room is needed."""
+        self._room = room
+        self._had = had
+        self._meant: dict[str, Ints] = {}
+
+    def has(self, dataset: str) -> Ints:
+        if dataset not in self._meant:
+            self._meant[dataset] = self._had(dataset).copy()
+        return self._meant[dataset]
+
+    def needed(self, sizes: Mapping[str, int]) -> Ints:
+        """Bytes that these datasets lack in each domain, for so much of each."""
+        return sum((np.maximum(0, size - self.has(name)) for name, size in sizes.items()), np.zeros_like(self._room))
+
+    def suffices(self, sizes: Mapping[str, int]) -> Bools:
+        enough: Bools = self.needed(sizes) <= self._room
+        return enough
+
+    def take(self, sizes: Mapping[str, int], domain: int) -> None:
+        self._room[domain] -= self.needed(sizes)[domain]
+        for name, size in sizes.items():
+            self.has(name)[domain] = max(int(self.has(name)[domain]), size)
+
+
 @dataclass(eq=False)
 class _Plan:
     state: State
     capacity: Floats
     """GPUs that each domain may still give to waiting jobs."""
-    room: Ints
-    """Cache bytes of each domain that nobody needs yet."""
-    kept: dict[str, Ints] = field(default_factory=dict)
-    """Bytes of a dataset that each domain has or will have for somebody, where that was looked at."""
+    free: _Room
+    spare: _Room
+    """With what nobody reads."""
     wanted: dict[tuple[str, int], _Wanted] = field(default_factory=dict)
-
-    def kept_of(self, dataset: str) -> Ints:
-        if dataset not in self.kept:
-            self.kept[dataset] = self.state.warm.kept(dataset)
-        return self.kept[dataset]
 
 
 def plan(state: State) -> tuple[Prefetch, ...]:
@@ -63,7 +87,12 @@ def plan(state: State) -> tuple[Prefetch, ...]:
     releases = Releases(state)
     warm = state.warm
     free = np.bincount(warm.domain_of, state.table.gpu_free, len(warm.names)) / CARD
-    made = _Plan(state, free + releases.by_domain(warm.domain_of, len(warm.names)), warm.spare())
+    made = _Plan(
+        state,
+        free + releases.by_domain(warm.domain_of, len(warm.names)),
+        _Room(warm.free(), warm.warm),
+        _Room(warm.spare(), warm.kept),
+    )
     gated_only = not state.settings.prefetch
     for job, start in releases.upcoming(state.settings.lookahead, state.settings.prefetch_horizon_s, gated_only):
         _mean(made, job, start)
@@ -84,32 +113,27 @@ def _mean(made: _Plan, job: Job, start: float) -> None:
     enough = made.capacity >= min(gpus, float(made.capacity.max(initial=0.0)))
     # Nothing to load, then least to load, then most room for GPUs.
     order = np.lexsort((np.arange(len(new)), -made.capacity, new))
-    for whole in (True, False):
-        # All of its data, or where there is no room for that, as much as it waits for.
-        sizes = {
-            need.dataset: warm.size(need.dataset) if whole else math.ceil(need.min_warm * warm.size(need.dataset))
-            for need in (job.data if whole else required)
-        }
-        lacking = sum((np.maximum(0, size - made.kept_of(name)) for name, size in sizes.items()), np.zeros_like(new))
-        possible = enough & (lacking <= made.room)
-        if sizes and possible.any():
+    whole = {need.dataset: warm.size(need.dataset) for need in job.data}
+    least = {need.dataset: math.ceil(need.min_warm * warm.size(need.dataset)) for need in required}
+    lacks = warm.lacks(job, state.now)
+    tries = [(whole, made.free), (whole, made.spare), (least, made.spare)]
+    for sizes, room in tries if lacks else tries[:1]:
+        possible = enough & room.suffices(sizes)
+        if possible.any():
             break
     else:
         return
     domain = int(next(place for place in order if possible[place]))
     made.capacity[domain] -= gpus
-    made.room[domain] -= lacking[domain]
-    waits = {need.dataset for need in required} if warm.lacks(job, state.now) else set()
+    made.free.take(sizes, domain)
+    made.spare.take(sizes, domain)
     for need in job.data:
-        size = sizes.get(need.dataset, 0)
-        kept = made.kept_of(need.dataset)
-        kept[domain] = max(int(kept[domain]), size)
-        missing = size - int(warm.warm(need.dataset)[domain])
+        missing = sizes.get(need.dataset, 0) - int(warm.warm(need.dataset)[domain])
         if missing <= 0:
             continue
         found = made.wanted.setdefault((need.dataset, domain), _Wanted(need.dataset, domain, missing, job.name, start))
         found.cold = max(found.cold, missing)
-        found.saved += gpus * _saved_s(state, need, gpus, domain, missing, need.dataset in waits)
+        found.saved += gpus * _saved_s(state, need, gpus, domain, missing, lacks and need.dataset in least)
 
 
 def _saved_s(state: State, need: DataNeed, gpus: float, domain: int, missing: int, waits: bool) -> float:

@@ -155,6 +155,11 @@ class WarmTable:
         kept: Ints = np.where(self._readers[self._places[dataset]] > 0, self.size(dataset), 0)
         return kept
 
+    def free(self) -> Ints:
+        """Cache bytes of each domain that hold nothing."""
+        free: Ints = self.room - self._cached.sum(axis=0)
+        return free
+
     def spare(self) -> Ints:
         """Cache bytes of each domain that are free, or hold what no running job reads there."""
         spare: Ints = self.room - self._sizes @ (self._readers > 0)
