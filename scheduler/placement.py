@@ -54,11 +54,7 @@ class Placer:
         """
         pods: list[PlacedPods] = []
         score = Score()
-        groups: dict[str, list[int]] = {}
-        for place, pod_set in enumerate(pod_sets):
-            group = pod_set.topology.group if pod_set.topology.required else None
-            groups.setdefault(f"group {group}" if group else f"set {place}", []).append(place)
-        for places in groups.values():
+        for places in together_sets(pod_sets):
             found: Placement | NoRoom
             if len(places) == 1:
                 place = places[0]
@@ -224,6 +220,15 @@ class Placer:
             if short.any():
                 parts.append(f"{int(short.sum())} lack cards")
         return "; ".join(parts)
+
+
+def together_sets(pod_sets: Sequence[PodSet]) -> list[list[int]]:
+    """Places of the pod sets, those of one group in one list: they go to one domain."""
+    groups: dict[str, list[int]] = {}
+    for place, pod_set in enumerate(pod_sets):
+        group = pod_set.topology.group if pod_set.topology.required else None
+        groups.setdefault(f"group {group}" if group else f"set {place}", []).append(place)
+    return [*groups.values()]
 
 
 def filled(room: Ints, order: Ints, count: int) -> list[tuple[int, int]]:

@@ -1,6 +1,6 @@
 """Resource policies: units of nodes in order, with caps and waits, and the order in which they are left."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +10,7 @@ from forebay.scheduler.jobs import Job, PlacedPods
 from forebay.scheduler.model import ResourcePolicy, Unit
 from forebay.scheduler.nodes import Bools, NodeTable
 from forebay.scheduler.pending import Shape
-from forebay.scheduler.placement import Placement, Site, added
+from forebay.scheduler.placement import Placement, Site, added, together_sets
 from forebay.scheduler.state import State
 from forebay.scheduler.topology import NoRoom
 
@@ -48,7 +48,8 @@ def pods_in(state: State, policy: ResourcePolicy, nodes: Bools) -> int:
 def place_by_policy(
     state: State, policy: ResourcePolicy, job: Job, shape: Shape, counts: Sequence[int], site: Site
 ) -> tuple[Placement, tuple[str, ...], str | None] | NoRoom:
-    """Fill the units in order, each up to its cap. Pods that must be near each other go to one unit together.
+    """Fill the units in order, each up to its cap. Pods that must be near each other go to one unit together,
+    sets of one group too.
 
     Call it inside `NodeTable.trial`.
     """
@@ -58,6 +59,7 @@ def place_by_policy(
         pod_set.topology.required or pod_set.topology.preferred or pod_set.topology.slice_level
         for pod_set in job.pod_sets
     )
+    groups = together_sets(job.pod_sets)
     left = list(counts)
     pods: list[PlacedPods] = []
     score, names = Score(), []
@@ -69,23 +71,41 @@ def place_by_policy(
             continue
         allowed = nodes if site.allowed is None else nodes & site.allowed
         inside = replace(site, allowed=allowed)
-        for place, demand in enumerate(shape.demands):
-            fitting = np.where(state.table.eligible(demand) & allowed, state.table.pods(demand), 0).sum()
-            amount = min(left[place], cap, int(fitting))
-            if amount <= 0 or (together and amount < left[place]):
+        for places in groups:
+            amounts = []
+            for place in places:
+                demand = shape.demands[place]
+                fitting = np.where(state.table.eligible(demand) & allowed, state.table.pods(demand), 0).sum()
+                amounts.append(min(left[place], cap, int(fitting)))
+            if not any(amounts) or (together and amounts != [left[place] for place in places]):
                 continue
-            one = replace(job.pod_sets[place], min_count=None)
-            found = state.placer.place([one], [demand], [amount], inside)
+            found = _placed(state, job, shape, dict(zip(places, amounts, strict=True)), inside)
             if isinstance(found, Placement):
                 pods += found.pods
                 score = added(score, found.score)
-                left[place] -= amount
-                cap -= amount
+                for place, amount in zip(places, amounts, strict=True):
+                    left[place] -= amount
+                    cap -= amount
                 names.append(unit.name)
         if not any(left):
             return Placement(tuple(pods), score), (), "+".join(dict.fromkeys(names))
     waits = "" if len(units) == len(policy.units) else f"; {policy.units[len(units)].name} is not open yet"
     return NoRoom("gang", f"room for {sum(counts) - sum(left)} of {sum(counts)} pods{waits}")
+
+
+def _placed(state: State, job: Job, shape: Shape, amounts: Mapping[int, int], site: Site) -> Placement | NoRoom:
+    """Room for so many pods of each set, by its place; nothing is taken if there is none."""
+    sets = [place for place, amount in amounts.items() if amount]
+    with state.table.trial() as trial:
+        found = state.placer.place(
+            [replace(job.pod_sets[place], min_count=None) for place in sets],
+            [shape.demands[place] for place in sets],
+            [amounts[place] for place in sets],
+            site,
+        )
+        if isinstance(found, Placement):
+            trial.keep()
+        return found
 
 
 def _warm_first(state: State, units: list[tuple[Unit, Bools]], shape: Shape, site: Site) -> list[tuple[Unit, Bools]]:
