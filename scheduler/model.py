@@ -32,7 +32,7 @@ Reclaim = Literal["never", "lower-priority", "any"]
 
 @dataclass(frozen=True)
 class Taint:
-    """Keeps pods without a matching toleration off a node."""
+    """Keeps pods without a matching toleration off a node; with `PreferNoSchedule`, where others will do."""
 
     key: str
     value: str = ""

@@ -20,6 +20,8 @@ class Weights:
     """For each GPU-second that waits for bytes from the under-store; 0: the score is blind to the cache."""
     affinity: float = 1.0
     """For each point (1 to 100) of a node preference that is not met."""
+    taint: float = 100.0
+    """For each `PreferNoSchedule` taint of its node that a pod does not tolerate: as the strongest preference."""
     domain: float = 600.0
     """For each GPU of a job, each time its pods span one domain more than they must."""
 
