@@ -174,11 +174,11 @@ def _place(
             found: Placement | NoRoom
             if (policy := shape.policy) is not None:
                 counts = [amount if one == place else 0 for one in range(len(job.pod_sets))]
-                by_unit = place_by_policy(state, policy, job, shape, counts, Site(cold, nodes))
+                by_unit = place_by_policy(state, policy, job, shape, counts, Site(cold, nodes, pods))
                 found = by_unit if isinstance(by_unit, NoRoom) else by_unit[0]
             else:
                 one = replace(pod_set, min_count=None)
-                found = state.placer.place([one], [demand], [amount], Site(cold, nodes))
+                found = state.placer.place([one], [demand], [amount], Site(cold, nodes, pods))
             if isinstance(found, Placement):
                 trial.keep()
                 return found.pods

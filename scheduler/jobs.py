@@ -112,6 +112,13 @@ class TopologyRequest:
     slice_level: str | None = None
     group: str | None = None
     """Pod sets of one job with the same group share their `required` domain."""
+    apart: str | None = None
+    """At most `apart_pods` pods of this set in one domain of this level: one for each host, rack..."""
+    apart_pods: int = 1
+
+    def __post_init__(self) -> None:
+        if self.apart_pods < 1:
+            raise ValueError(f"apart_pods {self.apart_pods}; a domain must be allowed at least one pod")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from forebay.scheduler.jobs import PlacedPods, PodSet, TopologyRequest
 from forebay.scheduler.losses import Floats, LossTable, gpus_of
 from forebay.scheduler.nodes import Bools, Demand, Ints, NodeTable
 from forebay.scheduler.settings import Settings
-from forebay.scheduler.topology import Gathering, NoRoom
+from forebay.scheduler.topology import Apart, Gathering, NoRoom
 
 _GROUP_TRIES = 16
 """Domains that are tried for a group of pod sets, the cheapest first."""
@@ -33,6 +33,8 @@ class Site:
     """Seconds of its share of the under-store that the job's cold bytes take, by node."""
     allowed: Bools | None = None
     """Nodes that it may use, beside all filters; None: any."""
+    there: tuple[PlacedPods, ...] = ()
+    """Pods that it has already: they count where pods are to be apart."""
 
 
 class Placer:
@@ -85,8 +87,11 @@ class Placer:
         rooms = [self._room(demand, site) for _, demand, _ in members]
         enough = np.ones(len(table.domain_names[depth]), dtype=np.bool_)
         slack = np.zeros(len(enough), dtype=np.int64)
-        for room, (_, _, count) in zip(rooms, members, strict=True):
+        for room, (pod_set, _, count) in zip(rooms, members, strict=True):
+            apart = self._apart(pod_set, site)
             inside = np.bincount(domains, room, len(enough)).astype(np.int64)
+            if apart is not None:
+                inside = apart.summed(room, depth)
             enough &= inside >= count
             slack += inside
         candidates = np.flatnonzero(enough)
@@ -115,14 +120,39 @@ class Placer:
     def _room(self, demand: Demand, site: Site) -> Ints:
         return np.where(self._mask(demand, site), self._table.pods(demand), 0)
 
+    def _apart(self, pod_set: PodSet, site: Site) -> Apart | None:
+        """How many more pods of the set each domain may get; None: as many as there is room for."""
+        table, request = self._table, pod_set.topology
+        if request.apart is None:
+            return None
+        depth = table.depth(request.apart)
+        left = np.full(len(table.domain_names[depth]), request.apart_pods, dtype=np.int64)
+        for placed in site.there:
+            if placed.pod_set == pod_set.name and placed.node in table.index:
+                left[table.domain_of[depth][table.index[placed.node]]] -= placed.count
+        return Apart(table, depth, np.maximum(left, 0))
+
     def _pod_set(self, pod_set: PodSet, demand: Demand, count: int, site: Site) -> Placement | NoRoom:
+        apart = self._apart(pod_set, site)
+        if apart is None:
+            return self._near(pod_set, demand, count, site, None)
+        open_nodes = apart.at(len(self._table.levels)) > 0
+        site = replace(site, allowed=open_nodes if site.allowed is None else site.allowed & open_nodes)
+        found = self._near(pod_set, demand, count, site, apart)
+        if isinstance(found, NoRoom):
+            topology = pod_set.topology
+            why = f"at most {topology.apart_pods} of them in one {topology.apart}"
+            return replace(found, reason=f"{found.reason}; {why}")
+        return found
+
+    def _near(self, pod_set: PodSet, demand: Demand, count: int, site: Site, apart: Apart | None) -> Placement | NoRoom:
         if count == 1:
             return self._one(pod_set, demand, site)
         standing = self._losses.standing(pod_set, demand, counted=True)
         assert standing.room is not None
         room = standing.room if site.allowed is None else np.where(site.allowed, standing.room, 0)
         rows = np.flatnonzero(room)
-        fitting = int(room.sum())
+        fitting = int(room.sum() if apart is None else apart.summed(room, apart.depth).sum())
         if fitting < count:
             return NoRoom("gang", self._shortage(pod_set, demand, count, fitting, site), count - fitting)
         cards = gpus_of(pod_set)
@@ -130,7 +160,7 @@ class Placer:
         total[rows] = standing.loss[rows]
         if site.cold_s is not None:
             total[rows] += site.cold_s[rows] * (cards * self._settings.weights.cold)
-        pieces = self._pieces(pod_set, room, rows, total, count, site)
+        pieces = self._pieces(pod_set, room, rows, total, count, apart)
         if isinstance(pieces, NoRoom):
             return pieces
         used = np.array([row for row, _ in pieces], dtype=np.int64)
@@ -161,18 +191,18 @@ class Placer:
         return None if site.cold_s is None else site.cold_s[rows] * cards
 
     def _pieces(
-        self, pod_set: PodSet, room: Ints, rows: Ints, loss: Floats, count: int, site: Site
+        self, pod_set: PodSet, room: Ints, rows: Ints, loss: Floats, count: int, apart: Apart | None
     ) -> list[tuple[int, int]] | NoRoom:
         """Rows of nodes and how many pods each gets."""
         request = pod_set.topology
         asked = request.required or request.preferred or request.slice_level
-        if asked is None and (not self._settings.weights.domain or not self._table.levels):
+        if asked is None and apart is None and (not self._settings.weights.domain or not self._table.levels):
             return filled(room, rows[np.lexsort((rows, loss[rows]))], count)
-        if asked is None:
+        if asked is None and self._table.levels:
             request = TopologyRequest(preferred=self._table.levels[-1])
         order = pod_set.placement or self._settings.placement
         slack = self._settings.weights.pack * gpus_of(pod_set)
-        return Gathering(self._table, room, loss, request, slack, order).place(count, request)
+        return Gathering(self._table, room, loss, request, slack, order, apart).place(count, request)
 
     def _take(
         self, pod_set: PodSet, demand: Demand, pieces: Sequence[tuple[int, int]]

@@ -79,7 +79,8 @@ def place_by_policy(
                 amounts.append(min(left[place], cap, int(fitting)))
             if not any(amounts) or (together and amounts != [left[place] for place in places]):
                 continue
-            found = _placed(state, job, shape, dict(zip(places, amounts, strict=True)), inside)
+            beside = replace(inside, there=(*site.there, *pods))
+            found = _placed(state, job, shape, dict(zip(places, amounts, strict=True)), beside)
             if isinstance(found, Placement):
                 pods += found.pods
                 score = added(score, found.score)

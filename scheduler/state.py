@@ -96,7 +96,8 @@ class State:
         for need in job.data:
             self.warm.size(need.dataset)
         for pod_set in job.pod_sets:
-            for level in (pod_set.topology.required, pod_set.topology.preferred, pod_set.topology.slice_level):
+            topology = pod_set.topology
+            for level in (topology.required, topology.preferred, topology.slice_level, topology.apart):
                 if level is not None:
                     self.table.depth(level)
         self.waiting[job.name] = job

@@ -29,7 +29,7 @@ def any_job(rng: random.Random, number: int) -> Job:
         count = rng.choice([1, 1, 1, 2, 3, 6])
         least = rng.choice([None, None, 1])
         topology = rng.choice(
-            [TopologyRequest(), TopologyRequest(), TopologyRequest("rack"), TopologyRequest(None, "rack")]
+            [TopologyRequest(), TopologyRequest("rack"), TopologyRequest(None, "rack"), TopologyRequest(apart="host")]
         )
         order = rng.choice([None, None, "spread", "balanced"])
         return PodSet(name, count, least, {"cpu": rng.randrange(4)}, gpus, topology=topology, placement=order)
@@ -120,6 +120,10 @@ def check(snapshot: Snapshot) -> None:
             used = [placed for placed in one.pods if placed.pod_set == pod_set.name]
             if pod_set.topology.required:
                 assert len({nodes[placed.node].topology for placed in used}) <= 1
+            if pod_set.topology.apart:
+                assert (
+                    max(Counter(placed.node for placed in used for _ in range(placed.count)).values(), default=0) <= 1
+                )
             for placed in used:
                 cpu[placed.node] += pod_set.requests["cpu"] * placed.count
                 assert len(placed.cards) == (placed.count if pod_set.gpus else 0)

@@ -1,15 +1,20 @@
 """Which nodes and cards pods may use, and which queues go first: rules that more than one module must obey."""
 
+import itertools
+import random
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
-from clusters import admitted, job, outcome, racks, used_nodes, used_racks
+from clusters import admitted, job, on, outcome, racks, used_nodes, used_racks
 
 from forebay.scheduler.decisions import Decisions
 from forebay.scheduler.jobs import GpuRequest, Job, Match, PodSet, Toleration, TopologyRequest
 from forebay.scheduler.model import Node, Queue, ResourcePolicy, Taint, Unit
+from forebay.scheduler.nodes import NodeTable
+from forebay.scheduler.topology import Apart, Gathering, NoRoom
 
 QUEUES = [Queue("q")]
 ANY = ResourcePolicy("p", (Unit("all"),))
@@ -132,3 +137,128 @@ def test_a_node_that_would_rather_be_left_alone_comes_last() -> None:
     }
     found = placed(nodes, job("j", count=2, gpus=1))
     assert found.admissions[0].score.affinity == 100.0
+
+
+# Pods of one set apart from each other
+
+
+def apart(level: str, pods: int = 1, **more: Any) -> dict[str, Any]:
+    return {"topology": TopologyRequest(apart=level, apart_pods=pods, **more)}
+
+
+def test_one_pod_for_each_host() -> None:
+    nodes = racks(2, gpus=4)
+    assert used_nodes(placed(nodes, job("j", count=2, gpus=1, pods=apart("host"))), "j") == {"b-r0-n0": 1, "b-r0-n1": 1}
+    found = placed(nodes, job("j", count=3, gpus=1, pods=apart("host")))
+    assert found.waits[0].reason == "room for 2 of 3 pods of 'main' on 2 nodes; at most 1 of them in one host"
+    assert used_nodes(placed(nodes, job("j", count=3, gpus=1, pods=apart("host", 2))), "j") == {
+        "b-r0-n0": 2,
+        "b-r0-n1": 1,
+    }
+
+
+def test_apart_without_levels() -> None:
+    nodes = [replace(one, topology=()) for one in racks(3, gpus=4)]
+    assert len(used_nodes(placed(nodes, job("j", count=3, gpus=1, pods=apart("host"))), "j")) == 3
+    assert not placed(nodes, job("j", count=4, gpus=1, pods=apart("host"))).admissions
+
+
+def test_apart_and_together() -> None:
+    """One rack, and no two on one of its hosts: the rack with one large node does not do."""
+    nodes = (*racks(1, gpus=8), *(replace(one, name=f"b-r1-{one.name}", topology=("b", "r1")) for one in racks(3)))
+    assert used_racks(placed(nodes, job("j", count=3, gpus=1, pods=apart("host", required="rack"))), "j") == {"r1": 3}
+    found = placed(nodes, job("j", count=4, gpus=1, pods=apart("host", required="rack")))
+    assert found.waits[0].stage == "topology"
+    assert found.waits[0].reason == "the rack with most room takes 3 of 4 pods; at most 1 of them in one host"
+
+
+def test_a_group_whose_workers_are_apart_finds_its_rack_behind_many_that_are_too_small() -> None:
+    """Only so many domains are tried for a group: those that cannot do must not be among them."""
+    rack = TopologyRequest(required="rack", group="g")
+    sets = (
+        PodSet("leader", gpus=GpuRequest(1), topology=rack),
+        PodSet("worker", 3, gpus=GpuRequest(1), topology=replace(rack, apart="host")),
+    )
+    small = [node for place in range(20) for node in racks(*([0] * place), 2, gpus=2)]
+    large = racks(*([0] * 20), 3, gpus=4)
+    found = placed((*small, *large), Job("j", "q", sets))
+    assert used_racks(found, "j") == {"r20": 4}
+
+
+def test_apart_over_the_units_of_a_policy() -> None:
+    """Each unit has a part of the rack; the rack is one domain all the same."""
+    kinds = ("demand", "spot", "demand", "spot")
+    nodes = [replace(one, labels={"kind": kind}) for one, kind in zip(racks(2, 2), kinds, strict=True)]
+    units = tuple(Unit(kind, {"kind": kind}) for kind in ("demand", "spot"))
+    policy = ResourcePolicy("p", units)
+    assert not placed(nodes, job("j", count=3, gpus=1, pods=apart("rack")), policy).admissions
+    assert used_racks(placed(nodes, job("j", count=2, gpus=1, pods=apart("rack")), policy), "j") == {"r0": 1, "r1": 1}
+    assert used_racks(placed(nodes[:2], job("j", count=2, gpus=1, pods=apart("rack", 2)), policy), "j") == {"r0": 2}
+
+
+def test_further_pods_are_apart_from_those_that_are_there() -> None:
+    nodes = racks(3, gpus=4)
+    one = job("e", count=4, gpus=1, pods={"min_count": 1, **apart("host")})
+    found = outcome(nodes, QUEUES, [], [on(one, "b-r0-n1", cards=[(0,)])])
+    assert [sorted(placed.node for placed in growth.pods) for growth in found.growths] == [["b-r0-n0", "b-r0-n2"]]
+
+
+def test_apart_asks_for_a_level_that_is_there() -> None:
+    with pytest.raises(ValueError, match="no level of the topology is named 'row'"):
+        placed(racks(2), job("j", gpus=1, pods=apart("row")))
+    with pytest.raises(ValueError, match="apart_pods 0"):
+        TopologyRequest(apart="host", apart_pods=0)
+
+
+def test_pods_apart_find_room_exactly_where_there_is_some() -> None:
+    """Beside all that topology asks for; all ways to put so many pods on a few nodes are tried."""
+    rng, found_some, refused_some = random.Random(5), 0, 0
+    levels = ("block", "rack", "host")
+    for _ in range(300):
+        nodes = [Node(f"n{place}", topology=rng.choice([("x", "r"), ("x", "s"), ("y", "r")])) for place in range(4)]
+        table = NodeTable(nodes, levels[:2])
+        room = np.array([rng.randrange(4) for _ in nodes], dtype=np.int64)
+        required, slice_level = rng.choice([None, *levels]), rng.choice([None, *levels])
+        request = TopologyRequest(
+            required,
+            rng.choice([None, *levels]),
+            rng.choice([1, 2, 3]) if slice_level else 1,
+            slice_level,
+            apart=rng.choice(levels),
+            apart_pods=rng.randrange(1, 5),
+        )
+        count = request.slice_size * rng.randrange(1, 5)
+        depth = table.depth(request.apart or "")
+        left = np.full(len(table.domain_names[depth]), request.apart_pods, dtype=np.int64)
+        order = rng.choice(["binpack", "spread", "balanced"])
+        loss = np.array([rng.random() for _ in nodes])
+        gathering = Gathering(table, room, loss, request, 1.0, order, Apart(table, depth, left))
+        made = gathering.place(count, request)
+        ways = itertools.product(*(range(int(most) + 1) for most in room))
+        possible = any(sum(way) == count and legal(table, request, way) for way in ways)
+        if isinstance(made, NoRoom):
+            assert not possible, (nodes, room, request, count)
+            refused_some += 1
+        else:
+            way = [0] * len(nodes)
+            for row, amount in made:
+                way[row] += amount
+            assert sum(way) == count
+            assert all(amount <= most for amount, most in zip(way, room, strict=True))
+            assert legal(table, request, way), (nodes, room, request, way)
+            found_some += 1
+    assert min(found_some, refused_some) > 50
+
+
+def legal(table: NodeTable, request: TopologyRequest, way: Sequence[int]) -> bool:
+    """Whether so many pods on each node obey the request."""
+
+    def inside(level: str) -> list[int]:
+        domains = table.domain_of[table.depth(level)]
+        return [sum(way[row] for row in np.flatnonzero(domains == domain)) for domain in range(int(domains.max()) + 1)]
+
+    return (
+        max(inside(request.apart or "host")) <= request.apart_pods
+        and (request.required is None or sum(1 for pods in inside(request.required) if pods) <= 1)
+        and (request.slice_level is None or not any(pods % request.slice_size for pods in inside(request.slice_level)))
+    )
