@@ -112,7 +112,7 @@ class Queue:
     * `block`: all of this queue wait, and what is free and could serve it is taken by no other queue.
     """
     newest_first: bool = False
-    """Among equal priority: LIFO instead of FIFO."""
+    """Among equal priority: LIFO instead of FIFO. Its jobs do not age: who has waited longest is last here."""
     max_jobs: int | None = None
     """Jobs that run at once."""
     preempt: Preempt = "lower"

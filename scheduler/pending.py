@@ -159,9 +159,11 @@ class PendingQueue:
         return len(self.order) + len(self.gated)
 
     def rank(self, job: Job) -> Rank:
+        if self.node.queue.newest_first:
+            return (-job.priority, -job.submitted, job.name)
         if self._settings.ageing_s:
             return (job.submitted / self._settings.ageing_s - job.priority, job.submitted, job.name)
-        return (-job.priority, -job.submitted if self.node.queue.newest_first else job.submitted, job.name)
+        return (-job.priority, job.submitted, job.name)
 
     def add(self, job: Job, shape: Shape) -> None:
         rank = self.rank(job)

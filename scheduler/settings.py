@@ -37,7 +37,8 @@ class Settings:
     entry_penalty: float = 0.3
     """Part of a job's GPUs that counts at once as use of its queue when it is admitted, with `fairness="usage"`."""
     ageing_s: float | None = None
-    """A job that has waited so long counts as one priority higher; None: priorities never change."""
+    """A job that has waited so long counts as one priority higher; None: priorities never change. Queues that serve the
+    newest first do not age."""
     placement: Literal["binpack", "spread"] = "binpack"
     shared_cards: Literal["binpack", "spread", "fgd"] = "fgd"
     """On which card a share goes: the fullest, the emptiest, or where it makes least unusable."""
