@@ -39,7 +39,7 @@ class Lane:
         return best
 
 
-Key = tuple[bool, int, float, Rank]
+Key = tuple[int, int, float, Rank]
 
 
 @dataclass(eq=False)
@@ -55,8 +55,9 @@ class Turn:
 class Turns:
     """The order of one pass.
 
-    Among siblings: who stays within its min with its next job goes first, then the higher priority, then the smaller
-    share, then the job that waits longer. What one admission changes is looked at again, and nothing else.
+    Among siblings: who borrows from least far up with its next job goes first (not at all, from its parent, from
+    farther up: Kueue's borrowing level), then the higher priority, then the smaller share, then the job that waits
+    longer. What one admission changes is looked at again, and nothing else.
     """
 
     quota: QuotaTree
@@ -112,7 +113,7 @@ class Turns:
 
     def _key(self, node: QuotaNode, turn: Turn) -> Key:
         least = turn.job_class.shape.least
-        return (not node.within_min(least), -node.queue.priority, self._share(node, least), turn.rank)
+        return (_level(node, least), -node.queue.priority, self._share(node, least), turn.rank)
 
     def _share(self, node: QuotaNode, more: Vector) -> float:
         kind = self.settings.fairness
@@ -157,6 +158,16 @@ def lanes_of(queue: PendingQueue, open_classes: list[JobClass], refused: Callabl
     for one in queue.classes():
         kinds.setdefault(one.shape.kind if policy == "fifo" else None, []).append(one)
     return [Lane(queue, classes) for classes in kinds.values()]
+
+
+def _level(node: QuotaNode, more: Vector) -> int:
+    """How many levels up borrowing goes with `more`; what not even the root covers counts as borrowed from it."""
+    level = 0
+    while not node.within_min(more):
+        if node.parent is None:
+            return max(level, 1)
+        node, level = node.parent, level + 1
+    return level
 
 
 def _least(some: Iterable[tuple[Key, Turn] | None]) -> tuple[Key, Turn] | None:

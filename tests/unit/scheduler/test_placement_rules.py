@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clusters import admitted, job, on, outcome, racks, used_nodes, used_racks
+from clusters import admitted, job, node, on, outcome, racks, used_nodes, used_racks
 
 from forebay.scheduler.decisions import Decisions
 from forebay.scheduler.jobs import GpuRequest, Job, Match, PodSet, Toleration, TopologyRequest
 from forebay.scheduler.model import Node, Queue, ResourcePolicy, Taint, Unit
 from forebay.scheduler.nodes import NodeTable
+from forebay.scheduler.settings import Settings
 from forebay.scheduler.topology import Apart, Gathering, NoRoom
 
 QUEUES = [Queue("q")]
@@ -179,7 +180,7 @@ def test_a_group_whose_workers_are_apart_finds_its_rack_behind_many_that_are_too
         PodSet("leader", gpus=GpuRequest(1), topology=rack),
         PodSet("worker", 3, gpus=GpuRequest(1), topology=replace(rack, apart="host")),
     )
-    small = [node for place in range(20) for node in racks(*([0] * place), 2, gpus=2)]
+    small = [one for place in range(20) for one in racks(*([0] * place), 2, gpus=2)]
     large = racks(*([0] * 20), 3, gpus=4)
     found = placed((*small, *large), Job("j", "q", sets))
     assert used_racks(found, "j") == {"r20": 4}
@@ -262,3 +263,32 @@ def legal(table: NodeTable, request: TopologyRequest, way: Sequence[int]) -> boo
         and (request.required is None or sum(1 for pods in inside(request.required) if pods) <= 1)
         and (request.slice_level is None or not any(pods % request.slice_size for pods in inside(request.slice_level)))
     )
+
+
+# The order in and among queues
+
+
+def test_ageing_does_not_turn_the_newest_first_round() -> None:
+    """It forgot which end of the queue is the first."""
+    waiting = [job(name, cpu=1, submitted=float(place)) for place, name in enumerate(["old", "middle", "new"])]
+    for ageing_s in (None, 60.0):
+        settings = Settings(ageing_s=ageing_s)
+        found = outcome([node("n", cpu=1)], [Queue("q", newest_first=True)], waiting, (), settings, now=1000.0)
+        assert admitted(found) == ["new"]
+    urgent = job("urgent", cpu=1, priority=1)
+    found = outcome([node("n", cpu=1)], [Queue("q", newest_first=True)], [*waiting, urgent], (), settings, now=1000.0)
+    assert admitted(found) == ["urgent"]
+
+
+@pytest.mark.parametrize("fairness", ["none", "drf", "borrowed", "hdrf", "usage"])
+def test_who_borrows_from_nearer_goes_before_who_borrows_from_farther(fairness: Any) -> None:
+    """Kueue's order: the lower borrowing level first. Both were beyond their min, and the older one went first."""
+    queues = [
+        Queue("root", min={"cpu": 8000}),
+        Queue("team", "root", min={"cpu": 2000}),
+        Queue("a", "team", min={"cpu": 0}),
+        Queue("b", "team", min={"cpu": 0}),
+    ]
+    waiting = [job("far", "a", cpu=3), job("near", "b", cpu=2, submitted=1.0)]
+    found = outcome([node("n", cpu=4)], queues, waiting, (), Settings(fairness=fairness, preemption=False))
+    assert admitted(found) == ["near"]
