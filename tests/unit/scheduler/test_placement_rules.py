@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clusters import admitted, job, node, on, outcome, racks, used_nodes, used_racks
+from clusters import admitted, job, links, node, on, outcome, racks, used_nodes, used_racks
 
 from forebay.scheduler.decisions import Decisions
 from forebay.scheduler.jobs import GpuRequest, Job, Match, PodSet, Toleration, TopologyRequest
-from forebay.scheduler.model import Node, Queue, ResourcePolicy, Taint, Unit
+from forebay.scheduler.model import Gpu, Node, Queue, ResourcePolicy, Taint, Unit
 from forebay.scheduler.nodes import NodeTable
 from forebay.scheduler.settings import Settings
 from forebay.scheduler.topology import Apart, Gathering, NoRoom
@@ -292,3 +292,34 @@ def test_who_borrows_from_nearer_goes_before_who_borrows_from_farther(fairness: 
     waiting = [job("far", "a", cpu=3), job("near", "b", cpu=2, submitted=1.0)]
     found = outcome([node("n", cpu=4)], queues, waiting, (), Settings(fairness=fairness, preemption=False))
     assert admitted(found) == ["near"]
+
+
+# Cards of one NUMA node
+
+
+TWO_ZONES = tuple(Gpu(numa=place // 4) for place in range(8))
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_cards_come_from_the_tightest_numa_node_that_has_enough(single: bool) -> None:
+    """They broke into the first one, which then had no room for four together."""
+    one = Node("n", gpus=TWO_ZONES)
+    running = [on(job("r", gpus=2), "n", cards=[(4, 6)])]
+    found = outcome([one], QUEUES, [job("j", share=GpuRequest(2, single_numa=single))], running)
+    assert found.admissions[0].pods[0].cards == ((5, 7),)
+    more = outcome([one], QUEUES, [job("j", share=GpuRequest(4, single_numa=single))], running)
+    assert more.admissions[0].pods[0].cards == ((0, 1, 2, 3),)
+
+
+def test_cards_come_from_two_numa_nodes_where_no_one_has_enough() -> None:
+    running = [on(job("r", gpus=2), "n", cards=[(4, 6)])]
+    found = outcome([Node("n", gpus=TWO_ZONES)], QUEUES, [job("j", gpus=5)], running)
+    assert found.admissions[0].pods[0].cards == ((0, 1, 2, 3, 5),)
+
+
+def test_the_numa_node_with_better_links_goes_before_the_tighter_one() -> None:
+    pairs = {(0, 1): "NV4", **dict.fromkeys(itertools.combinations(range(4, 8), 2), "NV1")}
+    one = Node("n", gpus=TWO_ZONES, links=links(8, pairs))
+    running = [on(job("r", gpus=2), "n", cards=[(4, 6)])]
+    found = outcome([one], QUEUES, [job("j", share=GpuRequest(2, single_numa=True))], running)
+    assert found.admissions[0].pods[0].cards == ((0, 1),)

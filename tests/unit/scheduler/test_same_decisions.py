@@ -34,7 +34,7 @@ DIGESTS = {
     "gate": "4afc891948cf",
     "prefetch": "ebf2edf548bf",
     "ordered": "573dab3d7adb",
-    "backfill": "813611c16607",
+    "backfill": "9b2c6df0a7b0",
 }
 """Of what each arm decides on it. Who means to decide otherwise puts the new ones here; who means to be quicker must
 not have to."""
