@@ -187,6 +187,17 @@ class State:
         live = self.running[name]
         live.running = replace(live.running, checkpointed=time)
 
+    def set_usage(self, queue: str, usage: float) -> None:
+        """The historic use of a queue (inner or leaf) is another one: it decays, and what runs adds to it.
+
+        Raises:
+            ValueError: there is no such queue.
+        """
+        node = self.quota.nodes.get(queue)
+        if node is None:
+            raise ValueError(f"no queue is named {queue!r}; there are {', '.join(sorted(self.quota.nodes)) or 'none'}")
+        node.queue = replace(node.queue, usage=usage)
+
     def shrunk(self, name: str) -> None:
         """The pods that had to leave a running job are gone."""
         running = self.running[name].running

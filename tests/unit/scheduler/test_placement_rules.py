@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from clusters import admitted, job, links, node, on, outcome, racks, used_nodes, used_racks
 
+from forebay.scheduler.decide import advance, decide
 from forebay.scheduler.decisions import Decisions
 from forebay.scheduler.jobs import GpuRequest, Job, Match, PodSet, Toleration, TopologyRequest
-from forebay.scheduler.model import Gpu, Node, Queue, ResourcePolicy, Taint, Unit
+from forebay.scheduler.model import Gpu, Node, Queue, ResourcePolicy, Snapshot, Taint, Unit
 from forebay.scheduler.nodes import NodeTable
 from forebay.scheduler.settings import Settings
+from forebay.scheduler.state import State
 from forebay.scheduler.topology import Apart, Gathering, NoRoom
 
 QUEUES = [Queue("q")]
@@ -292,6 +294,31 @@ def test_who_borrows_from_nearer_goes_before_who_borrows_from_farther(fairness: 
     waiting = [job("far", "a", cpu=3), job("near", "b", cpu=2, submitted=1.0)]
     found = outcome([node("n", cpu=4)], queues, waiting, (), Settings(fairness=fairness, preemption=False))
     assert admitted(found) == ["near"]
+
+
+def test_a_state_is_told_of_historic_use() -> None:
+    """It decides like one that is made of queues with that use, of inner queues too."""
+    settings = Settings(fairness="usage", preemption=False)
+    queues = [
+        Queue("x", usage=5.0),
+        *(Queue(name, "x", usage=use) for name, use in (("a", 1.0), ("b", 2.0))),
+        *(Queue("y", usage=6.0), Queue("c", "y")),
+    ]
+    waiting = tuple(job(f"{queue}{number}", queue, gpus=1) for queue in "abc" for number in range(3))
+    snapshot = Snapshot(nodes=(node("n", 1),), queues=tuple(queues), waiting=waiting)
+    state = State(snapshot, settings)
+    for told, first in (({"b": 0.0}, "b0"), ({"a": 0.5, "b": 9.0}, "a0"), ({"x": 7.0}, "c0")):
+        for queue, usage in told.items():
+            state.set_usage(queue, usage)
+        queues = [replace(one, usage=told.get(one.name, one.usage)) for one in queues]
+        snapshot = replace(snapshot, queues=tuple(queues))
+        made = advance(state, 0.0)
+        assert made == decide(snapshot, settings)
+        assert admitted(made) == [first]
+        state.finish(first)
+        snapshot = replace(snapshot, waiting=tuple(one for one in snapshot.waiting if one.name != first))
+    with pytest.raises(ValueError, match="no queue is named 'z'"):
+        state.set_usage("z", 1.0)
 
 
 # Cards of one NUMA node
