@@ -107,7 +107,9 @@ class Queue:
     """What a job that must wait means for those behind it.
 
     * `best-effort`: nothing; each is tried.
-    * `fifo`: those that ask for the same kind of card wait too, unless they can be backfilled without delaying it.
+    * `fifo`: those that compete with it wait too, unless they can be backfilled without delaying it. Two compete if
+      there is a node that both may use (by labels, taints and kind of card), or if a third one links them; who asks for
+      cards does not compete with who asks for none.
     * `strict`: all of this queue wait.
     * `block`: all of this queue wait, and what is free and could serve it is taken by no other queue.
     """

@@ -8,6 +8,7 @@ import bisect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +33,15 @@ class NotYet:
     """Nodes must have got room for at least so many pods."""
     among: Bools | None = None
     """Nodes that they could use; None: any."""
+
+
+class Rivalry(NamedTuple):
+    """Whom a job competes with: equal for those that may use the same nodes."""
+
+    cards: bool
+    """It competes for cards."""
+    eligible: frozenset[tuple[object, ...]]
+    """`Demand.eligible` of its pods; a node that any of them may use counts."""
 
 
 @dataclass(eq=False)
@@ -70,9 +80,13 @@ class Shape:
         return dict(zip((pod_set.name for pod_set in self.job.pod_sets), self.demands, strict=True))
 
     @cached_property
-    def kind(self) -> tuple[object, ...]:
-        """Of cards that it competes for."""
-        return tuple(sorted({demand.gpus.models if demand.gpus else ("",) for demand in self.demands}))
+    def contested(self) -> tuple[Demand, ...]:
+        """What it competes for: pods with cards, if it has any."""
+        return tuple(demand for demand in self.demands if demand.gpus) or self.demands
+
+    @cached_property
+    def rivalry(self) -> "Rivalry":
+        return Rivalry(self.contested[0].gpus is not None, frozenset(demand.eligible for demand in self.contested))
 
     @property
     def special(self) -> bool:

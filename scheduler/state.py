@@ -18,6 +18,7 @@ from forebay.scheduler.pending import NotYet, PendingQueue, Shape, amounts_of, s
 from forebay.scheduler.placement import Placer
 from forebay.scheduler.quota import QuotaTree, Vector
 from forebay.scheduler.reserved import Held, remainder
+from forebay.scheduler.rivals import Rivals
 from forebay.scheduler.settings import Settings
 from forebay.scheduler.warmth import WarmTable
 
@@ -72,6 +73,7 @@ class State:
         self._shapes: dict[object, Shape] = {}
         self._shape_of: dict[str, tuple[Job, Shape]] = {}
         self._mix: dict[tuple[int, int], int] = {}
+        self.rivals = Rivals(self.table)
         self.losses = LossTable(self.table, self.settings)
         self.placer = Placer(self.table, self.losses, self.settings)
         for running in sorted(snapshot.running, key=lambda one: one.job.name):

@@ -1,7 +1,7 @@
 """Whose turn it is: a tournament down the tree of queues, and lanes within a queue.
 
 A lane is what must be served in order. With `best-effort` each class of equal requests is a lane of its own, with
-`fifo` all that ask for one kind of card, with `strict` and `block` the whole queue.
+`fifo` all that compete for nodes, with `strict` and `block` the whole queue.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from forebay.scheduler.fair_share import dominant_share, rescaled
 from forebay.scheduler.pending import JobClass, PendingQueue, Rank
 from forebay.scheduler.quota import QuotaNode, QuotaTree, Vector
+from forebay.scheduler.rivals import Rivals
 from forebay.scheduler.settings import Settings
 
 
@@ -144,7 +145,9 @@ class Turns:
         return found
 
 
-def lanes_of(queue: PendingQueue, open_classes: list[JobClass], refused: Callable[[JobClass], bool]) -> list[Lane]:
+def lanes_of(
+    queue: PendingQueue, open_classes: list[JobClass], refused: Callable[[JobClass], bool], rivals: Rivals
+) -> list[Lane]:
     """The lanes of a queue at the start of a pass.
 
     Args:
@@ -154,10 +157,8 @@ def lanes_of(queue: PendingQueue, open_classes: list[JobClass], refused: Callabl
     policy = queue.node.queue.policy
     if policy == "best-effort":
         return [Lane(queue, [one]) for one in open_classes if not refused(one)]
-    kinds: dict[object, list[JobClass]] = {}
-    for one in queue.classes():
-        kinds.setdefault(one.shape.kind if policy == "fifo" else None, []).append(one)
-    return [Lane(queue, classes) for classes in kinds.values()]
+    classes = queue.classes()
+    return [Lane(queue, part) for part in (rivals.parted(classes) if policy == "fifo" else [classes])]
 
 
 def _level(node: QuotaNode, more: Vector) -> int:

@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -294,6 +294,73 @@ def test_who_borrows_from_nearer_goes_before_who_borrows_from_farther(fairness: 
     waiting = [job("far", "a", cpu=3), job("near", "b", cpu=2, submitted=1.0)]
     found = outcome([node("n", cpu=4)], queues, waiting, (), Settings(fairness=fairness, preemption=False))
     assert admitted(found) == ["near"]
+
+
+def by_kind(*kinds: str, taken: Sequence[str] = (), **more: Any) -> Callable[..., Decisions]:
+    """Decide on a fifo queue over nodes of one card with such labels, of which some are taken."""
+    nodes = [replace(node(kind, 1), labels={"kind": kind}, **more) for kind in kinds]
+    running = [on(job(f"r-{kind}", gpus=1), kind, cards=[(0,)]) for kind in taken]
+    settings = Settings(backfill=False, preemption=False)
+    return lambda *waiting: outcome(nodes, [Queue("q", policy="fifo")], waiting, running, settings)
+
+
+def for_kind(name: str, *kinds: str, gpus: int = 1, **more: Any) -> Job:
+    pods = {"affinity": ((Match("kind", "In", kinds),),)} if kinds else {}
+    return job(name, gpus=gpus, pods=pods, **more)
+
+
+def test_jobs_with_no_node_in_common_do_not_wait_for_each_other() -> None:
+    """All that asked for the same card model did, whatever nodes they could use."""
+    decided = by_kind("spot", "demand", taken=["spot"])
+    assert admitted(decided(for_kind("head", "spot"), for_kind("j", "demand", submitted=1.0))) == ["j"]
+    assert not admitted(decided(for_kind("head", "spot"), for_kind("j", "demand", "spot", submitted=1.0)))
+    assert not admitted(decided(for_kind("head", "spot"), for_kind("j", submitted=1.0)))
+
+
+def test_a_third_job_links_two_that_have_no_node_in_common() -> None:
+    """The third may take what the second frees: who passes it may delay the first."""
+    waiting = [for_kind("head", "spot"), for_kind("link", "spot", "demand", submitted=1.0)]
+    last = for_kind("j", "demand", submitted=2.0)
+    decided = by_kind("spot", "demand", taken=["spot"])
+    assert admitted(decided(waiting[0], last)) == ["j"]
+    assert not admitted(decided(*waiting, last))
+
+
+def test_who_asks_for_any_card_competes_with_who_asks_for_one_model() -> None:
+    """Kinds of cards were compared as words, and 'any' was another kind than each of them."""
+    nodes = [replace(node(name, 1), gpus=(Gpu(name),)) for name in ("a100", "h100")]
+    running = [on(job("r", gpus=1), "a100", cards=[(0,)])]
+    some = job("head", share=GpuRequest(1, models=("a100",)))
+    settings = Settings(backfill=False, preemption=False)
+    queues = [Queue("q", policy="fifo")]
+    assert not admitted(outcome(nodes, queues, [some, job("j", gpus=1, submitted=1.0)], running, settings))
+    other = job("j", share=GpuRequest(1, models=("h100",)), submitted=1.0)
+    assert admitted(outcome(nodes, queues, [some, other], running, settings)) == ["j"]
+
+
+def test_who_asks_for_cards_does_not_compete_with_who_asks_for_none() -> None:
+    decided = by_kind("spot", taken=["spot"], allocatable={"cpu": 1000})
+    assert admitted(decided(job("head", gpus=1), job("j", cpu=1, submitted=1.0))) == ["j"]
+    sets = (PodSet("leader", requests={"cpu": 1000}), PodSet("worker", 2, gpus=GpuRequest(1)))
+    decided = by_kind("spot", "demand", taken=["spot"], allocatable={"cpu": 1000})
+    waiting = (job("j", cpu=1, submitted=1.0), job("k", gpus=1, submitted=2.0))
+    assert admitted(decided(Job("head", "q", sets), *waiting)) == ["j"]
+
+
+def test_lanes_follow_the_nodes_that_are_there() -> None:
+    """What competed through one node does not once it is cordoned."""
+    nodes = [replace(node(kind, 1), labels={"kind": kind}) for kind in ("spot", "demand", "both")]
+    running = tuple(on(job(f"r-{kind}", gpus=1), kind, cards=[(0,)]) for kind in ("spot", "both"))
+    waiting = (for_kind("head", "spot", "both"), for_kind("j", "demand", "both", submitted=1.0))
+    snapshot = Snapshot(nodes=tuple(nodes), queues=(Queue("q", policy="fifo"),), waiting=waiting, running=running)
+    settings = Settings(backfill=False, preemption=False)
+    state = State(snapshot, settings)
+    assert not advance(state, 0.0).admissions
+    state.table.set_ready(state.table.index["both"], False)
+    found = advance(state, 0.0)
+    assert admitted(found) == ["j"]
+    nodes = [replace(one, ready=one.name != "both") for one in nodes]
+    assert found == decide(replace(snapshot, nodes=tuple(nodes)), settings)
 
 
 def test_a_state_is_told_of_historic_use() -> None:
