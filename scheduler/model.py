@@ -208,7 +208,8 @@ class Unit:
 class ResourcePolicy:
     """Units in the order in which jobs are placed on them; they are left in reverse.
 
-    A later unit is taken early where it is warm for a job and no earlier one is.
+    A later unit is taken early where it is warm for a job and no earlier one is. Who owns reservations is placed in
+    them first, whatever unit they are in; the units are for the rest of its pods.
     """
 
     name: str

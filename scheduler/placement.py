@@ -79,6 +79,11 @@ class Placer:
                 return NoRoom("gang", reason, pod_set.least - fitting)
         return None
 
+    def fitting(self, pod_set: PodSet, demand: Demand, site: Site) -> int:
+        """How many pods of a set there is room for, wherever they are."""
+        room, apart = self._room(demand, site), self._apart(pod_set, site)
+        return int(room.sum() if apart is None else apart.summed(room, apart.depth).sum())
+
     def _group(self, members: Sequence[tuple[PodSet, Demand, int]], site: Site) -> Placement | NoRoom:
         """Pod sets that share one domain of the first one's required level."""
         table = self._table

@@ -12,8 +12,8 @@ from clusters import admitted, job, links, node, on, outcome, racks, used_nodes,
 
 from forebay.scheduler.decide import advance, decide
 from forebay.scheduler.decisions import Decisions
-from forebay.scheduler.jobs import GpuRequest, Job, Match, PodSet, Toleration, TopologyRequest
-from forebay.scheduler.model import Gpu, Node, Queue, ResourcePolicy, Snapshot, Taint, Unit
+from forebay.scheduler.jobs import GpuRequest, Job, Match, PlacedPods, PodSet, Toleration, TopologyRequest
+from forebay.scheduler.model import Gpu, Node, Queue, Reservation, ResourcePolicy, Snapshot, Taint, Unit
 from forebay.scheduler.nodes import NodeTable
 from forebay.scheduler.settings import Settings
 from forebay.scheduler.state import State
@@ -53,6 +53,51 @@ def test_pod_sets_of_a_group_share_a_unit() -> None:
     assert [one.unit for one in found.admissions] == ["spot"]
     assert used_nodes(found, "j") == {"b-r0-n2": 1, "b-r0-n3": 1, "b-r0-n4": 1}
     assert not placed(nodes[1:4], pair(2), ResourcePolicy("p", units)).admissions
+
+
+def test_what_grows_in_one_pass_stays_within_the_cap_of_a_unit() -> None:
+    """Each further pod was weighed against the cap without those before it."""
+    policy = ResourcePolicy("p", (Unit("all", max_pods=4),))
+    running = [
+        on(job(name, count=4, gpus=1, pods={"min_count": 1}), node, cards=[(0,)])
+        for name, node in (("e", "b-r0-n0"), ("f", "b-r0-n1"))
+    ]
+    found = outcome(racks(8), QUEUES, [], running, policies=(policy,))
+    assert sum(placed.count for growth in found.growths for placed in growth.pods) == 2
+
+
+@pytest.mark.parametrize("how", ["default", "aligned"])
+def test_outside_of_its_reservations_a_job_obeys_its_policy(how: Any) -> None:
+    """It went wherever there was room."""
+    kinds = ("other", "demand", "demand", "spot")
+    nodes = [replace(one, labels={"kind": kind}) for one, kind in zip(racks(4, gpus=2), kinds, strict=True)]
+    units = (Unit("demand", {"kind": "demand"}, max_pods=1, max_wait_s=60.0), Unit("spot", {"kind": "spot"}))
+    kept = (Reservation("res", "b-r0-n0", cards=(1,), owners={"team": "x"}, policy=how),)
+
+    def made(count: int, now: float = 0.0) -> Decisions:
+        one = job("j", count=count, gpus=1, labels={"team": "x"})
+        return placed(nodes, one, ResourcePolicy("p", units), reservations=kept, now=now)
+
+    inside = made(1).admissions[0]
+    assert (inside.pods, inside.unit, inside.reservations) == (
+        (PlacedPods("main", "b-r0-n0", ((1,),)),),
+        None,
+        ("res",),
+    )
+    assert used_nodes(made(2), "j") == {"b-r0-n0": 1, "b-r0-n1": 1}
+    assert made(3).waits[0].reason == "room for 1 of 2 pods; spot is not open yet"
+    later = made(4, 60.0)
+    assert used_nodes(later, "j") == {"b-r0-n0": 1, "b-r0-n1": 1, "b-r0-n3": 2}
+    assert (later.admissions[0].unit, later.admissions[0].reservations) == ("demand+spot", ("res",))
+    assert not made(5, 60.0).admissions
+
+
+def test_a_restricted_reservation_is_all_that_its_owner_gets_under_a_policy() -> None:
+    kept = (Reservation("res", "b-r0-n0", cards=(1,), owners={"team": "x"}, policy="restricted"),)
+    one = job("j", count=2, gpus=1, labels={"team": "x"})
+    found = placed(racks(4, gpus=2), one, ANY, reservations=kept)
+    assert found.waits[0].reason == "room for 1 of 2 pods in its reservations"
+    assert placed(racks(4, gpus=2), job("j", gpus=1, labels={"team": "x"}), ANY, reservations=kept).admissions
 
 
 # Node affinity, and taints that would rather keep pods off
@@ -197,6 +242,8 @@ def test_apart_over_the_units_of_a_policy() -> None:
     assert not placed(nodes, job("j", count=3, gpus=1, pods=apart("rack")), policy).admissions
     assert used_racks(placed(nodes, job("j", count=2, gpus=1, pods=apart("rack")), policy), "j") == {"r0": 1, "r1": 1}
     assert used_racks(placed(nodes[:2], job("j", count=2, gpus=1, pods=apart("rack", 2)), policy), "j") == {"r0": 2}
+    large = [replace(one, gpus=one.gpus * 4) for one in (nodes[0], nodes[1], nodes[3])]
+    assert len(used_nodes(placed(large, job("j", count=3, gpus=1, pods=apart("host")), policy), "j")) == 3
 
 
 def test_further_pods_are_apart_from_those_that_are_there() -> None:
