@@ -176,23 +176,25 @@ class Admitter:
         """What `room` means for the job, remembered for those like it."""
         state, stage = self._state, room.stage
         plain = not shape.special and job.group is None  # what others of a group have taken may be given back
+        lasts = plain and room.lasting
         simple = plain and len(shape.demands) == 1 and not shape.elastic
         seen = NotYet(len(state.table.grown), room.lacking if simple else 1)
         if warm is not None:
-            if kept is None and plain:
+            if kept is None and lasts:
                 seen.among = warm
                 state.data_refusals[data_key(state, job, shape)] = seen
             unblock = f"room where its data is warm: {int(warm.sum())} nodes"
             return Refusal(stage, room.reason, unblock, "job")
         if kept is not None and not kept.all():
-            if plain:
+            if lasts:
                 stalls = 0.0 if view is None else float(view.stall_s.max(initial=0.0))
                 shape.held_off = (seen, state.epoch, _bound(job) + stalls)
             return Refusal(
                 stage, f"{room.reason}; {int((~kept).sum())} nodes are held for others", "their start", "job"
             )
         if plain:
-            shape.refused = seen
+            if lasts:
+                shape.refused = seen
             return Refusal(stage, room.reason, ENDS)
         return Refusal(stage, room.reason, ENDS, "job")
 

@@ -64,7 +64,7 @@ class Placer:
             else:
                 found = self._group([(pod_sets[place], demands[place], counts[place]) for place in places], site)
             if isinstance(found, NoRoom):
-                return found
+                return replace(found, lasting=found.lasting and not pods)
             pods += found.pods
             score = added(score, found.score)
         return Placement(tuple(pods), score)
@@ -116,7 +116,9 @@ class Placer:
                     trial.keep()
                     return Placement(tuple(pods), score)
         level = members[0][0].topology.required
-        return NoRoom("topology", f"no {level} takes {' and '.join(pod_set.name for pod_set, _, _ in members)}")
+        return NoRoom(
+            "topology", f"no {level} takes {' and '.join(pod_set.name for pod_set, _, _ in members)}", lasting=False
+        )
 
     def _mask(self, demand: Demand, site: Site) -> Bools:
         eligible = self._table.eligible(demand)
@@ -173,7 +175,7 @@ class Placer:
         score = losses.summed(np.array([amount for _, amount in pieces]))
         pods = self._take(pod_set, demand, pieces)
         if pods is None:
-            return NoRoom("gang", "no node has cards of one kind for it")
+            return NoRoom("gang", "no node has cards of one kind for it", lasting=False)
         return Placement(pods, added(score, Score(domain=self._spanned([row for row, _ in pieces], cards * count))))
 
     def _one(self, pod_set: PodSet, demand: Demand, site: Site) -> Placement | NoRoom:
@@ -189,7 +191,7 @@ class Placer:
         losses = self._losses.of(pod_set, demand, one, self._cold(site, one, gpus_of(pod_set)))
         pods = self._take(pod_set, demand, [(row, 1)])
         if pods is None:
-            return NoRoom("gang", "no node has cards of one kind for it")
+            return NoRoom("gang", "no node has cards of one kind for it", lasting=False)
         return Placement(pods, losses.score(0))
 
     def _cold(self, site: Site, rows: Ints, cards: float) -> Floats | None:

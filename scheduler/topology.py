@@ -25,6 +25,8 @@ class NoRoom:
     reason: str
     lacking: int = 1
     """Nodes must get room for at least so many pods more before it can fit."""
+    lasting: bool = True
+    """It holds for as long as no node gets more room. Else it hangs on which nodes or cards others were given."""
 
 
 @dataclass(frozen=True)

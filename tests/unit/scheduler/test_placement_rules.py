@@ -12,8 +12,19 @@ from clusters import admitted, job, links, node, on, outcome, racks, used_nodes,
 
 from forebay.scheduler.decide import advance, decide
 from forebay.scheduler.decisions import Decisions
-from forebay.scheduler.jobs import GpuRequest, Job, Match, PlacedPods, PodSet, Toleration, TopologyRequest
-from forebay.scheduler.model import Gpu, Node, Queue, Reservation, ResourcePolicy, Snapshot, Taint, Unit
+from forebay.scheduler.jobs import DataNeed, GpuRequest, Job, Match, PlacedPods, PodSet, Toleration, TopologyRequest
+from forebay.scheduler.model import (
+    Dataset,
+    Gpu,
+    Node,
+    Queue,
+    Reservation,
+    ResourcePolicy,
+    Snapshot,
+    Store,
+    Taint,
+    Unit,
+)
 from forebay.scheduler.nodes import NodeTable
 from forebay.scheduler.settings import Settings
 from forebay.scheduler.state import State
@@ -464,3 +475,20 @@ def test_the_numa_node_with_better_links_goes_before_the_tighter_one() -> None:
     running = [on(job("r", gpus=2), "n", cards=[(4, 6)])]
     found = outcome([one], QUEUES, [job("j", share=GpuRequest(2, single_numa=True))], running)
     assert found.admissions[0].pods[0].cards == ((0, 1),)
+
+
+# Refusals that do not last
+
+
+def test_a_set_that_another_one_left_no_room_is_tried_again_where_no_node_has_got_more() -> None:
+    """The leader takes the core beside the only card as long as its data is there."""
+    nodes = (Node("n0", {"cpu": 1000}, (Gpu(),)), Node("n1", {"cpu": 1000}))
+    core = {"cpu": 1000}
+    sets = (PodSet("leader", requests=core), PodSet("worker", requests=core, gpus=GpuRequest(1)))
+    gang = Job("j", "q", sets, data=(DataNeed("d", read_rate=1000),))
+    dataset, store = Dataset("d", 10**12, {"n0": 10**12}, "s"), Store("s", 10**6)
+    snapshot = Snapshot(nodes=nodes, queues=(Queue("q"),), waiting=(gang,), datasets=(dataset,), stores=(store,))
+    state = State(snapshot)
+    assert not advance(state, 0.0, explained=False).admissions
+    state.warm.set_warm("d", {"n1": 10**12})
+    assert admitted(advance(state, 0.0, explained=False)) == ["j"]
