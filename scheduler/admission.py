@@ -182,7 +182,7 @@ class Admitter:
         """What `room` means for the job, remembered for those like it."""
         state, shape, warm = self._state, case.shape, case.warm
         plain = not shape.special and case.job.group is None  # what others of a group have taken may be given back
-        if plain:
+        if plain and room.lasting:
             simple = len(shape.demands) == 1 and not shape.elastic
             seen = NotYet(len(state.table.grown), room.lacking if simple else 1, warm)
             if kept is not None:

@@ -41,6 +41,8 @@ class CardKinds:
             self.of[row] = places[key]
         self.cards_max = max((len(node.gpus) for node in nodes), default=0)
         self._mixed = any(len({gpu.model for gpu in node.gpus}) > 1 for node in self.examples)
+        self.zones = [_zones(node) for node in self.examples]
+        """By kind, masks of the cards of each NUMA node, where links say nothing about them."""
         near = [
             [place for place in range(len(node.gpus)) if any(device[place] >= NEAR_POINTS for device in node.rdma)]
             for node in self.examples
@@ -73,3 +75,10 @@ class CardKinds:
         parts = np.array([min(int(mask).bit_count(), cards) / cards for mask in masks])
         found: NDArray[np.float64] = parts[where.reshape(-1)]
         return found
+
+
+def _zones(node: Node) -> tuple[int, ...]:
+    numbers = sorted({gpu.numa for gpu in node.gpus})
+    if node.links or len(numbers) < 2:
+        return ()
+    return tuple(mask_of(place for place, gpu in enumerate(node.gpus) if gpu.numa == number) for number in numbers)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from forebay.scheduler.gpu_sets import mask_of
+from forebay.scheduler.gpu_sets import GpuSets, mask_of
 from forebay.scheduler.gpu_sharing import Mix, share_card
 from forebay.scheduler.jobs import GpuRequest
 from forebay.scheduler.nodes import Demand, NodeTable
@@ -39,11 +39,20 @@ def _exclusive(table: NodeTable, node: int, gpus: GpuRequest, zones: Sequence[in
     free = int(table.bits[node])
     if gpus.memory_mib:
         free &= mask_of(np.flatnonzero(table.card_memory[node] >= gpus.memory_mib).tolist())
-    sets = table.sets[int(table.kind[node])]
-    if len(zones) == 1:
-        return sets.choose(free & zones[0], gpus.cards)
-    found = [cards for zone in zones if (cards := sets.choose(free & zone, gpus.cards))]
-    return max(found, key=lambda cards: (sets.score(cards), [-card for card in cards]), default=())
+    kind = int(table.kind[node])
+    sets = table.sets[kind]
+    if len(zones) > 1:
+        return _of_one_zone(sets, [free & zone for zone in zones], gpus.cards)
+    allowed = free & zones[0] if zones else 0
+    near = _of_one_zone(sets, [allowed & zone for zone in table.kinds.zones[kind]], gpus.cards)
+    return near or sets.choose(allowed, gpus.cards)
+
+
+def _of_one_zone(sets: GpuSets, zones: Sequence[int], cards: int) -> tuple[int, ...]:
+    """Cards of the NUMA node with the best links between them; of equals, the one with the fewest free cards."""
+    found = [(chosen, zone.bit_count()) for zone in zones if (chosen := sets.choose(zone, cards))]
+    best = max(found, key=lambda one: (sets.score(one[0]), -one[1], [-card for card in one[0]]), default=None)
+    return () if best is None else best[0]
 
 
 def _shared(

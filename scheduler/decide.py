@@ -154,7 +154,7 @@ class _Pass:
         self._has_data: set[str] = set()
         for name, queue in state.queues.items():
             if queue.order:
-                self._turns.lanes[name] = lanes_of(queue, self._open_classes(queue), self._hopeless)
+                self._turns.lanes[name] = lanes_of(queue, self._open_classes(queue), self._hopeless, state.rivals)
         while (turn := self._turns.next()) is not None:
             self._try(turn)
         for job in [job for job in state.holds if job not in self._waited and not state.victims.get(job)]:

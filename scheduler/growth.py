@@ -39,7 +39,7 @@ def repair(state: State) -> list[Growth]:
         pods: tuple[PlacedPods, ...] = ()
         with state.table.trial() as trial:
             for place, amount in enumerate(lacking):
-                placed = _place(state, live, place, amount, pods, None) if amount else ()
+                placed = _place(state, live, place, amount, pods, pods, None) if amount else ()
                 if placed is None:
                     break
                 pods = joined(pods, placed)
@@ -132,13 +132,21 @@ class _Grower:
             return False
         before = self._pods.get(job.name, ())
         with state.table.trial() as trial:
-            placed = _place(state, live, place, _step(live, place), before, self._held.allowed(job, None))
+            allowed = self._held.allowed(job, None)
+            placed = _place(state, live, place, _step(live, place), before, self._granted(live), allowed)
             if placed is None:
                 return False
             trial.keep()
         self._resize(live, request, 1)
         self._pods[job.name] = joined(before, placed)
         return True
+
+    def _granted(self, live: Live) -> tuple[PlacedPods, ...]:
+        """Pods that jobs of the same policy have got so far."""
+        if live.shape.policy is None:
+            return ()
+        found = ((self._state.running[name], pods) for name, pods in self._pods.items())
+        return tuple(one for other, pods in found if other.shape.policy is live.shape.policy for one in pods)
 
 
 def _may_grow(state: State, live: Live) -> bool:
@@ -159,9 +167,20 @@ def _more(state: State, live: Live, counts: list[int], lacking: list[int]) -> Ve
 
 
 def _place(
-    state: State, live: Live, place: int, amount: int, before: tuple[PlacedPods, ...], allowed: Bools | None
+    state: State,
+    live: Live,
+    place: int,
+    amount: int,
+    before: tuple[PlacedPods, ...],
+    granted: tuple[PlacedPods, ...],
+    allowed: Bools | None,
 ) -> tuple[PlacedPods, ...] | None:
-    """Room for further pods of one set, near those that it has; call it inside `NodeTable.trial`."""
+    """Room for further pods of one set, near those that it has; call it inside `NodeTable.trial`.
+
+    Args:
+        before: pods that the job has got in this pass.
+        granted: pods that jobs of its policy have got in this pass.
+    """
     job, shape = live.job, live.shape
     pod_set, demand = job.pod_sets[place], shape.demands[place]
     pods = joined(live.running.pods, before)
@@ -178,11 +197,11 @@ def _place(
             found: Placement | NoRoom
             if (policy := shape.policy) is not None:
                 counts = [amount if one == place else 0 for one in range(len(job.pod_sets))]
-                by_unit = place_by_policy(state, policy, job, shape, counts, Site(cold, nodes))
+                by_unit = place_by_policy(state, policy, job, shape, counts, Site(cold, nodes, pods), granted)
                 found = by_unit if isinstance(by_unit, NoRoom) else by_unit[0]
             else:
                 one = replace(pod_set, min_count=None)
-                found = state.placer.place([one], [demand], [amount], Site(cold, nodes))
+                found = state.placer.place([one], [demand], [amount], Site(cold, nodes, pods))
             if isinstance(found, Placement):
                 trial.keep()
                 return found.pods

@@ -1,5 +1,6 @@
 """Jobs: what runs, how large it may be, what it reads, and where its pods were put."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -12,6 +13,50 @@ class Toleration:
     key: str = ""
     value: str | None = None
     effect: str = ""
+
+
+@dataclass(frozen=True)
+class Match:
+    """One expression on the labels of a node, as in Kubernetes' node affinity."""
+
+    label: str
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"] = "Exists"
+    """`NotIn` and `DoesNotExist` are met by nodes without the label, all others are not."""
+    values: tuple[str, ...] = ()
+    """Of `In` and `NotIn`: at least one; of `Gt` and `Lt`: one whole number; of the others: none."""
+
+    def __post_init__(self) -> None:
+        if self.operator in ("In", "NotIn"):
+            if not self.values:
+                raise ValueError(f"label {self.label!r} {self.operator} nothing; at least one value is needed")
+        elif self.operator in ("Gt", "Lt"):
+            if len(self.values) != 1 or _whole(self.values[0]) is None:
+                raise ValueError(f"label {self.label!r} {self.operator} {self.values}; one whole number is needed")
+        elif self.operator not in ("Exists", "DoesNotExist"):
+            allowed = "In, NotIn, Exists, DoesNotExist, Gt, Lt"
+            raise ValueError(f"label {self.label!r}: operator {self.operator!r}; allowed are {allowed}")
+        elif self.values:
+            raise ValueError(f"label {self.label!r} {self.operator} {self.values}; no value is allowed")
+
+    def met_by(self, labels: Mapping[str, str]) -> bool:
+        value = labels.get(self.label)
+        if self.operator in ("NotIn", "DoesNotExist"):
+            return value is None or (self.operator == "NotIn" and value not in self.values)
+        if value is None:
+            return False
+        if self.operator == "In":
+            return value in self.values
+        if self.operator == "Exists":
+            return True
+        number, bound = _whole(value), _whole(self.values[0])
+        return (
+            number is not None and bound is not None and (number > bound if self.operator == "Gt" else number < bound)
+        )
+
+
+def _whole(text: str) -> int | None:
+    """Digits with a sign or without, as Kubernetes reads them; None: it is no number."""
+    return int(text) if re.fullmatch(r"[+-]?[0-9]+", text) else None
 
 
 @dataclass(frozen=True)
@@ -67,6 +112,13 @@ class TopologyRequest:
     slice_level: str | None = None
     group: str | None = None
     """Pod sets of one job with the same group share their `required` domain."""
+    apart: str | None = None
+    """At most `apart_pods` pods of this set in one domain of this level: one for each host, rack..."""
+    apart_pods: int = 1
+
+    def __post_init__(self) -> None:
+        if self.apart_pods < 1:
+            raise ValueError(f"apart_pods {self.apart_pods}; a domain must be allowed at least one pod")
 
 
 @dataclass(frozen=True)
@@ -83,8 +135,11 @@ class PodSet:
     tolerations: tuple[Toleration, ...] = ()
     selector: Mapping[str, str] = field(default_factory=dict)
     """Labels that a node must have."""
-    preferences: tuple[tuple[str, str, int], ...] = ()
-    """Label, value and weight 1 to 100 of nodes that are liked."""
+    affinity: tuple[tuple[Match, ...], ...] = ()
+    """Terms of which a node must meet one, each with all of its expressions; no term: any node. A term without
+    expressions is met by none."""
+    preferences: tuple[tuple[str, str, int] | tuple[Match, int], ...] = ()
+    """Label, value (or an expression) and weight 1 to 100 of nodes that are liked."""
     topology: TopologyRequest = field(default_factory=TopologyRequest)
     placement: Literal["binpack", "spread", "balanced"] | None = None
     """`binpack`: nodes are filled one after the other; `spread`: each gets as few pods as possible; `balanced`: where

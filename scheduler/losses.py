@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from forebay.scheduler.decisions import Score
 from forebay.scheduler.gpu_sharing import Mix
-from forebay.scheduler.jobs import GpuRequest, PodSet
+from forebay.scheduler.jobs import GpuRequest, Match, PodSet
 from forebay.scheduler.model import CARD
 from forebay.scheduler.nodes import Demand, Ints, NodeTable
 from forebay.scheduler.settings import Settings
@@ -141,7 +141,7 @@ class LossTable:
             link=self._links(demand, rows, cards * weights.link) + self._rdma(demand.gpus, rows, cards * weights.rdma),
             pack=self._pack(pod_set, demand, rows, cards * weights.pack) if weights.pack else none,
             fragment=self._fragments(demand, rows, weights.fragment) if weights.fragment else none,
-            affinity=self._affinity(pod_set, rows) if pod_set.preferences else none,
+            affinity=self._affinity(pod_set, demand, rows) if pod_set.preferences or self._table.soft else none,
         )
 
     def _links(self, demand: Demand, rows: Ints, weight: float) -> Floats:
@@ -206,8 +206,12 @@ class LossTable:
             least = np.sort(change, axis=1)[:, : gpus.cards].sum(axis=1)
         return least * (weight / CARD)
 
-    def _affinity(self, pod_set: PodSet, rows: Ints) -> Floats:
-        missed = np.zeros(len(rows))
-        for label, value, points in pod_set.preferences:
-            missed += [points * (self._table.nodes[row].labels.get(label) != value) for row in rows]
-        return missed * self._settings.weights.affinity
+    def _affinity(self, pod_set: PodSet, demand: Demand, rows: Ints) -> Floats:
+        """Preferences that a node does not meet, and taints that would rather keep the pod off it."""
+        weights, lost = self._settings.weights, np.zeros(len(rows))
+        for preference in pod_set.preferences:
+            match = preference[0] if len(preference) == 2 else Match(preference[0], "In", (preference[1],))
+            lost += ~self._table.met(match)[rows] * (preference[-1] * weights.affinity)
+        if (shunned := self._table.shunned(demand)) is not None:
+            lost += shunned[rows] * weights.taint
+        return lost

@@ -32,7 +32,7 @@ Reclaim = Literal["never", "lower-priority", "any"]
 
 @dataclass(frozen=True)
 class Taint:
-    """Keeps pods without a matching toleration off a node."""
+    """Keeps pods without a matching toleration off a node; with `PreferNoSchedule`, where others will do."""
 
     key: str
     value: str = ""
@@ -107,12 +107,14 @@ class Queue:
     """What a job that must wait means for those behind it.
 
     * `best-effort`: nothing; each is tried.
-    * `fifo`: those that ask for the same kind of card wait too, unless they can be backfilled without delaying it.
+    * `fifo`: those that compete with it wait too, unless they can be backfilled without delaying it. Two compete if
+      there is a node that both may use (by labels, taints and kind of card), or if a third one links them; who asks for
+      cards does not compete with who asks for none.
     * `strict`: all of this queue wait.
     * `block`: all of this queue wait, and what is free and could serve it is taken by no other queue.
     """
     newest_first: bool = False
-    """Among equal priority: LIFO instead of FIFO."""
+    """Among equal priority: LIFO instead of FIFO. Its jobs do not age: who has waited longest is last here."""
     max_jobs: int | None = None
     """Jobs that run at once."""
     preempt: Preempt = "lower"
@@ -206,7 +208,8 @@ class Unit:
 class ResourcePolicy:
     """Units in the order in which jobs are placed on them; they are left in reverse.
 
-    A later unit is taken early where it is warm for a job and no earlier one is.
+    A later unit is taken early where it is warm for a job and no earlier one is. Who owns reservations is placed in
+    them first, whatever unit they are in; the units are for the rest of its pods.
     """
 
     name: str

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from forebay.scheduler.card_kinds import CardKinds
 from forebay.scheduler.gpu_sets import mask_of
-from forebay.scheduler.jobs import GpuRequest, PodSet
+from forebay.scheduler.jobs import GpuRequest, Match, PodSet, Toleration
 from forebay.scheduler.model import CARD, Node
 from forebay.scheduler.numa import NumaTable, zone_of
 
@@ -51,6 +51,7 @@ class Demand:
                 tuple(sorted(pod_set.selector.items())),
                 pod_set.tolerations,
                 pod_set.gpus.models if pod_set.gpus else (),
+                pod_set.affinity,
             ),
         )
 
@@ -88,6 +89,15 @@ class NodeTable:
         self.ready = np.array([node.ready for node in self.nodes], dtype=np.bool_)
         self._eligible: dict[tuple[object, ...], Bools] = {}
         self._room_of: dict[Demand, Ints] = {}
+        self.soft = [
+            (place, taint)
+            for place, node in enumerate(self.nodes)
+            for taint in node.taints
+            if taint.effect == "PreferNoSchedule"
+        ]
+        """Places of nodes with taints that only the score looks at."""
+        self._met: dict[Match, Bools] = {}
+        self._shunned: dict[tuple[Toleration, ...], Ints] = {}
         self.grown: list[int] = []
         """Nodes whose free room grew, in order: who was refused at some length of it needs to look at the rest only."""
         self.changes: list[int] = []
@@ -183,7 +193,7 @@ class NodeTable:
         key = demand.eligible
         found = self._eligible.get(key)
         if found is None:
-            selector, tolerations, models = key
+            selector, tolerations, models, affinity = key
             found = self.ready.copy()
             for place, node in enumerate(self.nodes):
                 if found[place]:
@@ -194,8 +204,28 @@ class NodeTable:
                             for taint in node.taints
                         )
                         and (not models or any(gpu.model in models for gpu in node.gpus))  # type: ignore[operator]
+                        and (not affinity or any(_meets(node, term) for term in affinity))  # type: ignore[attr-defined]
                     )
             self._eligible[key] = found
+        return found
+
+    def met(self, match: Match) -> Bools:
+        """Nodes whose labels meet an expression; do not change it."""
+        found = self._met.get(match)
+        if found is None:
+            found = self._met[match] = np.array([match.met_by(node.labels) for node in self.nodes], dtype=np.bool_)
+        return found
+
+    def shunned(self, demand: Demand) -> Ints | None:
+        """How many `PreferNoSchedule` taints of each node the pod does not tolerate; None: no node has such taints."""
+        if not self.soft:
+            return None
+        tolerations: tuple[Toleration, ...] = demand.eligible[1]  # type: ignore[assignment]
+        found = self._shunned.get(tolerations)
+        if found is None:
+            found = self._shunned[tolerations] = np.zeros(len(self), dtype=np.int64)
+            for place, taint in self.soft:
+                found[place] += not taint.tolerated_by(tolerations)
         return found
 
     def fits(self, demand: Demand, among: Ints | None = None) -> Bools:
@@ -429,6 +459,10 @@ class Trial:
 
     def keep(self) -> None:
         self.kept = True
+
+
+def _meets(node: Node, term: tuple[Match, ...]) -> bool:
+    return bool(term) and all(match.met_by(node.labels) for match in term)
 
 
 def _as_index(cards: tuple[int, ...]) -> slice | list[int]:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,6 +42,15 @@ class NotYet:
 
 Kind = tuple[int, frozenset[tuple[str, float]]]
 """What refusals are remembered by: the `id` of a shape, and the data that must be warm."""
+
+
+class Rivalry(NamedTuple):
+    """Whom a job competes with: equal for those that may use the same nodes."""
+
+    cards: bool
+    """It competes for cards."""
+    eligible: frozenset[tuple[object, ...]]
+    """`Demand.eligible` of its pods; a node that any of them may use counts."""
 
 
 @dataclass(eq=False)
@@ -77,9 +87,13 @@ class Shape:
         return dict(zip((pod_set.name for pod_set in self.job.pod_sets), self.demands, strict=True))
 
     @cached_property
-    def kind(self) -> tuple[object, ...]:
-        """Of cards that it competes for."""
-        return tuple(sorted({demand.gpus.models if demand.gpus else ("",) for demand in self.demands}))
+    def contested(self) -> tuple[Demand, ...]:
+        """What it competes for: pods with cards, if it has any."""
+        return tuple(demand for demand in self.demands if demand.gpus) or self.demands
+
+    @cached_property
+    def rivalry(self) -> "Rivalry":
+        return Rivalry(self.contested[0].gpus is not None, frozenset(demand.eligible for demand in self.contested))
 
     @property
     def special(self) -> bool:
@@ -166,9 +180,11 @@ class PendingQueue:
         return len(self.order) + len(self.gated)
 
     def rank(self, job: Job) -> Rank:
+        if self.node.queue.newest_first:
+            return (-job.priority, -job.submitted, job.name)
         if self._settings.ageing_s:
             return (job.submitted / self._settings.ageing_s - job.priority, job.submitted, job.name)
-        return (-job.priority, -job.submitted if self.node.queue.newest_first else job.submitted, job.name)
+        return (-job.priority, job.submitted, job.name)
 
     def add(self, job: Job, shape: Shape) -> None:
         rank = self.rank(job)

@@ -11,7 +11,7 @@ from forebay.scheduler.jobs import PlacedPods, PodSet, TopologyRequest
 from forebay.scheduler.losses import Floats, LossTable, gpus_of
 from forebay.scheduler.nodes import Bools, Demand, Ints, NodeTable
 from forebay.scheduler.settings import Settings
-from forebay.scheduler.topology import Gathering, NoRoom
+from forebay.scheduler.topology import Apart, Gathering, NoRoom
 
 _GROUP_TRIES = 16
 """Domains that are tried for a group of pod sets, the cheapest first."""
@@ -37,6 +37,8 @@ class Site:
     """Seconds of its share of the under-store that the job's cold bytes take, by node."""
     allowed: Bools | None = None
     """Nodes that it may use, beside all filters; None: any."""
+    there: tuple[PlacedPods, ...] = ()
+    """Pods that it has already: they count where pods are to be apart."""
 
 
 class Placer:
@@ -58,11 +60,7 @@ class Placer:
         """
         pods: list[PlacedPods] = []
         score = Score()
-        groups: dict[str, list[int]] = {}
-        for place, pod_set in enumerate(pod_sets):
-            group = pod_set.topology.group if pod_set.topology.required else None
-            groups.setdefault(f"group {group}" if group else f"set {place}", []).append(place)
-        for places in groups.values():
+        for places in together_sets(pod_sets):
             found: Placement | NoRoom
             if len(places) == 1:
                 place = places[0]
@@ -70,7 +68,7 @@ class Placer:
             else:
                 found = self._group([(pod_sets[place], demands[place], counts[place]) for place in places], site)
             if isinstance(found, NoRoom):
-                return found
+                return replace(found, lasting=found.lasting and not pods)
             pods += found.pods
             score = added(score, found.score)
         return Placement(tuple(pods), score)
@@ -85,6 +83,11 @@ class Placer:
                 return NoRoom("gang", reason, pod_set.least - fitting)
         return None
 
+    def fitting(self, pod_set: PodSet, demand: Demand, site: Site) -> int:
+        """How many pods of a set there is room for, wherever they are."""
+        room, apart = self._room(demand, site), self._apart(pod_set, site)
+        return int(room.sum() if apart is None else apart.summed(room, apart.depth).sum())
+
     def _group(self, members: Sequence[tuple[PodSet, Demand, int]], site: Site) -> Placement | NoRoom:
         """Pod sets that share one domain of the first one's required level."""
         table = self._table
@@ -93,8 +96,11 @@ class Placer:
         rooms = [self._room(demand, site) for _, demand, _ in members]
         enough = np.ones(len(table.domain_names[depth]), dtype=np.bool_)
         slack = np.zeros(len(enough), dtype=np.int64)
-        for room, (_, _, count) in zip(rooms, members, strict=True):
+        for room, (pod_set, _, count) in zip(rooms, members, strict=True):
+            apart = self._apart(pod_set, site)
             inside = np.bincount(domains, room, len(enough)).astype(np.int64)
+            if apart is not None:
+                inside = apart.summed(room, depth)
             enough &= inside >= count
             slack += inside
         candidates = np.flatnonzero(enough)
@@ -114,7 +120,9 @@ class Placer:
                     trial.keep()
                     return Placement(tuple(pods), score)
         level = members[0][0].topology.required
-        return NoRoom("topology", f"no {level} takes {' and '.join(pod_set.name for pod_set, _, _ in members)}")
+        return NoRoom(
+            "topology", f"no {level} takes {' and '.join(pod_set.name for pod_set, _, _ in members)}", lasting=False
+        )
 
     def _mask(self, demand: Demand, site: Site) -> Bools:
         eligible = self._table.eligible(demand)
@@ -123,14 +131,39 @@ class Placer:
     def _room(self, demand: Demand, site: Site) -> Ints:
         return np.where(self._mask(demand, site), self._table.pods(demand), 0)
 
+    def _apart(self, pod_set: PodSet, site: Site) -> Apart | None:
+        """How many more pods of the set each domain may get; None: as many as there is room for."""
+        table, request = self._table, pod_set.topology
+        if request.apart is None:
+            return None
+        depth = table.depth(request.apart)
+        left = np.full(len(table.domain_names[depth]), request.apart_pods, dtype=np.int64)
+        for placed in site.there:
+            if placed.pod_set == pod_set.name and placed.node in table.index:
+                left[table.domain_of[depth][table.index[placed.node]]] -= placed.count
+        return Apart(table, depth, np.maximum(left, 0))
+
     def _pod_set(self, pod_set: PodSet, demand: Demand, count: int, site: Site) -> Placement | NoRoom:
+        apart = self._apart(pod_set, site)
+        if apart is None:
+            return self._near(pod_set, demand, count, site, None)
+        open_nodes = apart.at(len(self._table.levels)) > 0
+        site = replace(site, allowed=open_nodes if site.allowed is None else site.allowed & open_nodes)
+        found = self._near(pod_set, demand, count, site, apart)
+        if isinstance(found, NoRoom):
+            topology = pod_set.topology
+            why = f"at most {topology.apart_pods} of them in one {topology.apart}"
+            return replace(found, reason=f"{found.reason}; {why}")
+        return found
+
+    def _near(self, pod_set: PodSet, demand: Demand, count: int, site: Site, apart: Apart | None) -> Placement | NoRoom:
         if count == 1:
             return self._one(pod_set, demand, site)
         standing = self._losses.standing(pod_set, demand, counted=True)
         assert standing.room is not None
         room = standing.room if site.allowed is None else np.where(site.allowed, standing.room, 0)
         rows = np.flatnonzero(room)
-        fitting = int(room.sum())
+        fitting = int(room.sum() if apart is None else apart.summed(room, apart.depth).sum())
         if fitting < count:
             return NoRoom("gang", self._shortage(pod_set, demand, count, fitting, site), count - fitting)
         cards = gpus_of(pod_set)
@@ -138,7 +171,7 @@ class Placer:
         total[rows] = standing.loss[rows]
         if site.cold_s is not None:
             total[rows] += site.cold_s[rows] * (cards * self._settings.weights.cold)
-        pieces = self._pieces(pod_set, room, rows, total, count, site)
+        pieces = self._pieces(pod_set, room, rows, total, count, apart)
         if isinstance(pieces, NoRoom):
             return pieces
         used = np.array([row for row, _ in pieces], dtype=np.int64)
@@ -146,7 +179,7 @@ class Placer:
         score = losses.summed(np.array([amount for _, amount in pieces]))
         pods = self._take(pod_set, demand, pieces)
         if pods is None:
-            return NoRoom("gang", "no node has cards of one kind for it")
+            return NoRoom("gang", "no node has cards of one kind for it", lasting=False)
         return Placement(pods, added(score, Score(domain=self._spanned([row for row, _ in pieces], cards * count))))
 
     def _one(self, pod_set: PodSet, demand: Demand, site: Site) -> Placement | NoRoom:
@@ -162,25 +195,25 @@ class Placer:
         losses = self._losses.of(pod_set, demand, one, self._cold(site, one, gpus_of(pod_set)))
         pods = self._take(pod_set, demand, [(row, 1)])
         if pods is None:
-            return NoRoom("gang", "no node has cards of one kind for it")
+            return NoRoom("gang", "no node has cards of one kind for it", lasting=False)
         return Placement(pods, losses.score(0))
 
     def _cold(self, site: Site, rows: Ints, cards: float) -> Floats | None:
         return None if site.cold_s is None else site.cold_s[rows] * cards
 
     def _pieces(
-        self, pod_set: PodSet, room: Ints, rows: Ints, loss: Floats, count: int, site: Site
+        self, pod_set: PodSet, room: Ints, rows: Ints, loss: Floats, count: int, apart: Apart | None
     ) -> list[tuple[int, int]] | NoRoom:
         """Rows of nodes and how many pods each gets."""
         request = pod_set.topology
         asked = request.required or request.preferred or request.slice_level
-        if asked is None and (not self._settings.weights.domain or not self._table.levels):
+        if asked is None and apart is None and (not self._settings.weights.domain or not self._table.levels):
             return filled(room, rows[np.lexsort((rows, loss[rows]))], count)
-        if asked is None:
+        if asked is None and self._table.levels:
             request = TopologyRequest(preferred=self._table.levels[-1])
         order = pod_set.placement or self._settings.placement
         slack = self._settings.weights.pack * gpus_of(pod_set)
-        return Gathering(self._table, room, loss, request, slack, order).place(count, request)
+        return Gathering(self._table, room, loss, request, slack, order, apart).place(count, request)
 
     def _take(
         self, pod_set: PodSet, demand: Demand, pieces: Sequence[tuple[int, int]]
@@ -228,6 +261,15 @@ class Placer:
             if short.any():
                 parts.append(f"{int(short.sum())} lack cards")
         return "; ".join(parts)
+
+
+def together_sets(pod_sets: Sequence[PodSet]) -> list[list[int]]:
+    """Places of the pod sets, those of one group in one list: they go to one domain."""
+    groups: dict[str, list[int]] = {}
+    for place, pod_set in enumerate(pod_sets):
+        group = pod_set.topology.group if pod_set.topology.required else None
+        groups.setdefault(f"group {group}" if group else f"set {place}", []).append(place)
+    return [*groups.values()]
 
 
 def filled(room: Ints, order: Ints, count: int) -> list[tuple[int, int]]:

@@ -17,8 +17,7 @@ def place_job(
     """Pods with the reservations that they use and the unit of the policy; call it inside `NodeTable.trial`."""
     reserved = ReservedRoom(state, job)
     if reserved.any:
-        found = reserved.place(job, shape, counts, site)
-        return found if isinstance(found, NoRoom) else (*found, None)
+        return reserved.place(job, shape, counts, site)
     if (policy := shape.policy) is not None:
         return place_by_policy(state, policy, job, shape, counts, site)
     placed = state.placer.place(job.pod_sets, shape.demands, counts, site)

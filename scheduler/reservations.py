@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from forebay.scheduler.jobs import GpuRequest, Job
+from forebay.scheduler.jobs import GpuRequest, Job, joined
+from forebay.scheduler.model import ResourcePolicy
 from forebay.scheduler.nodes import Demand
 from forebay.scheduler.pending import Shape
-from forebay.scheduler.placement import Placement, Site
+from forebay.scheduler.placement import Placement, Site, added
 from forebay.scheduler.reserved import Held, left_over
+from forebay.scheduler.resource_policies import fill, place_by_policy
 from forebay.scheduler.state import State
 from forebay.scheduler.topology import NoRoom
 
@@ -27,16 +29,19 @@ class ReservedRoom:
 
     def place(
         self, job: Job, shape: Shape, counts: Sequence[int], site: Site
-    ) -> tuple[Placement, tuple[str, ...]] | NoRoom:
-        """Place the job with its reservations open; call it inside `NodeTable.trial`."""
+    ) -> tuple[Placement, tuple[str, ...], str | None] | NoRoom:
+        """Place the job with its reservations open; call it inside `NodeTable.trial`.
+
+        Returns: pods, the reservations that they use, and the unit of its policy.
+        """
+        if (policy := shape.policy) is not None:
+            return self._by_policy(policy, job, shape, counts, site)
         table, placer = self._state.table, self._state.placer
         restricted = [held for held in self._held if held.reservation.policy == "restricted"]
         shut = [self._shut(held) for held in restricted]
         for held in self._held:
             table.give(held.row, held.demand, held.cards)
-        mine = np.zeros(len(table), dtype=np.bool_)
-        mine[[held.row for held in self._held]] = True
-        own = replace(site, allowed=mine if site.allowed is None else mine & site.allowed)
+        own = self._own(site)
         found: Placement | NoRoom
         if restricted or any(held.reservation.policy == "aligned" for held in self._held):
             with table.trial() as trial:
@@ -51,7 +56,36 @@ class ReservedRoom:
             table.give(held.row, demand, cards)
         if isinstance(found, NoRoom):
             return found
-        return found, self._close(found, shape)
+        return found, self._close(found, shape), None
+
+    def _by_policy(
+        self, policy: ResourcePolicy, job: Job, shape: Shape, counts: Sequence[int], site: Site
+    ) -> tuple[Placement, tuple[str, ...], str | None] | NoRoom:
+        """As many pods as the reservations take, and the others by the units of its policy."""
+        state, left = self._state, list(counts)
+        shut = [self._shut(held) for held in self._held]
+        for held in self._held:
+            state.table.give(held.row, held.demand, held.cards)
+        found = fill(state, job, shape, left, sum(left), self._own(site))
+        for held, (demand, cards) in zip(self._held, shut, strict=True):
+            state.table.give(held.row, demand, cards)
+        unit = None
+        if any(left):
+            if any(held.reservation.policy == "restricted" for held in self._held):
+                return NoRoom("gang", f"room for {sum(counts) - sum(left)} of {sum(counts)} pods in its reservations")
+            beside = replace(site, there=(*site.there, *found.pods))
+            rest = place_by_policy(state, policy, job, shape, left, beside, found.pods)
+            if isinstance(rest, NoRoom):
+                return rest
+            unit = rest[2]
+            found = Placement(joined(found.pods, rest[0].pods), added(found.score, rest[0].score))
+        return found, self._close(found, shape), unit
+
+    def _own(self, site: Site) -> Site:
+        """The nodes of its reservations."""
+        mine = np.zeros(len(self._state.table), dtype=np.bool_)
+        mine[[held.row for held in self._held]] = True
+        return replace(site, allowed=mine if site.allowed is None else mine & site.allowed)
 
     def _shut(self, held: Held) -> tuple[Demand, tuple[int, ...]]:
         """Take all of the reserved kinds that is free beside the reservation, so that nothing else can be used."""

@@ -20,6 +20,8 @@ class Weights:
     """For each GPU-second that waits for bytes from the under-store; 0: the score is blind to the cache."""
     affinity: float = 1.0
     """For each point (1 to 100) of a node preference that is not met."""
+    taint: float = 100.0
+    """For each `PreferNoSchedule` taint of its node that a pod does not tolerate: as the strongest preference."""
     domain: float = 600.0
     """For each GPU of a job, each time its pods span one domain more than they must."""
 
@@ -35,7 +37,8 @@ class Settings:
     entry_penalty: float = 0.3
     """Part of a job's GPUs that counts at once as use of its queue when it is admitted, with `fairness="usage"`."""
     ageing_s: float | None = None
-    """A job that has waited so long counts as one priority higher; None: priorities never change."""
+    """A job that has waited so long counts as one priority higher; None: priorities never change. Queues that serve the
+    newest first do not age."""
     placement: Literal["binpack", "spread"] = "binpack"
     shared_cards: Literal["binpack", "spread", "fgd"] = "fgd"
     """On which card a share goes: the fullest, the emptiest, or where it makes least unusable."""

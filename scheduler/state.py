@@ -19,6 +19,7 @@ from forebay.scheduler.placement import Placer
 from forebay.scheduler.quota import QuotaTree, Vector
 from forebay.scheduler.refusals import Refusal
 from forebay.scheduler.reserved import Held, remainder
+from forebay.scheduler.rivals import Rivals
 from forebay.scheduler.settings import Settings
 from forebay.scheduler.warmth import WarmTable
 
@@ -77,6 +78,7 @@ class State:
         self._shapes: dict[object, Shape] = {}
         self._shape_of: dict[str, tuple[Job, Shape]] = {}
         self._mix: dict[tuple[int, int], int] = {}
+        self.rivals = Rivals(self.table)
         self.losses = LossTable(self.table, self.settings)
         self.placer = Placer(self.table, self.losses, self.settings)
         for running in sorted(snapshot.running, key=lambda one: one.job.name):
@@ -101,7 +103,8 @@ class State:
         for need in job.data:
             self.warm.size(need.dataset)
         for pod_set in job.pod_sets:
-            for level in (pod_set.topology.required, pod_set.topology.preferred, pod_set.topology.slice_level):
+            topology = pod_set.topology
+            for level in (topology.required, topology.preferred, topology.slice_level, topology.apart):
                 if level is not None:
                     self.table.depth(level)
         self.waiting[job.name] = job
@@ -190,6 +193,17 @@ class State:
         """A running job has saved its work."""
         live = self.running[name]
         live.running = replace(live.running, checkpointed=time)
+
+    def set_usage(self, queue: str, usage: float) -> None:
+        """The historic use of a queue (inner or leaf) is another one: it decays, and what runs adds to it.
+
+        Raises:
+            ValueError: there is no such queue.
+        """
+        node = self.quota.nodes.get(queue)
+        if node is None:
+            raise ValueError(f"no queue is named {queue!r}; there are {', '.join(sorted(self.quota.nodes)) or 'none'}")
+        node.queue = replace(node.queue, usage=usage)
 
     def shrunk(self, name: str) -> None:
         """The pods that had to leave a running job are gone."""

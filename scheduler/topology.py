@@ -25,6 +25,33 @@ class NoRoom:
     reason: str
     lacking: int = 1
     """Nodes must get room for at least so many pods more before it can fit."""
+    lasting: bool = True
+    """It holds for as long as no node gets more room. Else it hangs on which nodes or cards others were given."""
+
+
+@dataclass(frozen=True)
+class Apart:
+    """How many more pods of one set each domain of a level may get."""
+
+    table: NodeTable
+    depth: int
+    left: Ints
+    """By domain."""
+
+    def at(self, depth: int) -> Ints:
+        """The same for each domain at a depth that is no less than its own."""
+        found = np.zeros(len(self.table.domain_names[depth]), dtype=np.int64)
+        found[self.table.domain_of[depth]] = self.left[self.table.domain_of[self.depth]]
+        return found
+
+    def summed(self, room: Ints, depth: int) -> Ints:
+        """Pods that each domain at a depth takes, of so much room on each node."""
+        table, below = self.table, max(depth, self.depth)
+        count = len(table.domain_names[below])
+        pods = np.minimum(np.bincount(table.domain_of[below], room, count).astype(np.int64), self.at(below))
+        for above in range(below - 1, depth - 1, -1):
+            pods = np.bincount(table.parents[above], pods, len(table.domain_names[above])).astype(np.int64)
+        return pods
 
 
 def best_fit(room: Ints, loss: Floats, need: int, slack: float) -> list[tuple[int, int]]:
@@ -89,14 +116,23 @@ class Gathering:
     """The search for one pod set on the nodes that were left by filters."""
 
     def __init__(
-        self, table: NodeTable, room: Ints, loss: Floats, request: TopologyRequest, slack: float, order: str = "binpack"
+        self,
+        table: NodeTable,
+        room: Ints,
+        loss: Floats,
+        request: TopologyRequest,
+        slack: float,
+        order: str = "binpack",
+        apart: Apart | None = None,
     ) -> None:
         """Args:
         room: pods that fit on each node, 0 on those that are not allowed.
         loss: of one pod on each node.
         slack: GPU-seconds of one pod for a domain that it leaves empty but for itself.
         order: as `PodSet.placement`.
+        apart: what each domain may get at most.
         """
+        self._apart = apart
         self._table = table
         self._order = order
         self._slack = slack
@@ -119,12 +155,17 @@ class Gathering:
             pods[depth] = np.bincount(table.domain_of[depth], room, count).astype(np.int64)
             weighed = np.bincount(table.domain_of[depth], room * np.where(room > 0, loss, 0.0), count)
             losses[depth] = weighed / np.maximum(pods[depth], 1)
+        apart = self._apart
+        if apart is not None:
+            pods = [apart.summed(room, depth) for depth in range(depths)]
         if self._slice > 1:
             slices = pods[self._slice_depth] // self._slice
             pods[self._slice_depth] = slices
             for depth in range(self._slice_depth - 1, -1, -1):
                 parents, count = table.parents[depth], len(table.domain_names[depth])
                 pods[depth] = np.bincount(parents, pods[depth + 1], count).astype(np.int64)
+                if apart is not None and depth >= apart.depth:
+                    np.minimum(pods[depth], apart.at(depth) // self._slice, out=pods[depth])
         self._room, self._loss = pods, losses
 
     def place(self, count: int, request: TopologyRequest) -> list[tuple[int, int]] | NoRoom:
@@ -134,36 +175,39 @@ class Gathering:
         need = count // self._slice
         if request.required is not None:
             depth = self._table.depth(request.required)
-            found = self._single(depth, need)
+            found = self._single(depth, count)
             if found is None:
                 return self._refused(request.required, depth, count)
-            return self._down(depth, [(found, need)])
+            return self._down(depth, [(found, self._grains(depth, count))])
         if request.preferred is not None:
             for depth in range(self._table.depth(request.preferred), -1, -1):
-                found = self._single(depth, need)
+                found = self._single(depth, count)
                 if found is not None:
-                    return self._down(depth, [(found, need)])
+                    return self._down(depth, [(found, self._grains(depth, count))])
         pieces = self._split(0, np.arange(len(self._room[0])), need)
         if not pieces:
             return NoRoom("gang", f"room for {self._most(0)} of {count} pods")
         return self._down(0, pieces)
 
+    def _grains(self, depth: int, count: int) -> int:
+        """So many pods in what room is counted in at a depth: slices, or pods below the level of slices."""
+        return count // self._slice if depth <= self._slice_depth else count
+
     def _most(self, depth: int) -> int:
         return int(self._room[depth].sum()) * (self._slice if depth <= self._slice_depth else 1)
 
     def _refused(self, level: str, depth: int, count: int) -> NoRoom:
-        largest = int(self._room[depth].max(initial=0)) * self._slice
+        largest = int(self._room[depth].max(initial=0)) * (self._slice if depth <= self._slice_depth else 1)
         if self._most(depth) < count:
             return NoRoom("gang", f"room for {self._most(depth)} of {count} pods")
         return NoRoom("topology", f"the {level} with most room takes {largest} of {count} pods")
 
-    def _single(self, depth: int, need: int) -> int | None:
-        room = self._room[depth]
+    def _single(self, depth: int, count: int) -> int | None:
+        room, need = self._room[depth], self._grains(depth, count)
         enough = np.flatnonzero(room >= need)
         if not len(enough):
             return None
-        pods = need * self._slice
-        return _cheapest(enough, room, self._loss[depth] * pods, need, self._slack * pods)
+        return _cheapest(enough, room, self._loss[depth] * count, need, self._slack * count)
 
     def _split(self, depth: int, among: Ints, need: int) -> list[tuple[int, int]]:
         room, loss = self._room[depth][among], self._loss[depth][among]

@@ -1,7 +1,7 @@
 """Whose turn it is: a tournament down the tree of queues, and lanes within a queue.
 
 A lane is what must be served in order. With `best-effort` each class of equal requests is a lane of its own, with
-`fifo` all that ask for one kind of card, with `strict` and `block` the whole queue.
+`fifo` all that compete for nodes, with `strict` and `block` the whole queue.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from forebay.scheduler.fair_share import dominant_share, rescaled
 from forebay.scheduler.pending import JobClass, PendingQueue, Rank
 from forebay.scheduler.quota import QuotaNode, QuotaTree, Vector
+from forebay.scheduler.rivals import Rivals
 from forebay.scheduler.settings import Settings
 
 
@@ -39,7 +40,7 @@ class Lane:
         return best
 
 
-Key = tuple[bool, int, float, Rank]
+Key = tuple[int, int, float, Rank]
 
 
 @dataclass(eq=False)
@@ -55,8 +56,9 @@ class Turn:
 class Turns:
     """The order of one pass.
 
-    Among siblings: who stays within its min with its next job goes first, then the higher priority, then the smaller
-    share, then the job that waits longer. What one admission changes is looked at again, and nothing else.
+    Among siblings: who borrows from least far up with its next job goes first (not at all, from its parent, from
+    farther up: Kueue's borrowing level), then the higher priority, then the smaller share, then the job that waits
+    longer. What one admission changes is looked at again, and nothing else.
     """
 
     quota: QuotaTree
@@ -121,7 +123,7 @@ class Turns:
 
     def _key(self, node: QuotaNode, turn: Turn) -> Key:
         least = turn.job_class.shape.least
-        return (not node.within_min(least), -node.queue.priority, self._share(node, least), turn.rank)
+        return (_level(node, least), -node.queue.priority, self._share(node, least), turn.rank)
 
     def _share(self, node: QuotaNode, more: Vector) -> float:
         kind = self.settings.fairness
@@ -152,7 +154,9 @@ class Turns:
         return found
 
 
-def lanes_of(queue: PendingQueue, open_classes: list[JobClass], refused: Callable[[JobClass], bool]) -> list[Lane]:
+def lanes_of(
+    queue: PendingQueue, open_classes: list[JobClass], refused: Callable[[JobClass], bool], rivals: Rivals
+) -> list[Lane]:
     """The lanes of a queue at the start of a pass.
 
     Args:
@@ -162,7 +166,15 @@ def lanes_of(queue: PendingQueue, open_classes: list[JobClass], refused: Callabl
     policy = queue.node.queue.policy
     if policy == "best-effort":
         return [Lane(queue, [one]) for one in open_classes if not refused(one)]
-    kinds: dict[object, list[JobClass]] = {}
-    for one in queue.classes():
-        kinds.setdefault(one.shape.kind if policy == "fifo" else None, []).append(one)
-    return [Lane(queue, classes) for classes in kinds.values()]
+    classes = queue.classes()
+    return [Lane(queue, part) for part in (rivals.parted(classes) if policy == "fifo" else [classes])]
+
+
+def _level(node: QuotaNode, more: Vector) -> int:
+    """How many levels up borrowing goes with `more`; what not even the root covers counts as borrowed from it."""
+    level = 0
+    while not node.within_min(more):
+        if node.parent is None:
+            return max(level, 1)
+        node, level = node.parent, level + 1
+    return level

@@ -115,6 +115,12 @@ class Life:
         datasets = tuple(replace(one, warm=warm) if one.name == dataset else one for one in self.snapshot.datasets)
         self.snapshot = replace(self.snapshot, datasets=datasets)
 
+    def use(self, queue: str, usage: float) -> None:
+        """Of a queue, as history has it."""
+        self.state.set_usage(queue, usage)
+        queues = tuple(replace(one, usage=usage) if one.name == queue else one for one in self.snapshot.queues)
+        self.snapshot = replace(self.snapshot, queues=queues)
+
     def cordon(self, name: str, ready: bool) -> None:
         self.state.table.set_ready(self.state.table.index[name], ready)
         nodes = tuple(replace(node, ready=ready) if node.name == name else node for node in self.snapshot.nodes)
@@ -146,6 +152,8 @@ class Life:
         if rng.random() < 0.4:
             node = rng.choice([node.name for node in self.snapshot.nodes])
             self.load(rng.choice(["d1", "d2"]), {node: rng.randrange(1000)})
+        if rng.random() < 0.2:
+            self.use(rng.choice(self.snapshot.queues).name, float(rng.randrange(10)))
         if rng.random() < 0.2:
             node = rng.choice(self.snapshot.nodes)
             self.cordon(node.name, not node.ready)

@@ -9,7 +9,7 @@ import pytest
 from lives import Life
 
 from forebay.scheduler.decide import advance, decide
-from forebay.scheduler.jobs import DataNeed, GpuRequest, Job, PodSet, TopologyRequest, counts_of
+from forebay.scheduler.jobs import DataNeed, GpuRequest, Job, Match, PodSet, TopologyRequest, counts_of
 from forebay.scheduler.model import Dataset, Gpu, Node, Queue, Reservation, ResourcePolicy, Snapshot, Store, Unit
 from forebay.scheduler.settings import Settings
 
@@ -29,10 +29,12 @@ def any_job(rng: random.Random, number: int) -> Job:
         count = rng.choice([1, 1, 1, 2, 3, 6])
         least = rng.choice([None, None, 1])
         topology = rng.choice(
-            [TopologyRequest(), TopologyRequest(), TopologyRequest("rack"), TopologyRequest(None, "rack")]
+            [TopologyRequest(), TopologyRequest("rack"), TopologyRequest(None, "rack"), TopologyRequest(apart="host")]
         )
         order = rng.choice([None, None, "spread", "balanced"])
-        return PodSet(name, count, least, {"cpu": rng.randrange(4)}, gpus, topology=topology, placement=order)
+        cpu = {"cpu": rng.randrange(4)}
+        affinity = rng.choice([(), (), (), ((Match("kind", "NotIn", ("spot",)),),)])
+        return PodSet(name, count, least, cpu, gpus, affinity=affinity, topology=topology, placement=order)
 
     group = rng.choice([None, None, None, "g1", "g2"])
     need = DataNeed(rng.choice(["d1", "d2"]), 0.5, rng.choice(["require", "prefer"]), 300.0, 10)
@@ -42,7 +44,7 @@ def any_job(rng: random.Random, number: int) -> Job:
         tuple(pods(name) for name in rng.choice([("main",), ("main",), ("leader", "worker")])),
         priority=rng.randrange(3),
         submitted=float(rng.randrange(20)),
-        labels=rng.choice([{}, {}, {"team": "x"}, {"policy": "p"}]),
+        labels=rng.choice([{}, {"team": "x"}, {"policy": "p"}, {"team": "x", "policy": "p"}]),
         data=rng.choice([(), (), (need,)]),
         group=group,
         group_size=2 if group else 0,
@@ -118,8 +120,13 @@ def check(snapshot: Snapshot) -> None:
             assert count <= pod_set.count
             assert count >= pod_set.least or one.short_since is not None
             used = [placed for placed in one.pods if placed.pod_set == pod_set.name]
+            assert not pod_set.affinity or all(nodes[placed.node].labels["kind"] == "demand" for placed in used)
             if pod_set.topology.required:
                 assert len({nodes[placed.node].topology for placed in used}) <= 1
+            if pod_set.topology.apart:
+                assert (
+                    max(Counter(placed.node for placed in used for _ in range(placed.count)).values(), default=0) <= 1
+                )
             for placed in used:
                 cpu[placed.node] += pod_set.requests["cpu"] * placed.count
                 assert len(placed.cards) == (placed.count if pod_set.gpus else 0)
