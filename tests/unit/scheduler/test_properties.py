@@ -238,42 +238,6 @@ NEWCOMERS = st.lists(st.integers(50, 59), min_size=1, max_size=3, unique=True).f
 
 @FEW
 @given(snapshots(), NEWCOMERS)
-def test_victims_are_few_and_enough(snapshot: Snapshot, newcomers: tuple[Job, ...]) -> None:
-    """With all victims of a job gone it fits, and with all but one of them it does not."""
-    full, decisions = with_victims(snapshot, [newcomers[0]])
-    victims = [one for one in decisions.evictions if one.for_job == newcomers[0].name]
-    if not victims or decisions.shrinks:
-        return
-    quiet = Settings(preemption=False)
-    for spared in (None, *victims):
-        left = {one.job for one in victims} - {spared.job if spared else ""}
-        running = tuple(one for one in full.running if one.job.name not in left)
-        found = decide(replace(full, running=running), quiet)
-        assert bool(found.admissions) == (spared is None)
-
-
-@FEW
-@given(snapshots(), NEWCOMERS)
-def test_no_lender_is_taken_from(snapshot: Snapshot, newcomers: tuple[Job, ...]) -> None:
-    """Whoever loses a job to another queue was above its min; whoever is not preemptible stays."""
-    full, decisions = with_victims(snapshot, list(newcomers))
-    running = {one.job.name: one for one in full.running}
-    queue_of = {job.name: job.queue for job in (*newcomers, *(one.job for one in full.running))}
-    state = State(full)
-    for one in decisions.evictions:
-        victim = running[one.job].job
-        assert victim.preemptible
-        if queue_of[one.for_job] != victim.queue:
-            leaf = state.quota.leaf(victim.queue)
-            place = state.quota.resources.index("gpu")
-            assert leaf.used[place] > leaf.quota[place]
-        else:
-            newcomer = next(job for job in newcomers if job.name == one.for_job)
-            assert victim.priority < newcomer.priority
-
-
-@FEW
-@given(snapshots(), NEWCOMERS)
 def test_jobs_do_not_evict_each_other_in_turn(snapshot: Snapshot, newcomers: tuple[Job, ...]) -> None:
     """A job that took the place of others does not lose it to them; nor does anything go on for ever."""
     now, decisions = with_victims(snapshot, [newcomers[0]])
