@@ -13,8 +13,12 @@ from forebay.scheduler.settings import Settings
 SETTINGS = [Settings(fairness=fairness, growth=False) for fairness in ("drf", "hdrf", "borrowed", "usage", "none")]  # type: ignore[arg-type]
 
 
-def queues(rng: random.Random, total: int) -> tuple[Queue, ...]:
-    """Two beside each other and one above: the newcomers' `a` has a large min, the others small ones."""
+def queues(rng: random.Random, total: int, part: int) -> tuple[Queue, ...]:
+    """Two beside each other and one above: `a`, of which most newcomers are, has a large min.
+
+    Args:
+        part: the others have at most a part of so many of the total.
+    """
 
     def leaf(name: str, parent: str, least: int) -> Queue:
         return Queue(
@@ -22,11 +26,11 @@ def queues(rng: random.Random, total: int) -> tuple[Queue, ...]:
             preempt=rng.choice(["lower", "later"]), reclaim=rng.choice(["any", "any", "any", "lower-priority"]),
         )  # fmt: skip
 
-    small = total // 8 // 1000 * 1000
+    small = total // part // 1000 * 1000
     return (
         Queue("root", min={"gpu": total}),
         Queue("left", "root"),
-        leaf("a", "left", rng.randrange(total // 4, total * 3 // 4, 1000)),
+        leaf("a", "left", rng.randrange(total // 4, total - 2 * small, 1000)),
         leaf("b", "left", rng.randrange(0, small + 1, 1000)),
         leaf("c", "root", rng.randrange(0, small + 1, 1000)),
     )
@@ -85,6 +89,6 @@ def full(seed: int, single: bool = False, newcomers: int = 1, elastic: bool = Tr
     waiting = tuple(
         newcomer(rng, f"new{place}", "a" if place == 0 else rng.choice("abc")) for place in range(newcomers)
     )
-    tree = queues(rng, 4000 * len(nodes))
+    tree = queues(rng, 4000 * len(nodes), 3 if single else 8)
     snapshot = Snapshot(100.0, ("rack",), nodes, tree, waiting, tuple(fill(rng, nodes, single, elastic)))
     return snapshot, SETTINGS[seed % len(SETTINGS)]

@@ -15,7 +15,6 @@ from forebay.scheduler.fair_share import Claim, water_fill
 from forebay.scheduler.jobs import DataNeed, GpuRequest, Job, PodSet, TopologyRequest, joined, without
 from forebay.scheduler.model import Dataset, Gpu, Node, Queue, RunningJob, Snapshot, Store
 from forebay.scheduler.quota import QuotaTree
-from forebay.scheduler.settings import Settings
 from forebay.scheduler.state import State
 
 FEW = settings(max_examples=max(8, settings.default.max_examples // 8) if settings.default else 8)
