@@ -8,6 +8,7 @@ from typing import Any
 from clusters import evicted
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quota_rules import Rules, cards_of
 
 from forebay.scheduler.decide import advance, decide
 from forebay.scheduler.decisions import Decisions
@@ -104,7 +105,10 @@ def snapshots(draw: Any) -> Snapshot:
             Queue(
                 name,
                 "root",
-                min={"gpu": draw(st.integers(0, total // 3))},
+                min={"gpu": (least := draw(st.integers(0, total // 3)))},
+                max=draw(st.sampled_from([{}, {}, {"gpu": least + 3000}])),
+                lending_limit=draw(st.sampled_from([{}, {}, {"gpu": least // 2}])),
+                borrowing_limit=draw(st.sampled_from([{}, {}, {"gpu": 2000}])),
                 weight=draw(st.sampled_from([1.0, 2.0])),
                 policy=draw(policies),
             )
@@ -166,10 +170,7 @@ def check(snapshot: Snapshot) -> None:
     assert all(used <= 8 for used in cpu.values())
     assert all(used <= 1000 for used in milli.values())
     assert all(used <= 8000 for used in memory.values())
-    used = Counter()
-    for (_, _), amount in milli.items():
-        used["gpu"] += amount
-    assert used["gpu"] <= snapshot.queues[0].min["gpu"]
+    Rules(snapshot.queues, "gpu").check(cards_of(snapshot))
 
 
 @FEW
