@@ -5,6 +5,8 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import pytest
 from clusters import evicted
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from quota_rules import Rules, cards_of
 from forebay.scheduler.decide import advance, decide
 from forebay.scheduler.decisions import Decisions
 from forebay.scheduler.fair_share import Claim, water_fill
+from forebay.scheduler.gpu_sharing import Mix
 from forebay.scheduler.jobs import DataNeed, GpuRequest, Job, PodSet, TopologyRequest, joined, without
 from forebay.scheduler.model import Dataset, Gpu, Node, Queue, RunningJob, Snapshot, Store
 from forebay.scheduler.quota import QuotaTree
@@ -57,6 +60,42 @@ def test_shares_are_monotone_in_weight(claims: list[Claim], capacity: int, place
     before = water_fill(capacity, claims)[place]
     claims[place] = replace(claims[place], weight=claims[place].weight * factor)
     assert water_fill(capacity, claims)[place] >= before
+
+
+CLASSES = st.dictionaries(
+    st.one_of(
+        st.tuples(st.just(1), st.sampled_from([100, 250, 300, 500])),
+        st.tuples(st.integers(1, 4), st.just(1000)),
+    ),
+    st.integers(1, 9).map(float),
+    min_size=1,
+)
+FREE_PARTS = st.lists(st.sampled_from([0, 100, 250, 400, 500, 700, 900, 1000, 1000]), min_size=4, max_size=4)
+
+
+@given(CLASSES, FREE_PARTS, st.sampled_from([100, 250, 500, 999]))
+def test_what_a_share_makes_unusable_is_the_difference_of_fragments(
+    classes: dict[tuple[int, int], float], free: list[int], milli: int
+) -> None:
+    mix = Mix.of(classes, 4)
+    change = mix.after_share(np.array([free], dtype=np.int32), np.array([free.count(1000)]), milli)
+    for card, amount in enumerate(free):
+        if amount >= milli:
+            after = [*free[:card], amount - milli, *free[card + 1 :]]
+            assert change[0, card] == pytest.approx(mix.fragments(after) - mix.fragments(free), abs=1e-6)
+
+
+@given(CLASSES, FREE_PARTS, st.integers(1, 4))
+def test_what_whole_cards_make_unusable_is_the_difference_of_fragments(
+    classes: dict[tuple[int, int], float], free: list[int], cards: int
+) -> None:
+    idle = [card for card, amount in enumerate(free) if amount == 1000]
+    if len(idle) < cards:
+        return
+    mix = Mix.of(classes, 4)
+    after = [0 if card in idle[:cards] else amount for card, amount in enumerate(free)]
+    (change,) = mix.after_whole(np.array([len(idle)]), cards)
+    assert change == pytest.approx(mix.fragments(after) - mix.fragments(free), abs=1e-6)
 
 
 @st.composite
