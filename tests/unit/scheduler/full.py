@@ -10,7 +10,7 @@ from forebay.scheduler.jobs import GpuRequest, Job, TopologyRequest
 from forebay.scheduler.model import Node, Queue, RunningJob, Snapshot
 from forebay.scheduler.settings import Settings
 
-SETTINGS = [Settings(fairness=fairness, growth=False) for fairness in ("drf", "hdrf", "borrowed", "usage", "none")]  # type: ignore[arg-type]
+SETTINGS = [Settings(fairness=fairness, growth=False) for fairness in ("drf", "hdrf", "borrowed", "usage", "none")]
 
 
 def queues(rng: random.Random, total: int, part: int) -> tuple[Queue, ...]:

@@ -2,8 +2,8 @@
 
 What is not here is the adapter's: LimitRanges, transitions of PodGroup phases, pods of a replaced node that come late.
 Left out on purpose: KAI's consolidation (docs/decisions/0041), and its weights by past use: with `fairness="usage"`
-past use orders queues, but is no part of what is fair. A node that is replaced is no case of its own: the pods that a gang
-has lost are placed anew (test_growth.py), by the same rules whoever owns it.
+past use orders queues, but is no part of what is fair. A node that is replaced is no case of its own: the pods that
+a gang has lost are placed anew (test_growth.py), by the same rules whoever owns it.
 """
 
 from dataclasses import replace

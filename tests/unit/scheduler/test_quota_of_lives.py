@@ -16,7 +16,7 @@ from forebay.scheduler.model import Node, Queue, Snapshot
 from forebay.scheduler.quota import FREE, QuotaTree
 from forebay.scheduler.settings import Settings
 
-FAIRNESS = [Settings(fairness=kind) for kind in ("drf", "hdrf", "borrowed", "usage", "none")]  # type: ignore[arg-type]
+FAIRNESS = [Settings(fairness=kind) for kind in ("drf", "hdrf", "borrowed", "usage", "none")]
 
 
 def tree(rng: random.Random, limits: bool = True) -> tuple[Queue, ...]:

@@ -192,8 +192,8 @@ def test_whoever_is_taken_from_by_another_queue_is_above_its_min_until_its_last_
         found = decide(snapshot, settings)
         assert not found.admissions
         taken = Taken(snapshot, found)
-        for job in taken.waiting:
-            pieces, mine = taken.pieces(job.name), taken.path(job.queue)
+        for wanted in taken.waiting:
+            pieces, mine = taken.pieces(wanted.name), taken.path(wanted.queue)
             lost: dict[str, list[int]] = {}
             for queue, amount, _ in pieces:
                 for name in taken.path(queue):
@@ -206,9 +206,9 @@ def test_whoever_is_taken_from_by_another_queue_is_above_its_min_until_its_last_
             for queue, amount, _ in pieces:
                 taken.change(queue, -amount)
             if pieces:
-                gpus = job.pod_sets[0].gpus
+                gpus = wanted.pod_sets[0].gpus
                 assert gpus is not None
-                taken.change(job.queue, CARD * gpus.cards * job.pod_sets[0].least)
+                taken.change(wanted.queue, CARD * gpus.cards * wanted.pod_sets[0].least)
     assert count >= 100
 
 
@@ -218,11 +218,11 @@ def test_no_lender_falls_below_its_min() -> None:
     for seed in range(100):
         snapshot, settings = full(seed, single=True)
         taken = Taken(snapshot, decide(snapshot, settings))
-        (job,) = taken.waiting
-        for queue, amount, _ in taken.pieces(job.name):
+        (wanted,) = taken.waiting
+        for queue, amount, _ in taken.pieces(wanted.name):
             taken.change(queue, -amount)
-        others = [name for queue, _, _ in taken.pieces(job.name) for name in taken.path(queue)]
-        others = [name for name in others if name not in taken.path(job.queue)]
+        others = [name for queue, _, _ in taken.pieces(wanted.name) for name in taken.path(queue)]
+        others = [name for name in others if name not in taken.path(wanted.queue)]
         assert all(taken.used[name] >= taken.least[name] for name in others), f"seed {seed}"
         count += bool(others)
     assert count >= 45
@@ -240,14 +240,14 @@ def test_who_may_be_a_victim() -> None:
         victims: list[tuple[Eviction | Shrink, bool]] = [(one, True) for one in found.evictions]
         victims += [(one, False) for one in found.shrinks]
         for one, whole in victims:
-            victim, job = jobs[one.job], jobs[one.for_job]
+            victim, wanted = jobs[one.job], jobs[one.for_job]
             assert victim.preemptible
-            if victim.queue == job.queue:
+            if victim.queue == wanted.queue:
                 own += 1
-                assert victim.priority < job.priority + (not whole)
+                assert victim.priority < wanted.priority + (not whole)
             else:
                 other += 1
-                assert queues[job.queue].reclaim == "any" or victim.priority < job.priority
+                assert queues[wanted.queue].reclaim == "any" or victim.priority < wanted.priority
     assert own >= 20
     assert other >= 200
 
