@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 
 import pytest
-from clusters import job, node, on, outcome
+from clusters import cohort, decided, job, node, on, outcome, run
 from full import full, newcomer
 from lives import Life
 from test_lives import SETTINGS, any_cluster, any_job
@@ -116,6 +116,15 @@ def test_nobody_goes_for_cards_that_are_reserved_for_others() -> None:
     queues = [Queue("root", min={"gpu": 4000}), Queue("a", "root", min={"gpu": 4000}), Queue("b", "root")]
     found = outcome([node("n", 4)], queues, [job("j", "a", gpus=4)], [owner], reservations=(reserved,))
     assert not found.evictions
+
+
+@pytest.mark.xfail(strict=True, reason="turns are by the share before admission, claims by the share after it")
+def test_nobody_is_admitted_and_evicted_in_one_pass() -> None:
+    """a1 takes all that is left, and then b1, whose share would be smaller, evicts it."""
+    running = [replace(run("a0", "a", 4), evicted_for="a1")]
+    waiting = [job("a1", "a", cpu=8, priority=1), job("b1", "b", cpu=6)]
+    found = decided(cohort(("a", 4), ("b", 4), ("c", 4)), waiting, running)
+    assert not {one.job for one in found.admissions} & {one.job for one in found.evictions}
 
 
 @pytest.mark.soak
