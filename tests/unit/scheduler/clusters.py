@@ -1,6 +1,7 @@
 """Small clusters for tests of the scheduler."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from forebay.scheduler.decide import decide
@@ -102,6 +103,20 @@ def stage(decisions: Decisions, name: str) -> str:
     """Of a job that waits."""
     (wait,) = (one for one in decisions.waits if one.job == name)
     return wait.stage
+
+
+def divided(total: int, queues: Sequence[Queue], asked: Sequence[int], fairness: str) -> list[int]:
+    """How many jobs of one `x` of each queue start, of so many that wait, where there are `total`."""
+    root = Queue("root", min={"x": total})
+    waiting = [
+        job(f"{queue.name}{place}", queue.name, requests={"x": 1})
+        for queue, count in zip(queues, asked, strict=True)
+        for place in range(count)
+    ]
+    settings = Settings(fairness=fairness, preemption=False)  # type: ignore[arg-type]
+    tree = [root, *(replace(queue, parent="root") for queue in queues)]
+    started = {*admitted(outcome([Node("n", {"x": 10 * total})], tree, waiting, settings=settings))}
+    return [sum(one.queue == queue.name for one in waiting if one.name in started) for queue in queues]
 
 
 LARGE = node("n", cpu=1000)

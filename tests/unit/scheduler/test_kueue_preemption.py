@@ -171,11 +171,14 @@ class TestFairSharing:
         assert not evicted(decided(queues, [job("j", "right0", cpu=6)], running, self.KUEUE))
 
     def test_candidates_skipped_by_the_first_strategy_are_still_available_to_the_second(self) -> None:
-        """b1 is too large for the first rule, and b2 alone is not enough: both go by the second one, or b1 alone."""
-        queues = [Queue("cohort", min={"cpu": 10_000}), *(Queue(name, "cohort") for name in "abc")]
-        running = [run("b1", "b", 6), run("c1", "c", 4)]
-        found = decided(queues, [job("j", "a", cpu=5)], running, self.KUEUE)
-        assert evicted(found) == {"b1"}
+        """j asks for 8. b1 goes by the first rule, as b keeps 8; c1, after which c would keep 2, by the second one, as
+        c has 9 now. Neither is enough alone."""
+        queues = [Queue("cohort", min={"cpu": 19_000}), *(Queue(name, "cohort") for name in "abc")]
+        running = [run("b1", "b", 2), run("c1", "c", 7)]
+        running += [run("b2", "b", 8, preemptible=False), run("c2", "c", 2, preemptible=False)]
+        found = decided(queues, [job("j", "a", cpu=8)], running, self.KUEUE)
+        assert {(one.job, one.reason) for one in found.evictions} == {("b1", "fair-share"), ("c1", "fair-share")}
+        assert not evicted(decided(queues, [job("j", "a", cpu=9)], running, self.KUEUE)), "b would keep less than a has"
 
 
 @pytest.mark.parametrize("reclaim", ["any", "lower-priority", "never"])

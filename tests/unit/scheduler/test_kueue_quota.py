@@ -70,13 +70,25 @@ class TestScheduler:
         assert admitted(decided(queues, waiting)) == ["b1"]
 
     def test_preemption_while_borrowing_should_not_block_a_borrowing_workload_in_another_queue(self) -> None:
-        queues = cohort(("a", 4), ("b", 4), ("c", 4))
-        running = [run("a0", "a", 4)]
-        waiting = [job("a1", "a", cpu=10, priority=1), job("b1", "b", cpu=6)]
-        assert admitted(decided(queues, waiting, running)) == ["b1"]
+        """a1 waits for a0, which leaves for it; what both queues borrow then is there: b1 need not wait too."""
+        queues = cohort(("a", 4), ("b", 4), ("c", 8))
+        running = [replace(run("a0", "a", 11), evicted_for="a1")]
+        waiting = [job("a1", "a", cpu=6, priority=1), job("b1", "b", cpu=5)]
+        found = decided(queues, waiting, running)
+        assert (admitted(found), evicted(found)) == (["b1"], set())
+        assert stage(found, "a1") == "gang"
 
     def test_multiple_preemptions_skip_preemption_when_shared_limited_resource(self) -> None:
-        """Two jobs do not count on the room of the same victim."""
+        """All that there is can serve one of the two: the other one evicts nobody, nor when the victim is gone."""
+        queues = [Queue("cohort", min={"cpu": 2000}), Queue("a", "cohort"), Queue("b", "cohort")]
+        queues.append(Queue("c", "cohort", weight=0.0))
+        waiting = [job("a1", "a", cpu=2), job("b1", "b", cpu=2)]
+        found = decided(queues, waiting, [run("c0", "c", 2)])
+        assert [(one.job, one.for_job) for one in found.evictions] == [("c0", "a1")]
+        later = decided(queues, waiting, [], holds=found.holds)
+        assert (admitted(later), evicted(later)) == (["a1"], set())
+
+    def test_two_jobs_do_not_count_on_the_room_of_one_victim(self) -> None:
         queues = cohort(("a", 4), ("b", 4), ("c", 4))
         running = [run("c0", "c", 4), run("c1", "c", 4), run("c2", "c", 4)]
         found = decided(queues, [job("a1", "a", cpu=4), job("b1", "b", cpu=4)], running)
@@ -84,7 +96,7 @@ class TestScheduler:
         assert {eviction.for_job for eviction in found.evictions} == {"a1", "b1"}
 
     def test_zero_quantity_requests(self) -> None:
-        assert admitted(decided([Queue("q", min={"cpu": 0})], [job("j")])) == ["j"]
+        assert admitted(decided([Queue("q", min={"cpu": 0})], [job("j", requests={"cpu": 0})])) == ["j"]
 
     def test_missing_resource(self) -> None:
         found = decided([Queue("q")], [job("j", requests={"tpu": 1})])
@@ -167,7 +179,7 @@ class TestPreemption:
         assert evicted(decided(queues, [job("j", "a", cpu=3, priority=1)], running)) == {"b1"}
         assert not evicted(decided(queues, [job("j", "a", cpu=3)], running))
 
-    def test_capacity_not_blocked_when_lending_queue_is_not_reclaimed_from(self) -> None:
+    def test_nothing_is_reclaimed_from_a_queue_that_is_not_reclaimable(self) -> None:
         queues = cohort(("a", 6), ("b", 6))
         queues[2] = replace(queues[2], reclaimable=False)
         assert not evicted(decided(queues, [job("j", "a", cpu=3)], [run("b1", "b", 12)]))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from lives import Life
+from quota_rules import Rules, cards_of
 
 from forebay.scheduler.decide import advance, decide
 from forebay.scheduler.jobs import DataNeed, GpuRequest, Job, Match, PodSet, TopologyRequest, counts_of
@@ -109,7 +110,8 @@ TOLD = ("admissions", "evictions", "shrinks", "growths", "releases", "given_up",
 
 
 def check(snapshot: Snapshot) -> None:
-    """No node or card has more than it can hold, no job more pods than it may, no domain is left that was required."""
+    """No node or card has more than it can hold, no job more pods than it may, no domain is left that was required, and
+    no queue has more than is legal."""
     nodes = {node.name: node for node in snapshot.nodes}
     cpu: Counter[str] = Counter()
     milli: Counter[tuple[str, int]] = Counter()
@@ -135,6 +137,7 @@ def check(snapshot: Snapshot) -> None:
     assert all(used <= 8 for used in cpu.values())
     assert all(used <= 1000 for used in milli.values())
     assert all(used <= 8000 for used in memory.values())
+    Rules(snapshot.queues, "gpu").check(cards_of(snapshot))
 
 
 def _count(

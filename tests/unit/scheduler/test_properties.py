@@ -5,17 +5,20 @@ from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import pytest
 from clusters import evicted
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quota_rules import Rules, cards_of
 
 from forebay.scheduler.decide import advance, decide
 from forebay.scheduler.decisions import Decisions
 from forebay.scheduler.fair_share import Claim, water_fill
+from forebay.scheduler.gpu_sharing import Mix
 from forebay.scheduler.jobs import DataNeed, GpuRequest, Job, PodSet, TopologyRequest, joined, without
 from forebay.scheduler.model import Dataset, Gpu, Node, Queue, RunningJob, Snapshot, Store
 from forebay.scheduler.quota import QuotaTree
-from forebay.scheduler.settings import Settings
 from forebay.scheduler.state import State
 
 FEW = settings(max_examples=max(8, settings.default.max_examples // 8) if settings.default else 8)
@@ -57,6 +60,42 @@ def test_shares_are_monotone_in_weight(claims: list[Claim], capacity: int, place
     before = water_fill(capacity, claims)[place]
     claims[place] = replace(claims[place], weight=claims[place].weight * factor)
     assert water_fill(capacity, claims)[place] >= before
+
+
+CLASSES = st.dictionaries(
+    st.one_of(
+        st.tuples(st.just(1), st.sampled_from([100, 250, 300, 500])),
+        st.tuples(st.integers(1, 4), st.just(1000)),
+    ),
+    st.integers(1, 9).map(float),
+    min_size=1,
+)
+FREE_PARTS = st.lists(st.sampled_from([0, 100, 250, 400, 500, 700, 900, 1000, 1000]), min_size=4, max_size=4)
+
+
+@given(CLASSES, FREE_PARTS, st.sampled_from([100, 250, 500, 999]))
+def test_what_a_share_makes_unusable_is_the_difference_of_fragments(
+    classes: dict[tuple[int, int], float], free: list[int], milli: int
+) -> None:
+    mix = Mix.of(classes, 4)
+    change = mix.after_share(np.array([free], dtype=np.int32), np.array([free.count(1000)]), milli)
+    for card, amount in enumerate(free):
+        if amount >= milli:
+            after = [*free[:card], amount - milli, *free[card + 1 :]]
+            assert change[0, card] == pytest.approx(mix.fragments(after) - mix.fragments(free), abs=1e-6)
+
+
+@given(CLASSES, FREE_PARTS, st.integers(1, 4))
+def test_what_whole_cards_make_unusable_is_the_difference_of_fragments(
+    classes: dict[tuple[int, int], float], free: list[int], cards: int
+) -> None:
+    idle = [card for card, amount in enumerate(free) if amount == 1000]
+    if len(idle) < cards:
+        return
+    mix = Mix.of(classes, 4)
+    after = [0 if card in idle[:cards] else amount for card, amount in enumerate(free)]
+    (change,) = mix.after_whole(np.array([len(idle)]), cards)
+    assert change == pytest.approx(mix.fragments(after) - mix.fragments(free), abs=1e-6)
 
 
 @st.composite
@@ -105,7 +144,10 @@ def snapshots(draw: Any) -> Snapshot:
             Queue(
                 name,
                 "root",
-                min={"gpu": draw(st.integers(0, total // 3))},
+                min={"gpu": (least := draw(st.integers(0, total // 3)))},
+                max=draw(st.sampled_from([{}, {}, {"gpu": least + 3000}])),
+                lending_limit=draw(st.sampled_from([{}, {}, {"gpu": least // 2}])),
+                borrowing_limit=draw(st.sampled_from([{}, {}, {"gpu": 2000}])),
                 weight=draw(st.sampled_from([1.0, 2.0])),
                 policy=draw(policies),
             )
@@ -167,10 +209,7 @@ def check(snapshot: Snapshot) -> None:
     assert all(used <= 8 for used in cpu.values())
     assert all(used <= 1000 for used in milli.values())
     assert all(used <= 8000 for used in memory.values())
-    used = Counter()
-    for (_, _), amount in milli.items():
-        used["gpu"] += amount
-    assert used["gpu"] <= snapshot.queues[0].min["gpu"]
+    Rules(snapshot.queues, "gpu").check(cards_of(snapshot))
 
 
 @FEW
@@ -234,42 +273,6 @@ def with_victims(snapshot: Snapshot, waiting: list[Job]) -> tuple[Snapshot, Deci
 NEWCOMERS = st.lists(st.integers(50, 59), min_size=1, max_size=3, unique=True).flatmap(
     lambda numbers: st.tuples(*(job_of(number, reads=False) for number in numbers))
 )
-
-
-@FEW
-@given(snapshots(), NEWCOMERS)
-def test_victims_are_few_and_enough(snapshot: Snapshot, newcomers: tuple[Job, ...]) -> None:
-    """With all victims of a job gone it fits, and with all but one of them it does not."""
-    full, decisions = with_victims(snapshot, [newcomers[0]])
-    victims = [one for one in decisions.evictions if one.for_job == newcomers[0].name]
-    if not victims or decisions.shrinks:
-        return
-    quiet = Settings(preemption=False)
-    for spared in (None, *victims):
-        left = {one.job for one in victims} - {spared.job if spared else ""}
-        running = tuple(one for one in full.running if one.job.name not in left)
-        found = decide(replace(full, running=running), quiet)
-        assert bool(found.admissions) == (spared is None)
-
-
-@FEW
-@given(snapshots(), NEWCOMERS)
-def test_no_lender_is_taken_from(snapshot: Snapshot, newcomers: tuple[Job, ...]) -> None:
-    """Whoever loses a job to another queue was above its min; whoever is not preemptible stays."""
-    full, decisions = with_victims(snapshot, list(newcomers))
-    running = {one.job.name: one for one in full.running}
-    queue_of = {job.name: job.queue for job in (*newcomers, *(one.job for one in full.running))}
-    state = State(full)
-    for one in decisions.evictions:
-        victim = running[one.job].job
-        assert victim.preemptible
-        if queue_of[one.for_job] != victim.queue:
-            leaf = state.quota.leaf(victim.queue)
-            place = state.quota.resources.index("gpu")
-            assert leaf.used[place] > leaf.quota[place]
-        else:
-            newcomer = next(job for job in newcomers if job.name == one.for_job)
-            assert victim.priority < newcomer.priority
 
 
 @FEW

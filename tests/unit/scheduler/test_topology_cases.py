@@ -4,7 +4,20 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from clusters import admitted, job, node, on, outcome, preferred, racks, required, stage, used_nodes, used_racks
+from clusters import (
+    admitted,
+    evicted,
+    job,
+    node,
+    on,
+    outcome,
+    preferred,
+    racks,
+    required,
+    stage,
+    used_nodes,
+    used_racks,
+)
 
 from forebay.scheduler.decisions import Decisions
 from forebay.scheduler.jobs import GpuRequest, Job, PodSet, Toleration, TopologyRequest
@@ -29,7 +42,9 @@ def test_rack_required_too_many_pods_to_fit_in_any_rack() -> None:
 def test_rack_preferred_but_only_multiple_blocks_can_accommodate() -> None:
     nodes = (*racks(2, 2, block="x"), *racks(2, 2, block="y"))
     found = placed(nodes, 6, preferred("rack"))
-    assert sum(used_nodes(found, "j").values()) == 6
+    by_block = [sum(count for name, count in used_nodes(found, "j").items() if name.startswith(one)) for one in "xy"]
+    assert by_block == [4, 2]
+    assert {name for name in used_nodes(found, "j") if name.startswith("y")} == {"y-r0-n0", "y-r0-n1"}, "one rack"
 
 
 def test_block_required_rack_is_free() -> None:
@@ -221,16 +236,29 @@ class TestScheduleAcrossNodes:
         running = [on(job(f"y{i}", "y", gpus=2), name, cards=[(0, 1)]) for i, name in enumerate("ab")]
         found = outcome(nodes, queues, [job("j", "x", count=2, gpus=1)], running)
         assert len(found.evictions) == 1, "two cards of one node are enough"
-        spread = job("j", "x", count=2, gpus=1, pods={"placement": "spread"})
-        assert len(outcome(nodes, queues, [spread], running).evictions) == 1
+        queues[1] = replace(queues[1], min={"gpu": 4000})
+        found = outcome(nodes, queues, [job("j", "x", count=2, gpus=2)], running)
+        assert evicted(found) == {"y0", "y1"}
+        assert found.holds[0].nodes == ("a", "b")
 
     def test_over_used_quota_cannot_preempt_others(self) -> None:
+        """Both are at their min."""
         queues = [Queue("root", min={"gpu": 4000}), *(Queue(name, "root", min={"gpu": 2000}) for name in "xy")]
         running = [
             on(job("x0", "x", gpus=2), "a", cards=[(0, 1)]),
             on(job("y0", "y", gpus=2), "a", cards=[(2, 3)]),
         ]
         assert not outcome([node("a", 4)], queues, [job("j", "x", gpus=1)], running).evictions
+
+    @pytest.mark.parametrize(("fair", "victims"), [(True, {"y0"}), (False, set())])
+    def test_over_used_quota_and_one_that_is_over_more(self, fair: bool, victims: set[str]) -> None:
+        """x would be over its min, and y is: the capacity plugin evicts nobody. Here the smaller share is a claim (two
+        cards against five), unless `fair_preemption` is off."""
+        queues = [Queue("root", min={"gpu": 6000}), *(Queue(name, "root", min={"gpu": 1000}) for name in "xy")]
+        running = [on(job("x0", "x", gpus=1), "a", cards=[(5,)])]
+        running += [on(job(f"y{i}", "y", gpus=1), "a", cards=[(i,)]) for i in range(5)]
+        settings = Settings(fair_preemption=fair)
+        assert evicted(outcome([node("a", 6)], queues, [job("j", "x", gpus=1)], running, settings)) == victims
 
     @pytest.mark.parametrize("order", [("p", "r"), ("r", "p")])
     def test_pod_group_that_cannot_be_scheduled_does_not_block_others(self, order: tuple[str, str]) -> None:

@@ -1,14 +1,33 @@
-"""The test vectors of the reference (scheduling.md, section 2.11), one test each."""
+"""The test vectors of the reference (scheduling.md, section 2.11), one test each.
+
+Three of them divide what is above the mins by weight. `water_fill` does so, and `explain` tells its result; who is
+admitted is decided job by job. By borrowed share that comes to the same. By dominant share, the default, it does not,
+on purpose: DRF levels all that a queue uses, its min included, so who has a large min gets less of what is left.
+"""
 
 import pytest
-from clusters import admitted, evicted, job, links, node, on, outcome, preferred, racks, required, stage, used_racks
+from clusters import (
+    admitted,
+    divided,
+    evicted,
+    job,
+    links,
+    node,
+    on,
+    outcome,
+    preferred,
+    racks,
+    required,
+    stage,
+    used_racks,
+)
 
 from forebay.scheduler.fair_share import Claim, borrowed_share, decay_factor, dominant_share, water_fill
 from forebay.scheduler.gang import backoff_s
 from forebay.scheduler.gpu_sets import GpuSets, mask_of
 from forebay.scheduler.gpu_sharing import Mix, share_card
 from forebay.scheduler.jobs import GpuRequest, TopologyRequest
-from forebay.scheduler.model import Queue
+from forebay.scheduler.model import Node, Queue
 from forebay.scheduler.quota import QuotaTree
 from forebay.scheduler.settings import Settings
 from forebay.scheduler.warmth import throughput
@@ -17,22 +36,59 @@ from forebay.scheduler.warmth import throughput
 def test_koordinator_water_fill() -> None:
     claims = [Claim(80, 40, weight=40), Claim(10, 30, weight=30), Claim(60, 20, weight=60)]
     assert water_fill(100, claims) == [52, 10, 38]
+    queues = [
+        Queue(name, min={"x": least}, weight=weight)
+        for name, least, weight in (("a", 40, 40.0), ("b", 30, 30.0), ("c", 20, 60.0))
+    ]
+    assert divided(100, queues, [80, 10, 60], "borrowed") == [52, 10, 38]
+    for fairness in ("drf", "hdrf"):
+        assert divided(100, queues, [80, 10, 60], fairness) == [40, 10, 50], "c, of weight 60, has less for it than a"
 
 
 def test_koordinator_water_fill_in_integers() -> None:
     claims = [Claim(45, 40), Claim(80, 30), Claim(80, 20)]
     assert water_fill(100, claims) == [44, 33, 23]
+    queues = [Queue(name, min={"x": least}) for name, least in (("a", 40), ("b", 30), ("c", 20))]
+    assert divided(100, queues, [45, 80, 80], "borrowed") == [44, 33, 23]
+    for fairness in ("drf", "hdrf"):
+        assert divided(100, queues, [45, 80, 80], fairness) == [40, 30, 30], "c has least until it has as much as b"
 
 
 def test_kai_surplus_by_weight() -> None:
-    """The last unit has equal remainders: the earlier queue gets it."""
+    """The last unit has equal remainders: KAI gives it to the older queue. Ours have no age: it goes to the first by
+    name, or by borrowed share to the one that would have the least with it (6/12/2, which KAI's rule allows too)."""
     claims = [Claim(15, 4, weight=1), Claim(15, 4, weight=3), Claim(2, 8)]
     assert water_fill(20, claims) == [7, 11, 2]
+    queues = [
+        Queue(name, min={"x": least}, weight=weight)
+        for name, least, weight in (("a", 4, 1.0), ("b", 4, 3.0), ("c", 8, 1.0))
+    ]
+    assert divided(20, queues, [15, 15, 2], "borrowed") == [6, 12, 2]
+    for fairness in ("drf", "hdrf"):
+        assert divided(20, queues, [15, 15, 2], fairness) == [5, 13, 2], "b has three times as much as a, mins included"
 
 
 def test_kueue_borrowed_share() -> None:
     shares = [borrowed_share([used], [10], [30], weight) for used, weight in ((16, 2.0), (13, 1.0), (0, 1.0))]
     assert shares == [100.0, 100.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "order"),
+    [((0, 1.0), (0, 2.0), "cab"), ((0, 2.0), (0, 1.0), "cba"), ((0, 1.0), (1, 2.0), "cba")],
+)
+def test_order_by_kueues_borrowed_share(a: tuple[int, float], b: tuple[int, float], order: str) -> None:
+    """c is first, then a and b by priority and time. As Kueue does, we rank by the share after admission: with one
+    more each, a and b have the 16 and 13 of the vector."""
+    queues = [Queue("cohort"), *(Queue(name, "cohort", min={"x": 10}, weight=1.0 + (name == "a")) for name in "abc")]
+    nodes = [Node("n", {"x": 100})]
+    running = [on(job(f"{name}0", name, requests={"x": used}), "n") for name, used in (("a", 15), ("b", 12))]
+    waiting = [
+        job(name, name, requests={"x": 1}, priority=priority, submitted=submitted)
+        for name, (priority, submitted) in (("a", a), ("b", b), ("c", (0, 9.0)))
+    ]
+    settings = Settings(fairness="borrowed", preemption=False)
+    assert admitted(outcome(nodes, queues, waiting, running, settings)) == [*order]
 
 
 def test_fair_preemption_to_the_final_share() -> None:
@@ -104,7 +160,9 @@ def test_topology_slices() -> None:
     nodes, queues = racks(7, 7), [Queue("q")]
     sliced = {"topology": TopologyRequest(required="block", slice_size=4, slice_level="rack")}
     assert used_racks(outcome(nodes, queues, [job("j", count=8, gpus=1, pods=sliced)]), "j") == {"r0": 4, "r1": 4}
-    assert not outcome(nodes, queues, [job("j", count=12, gpus=1, pods=sliced)]).admissions
+    assert stage(outcome(nodes, queues, [job("j", count=12, gpus=1, pods=sliced)]), "j") == "gang"
+    assert used_racks(outcome(racks(7), queues, [job("j", count=4, gpus=1, pods=sliced)]), "j") == {"r0": 4}
+    assert stage(outcome(racks(7), queues, [job("j", count=8, gpus=1, pods=sliced)]), "j") == "gang"
 
 
 PAIRS = links(4, {(0, 1): "NV2+PIX", (2, 3): "NV2+PIX"})
@@ -166,6 +224,7 @@ def test_silod_throughput(cached: float, rate: float) -> None:
 
 
 def test_requeue_backoff() -> None:
+    """Without jitter: the core has no randomness. Whoever carries a release out may add some."""
     assert [backoff_s(60, retries, 200) for retries in (1, 2, 3, 4)] == [60, 120, 200, 200]
 
 

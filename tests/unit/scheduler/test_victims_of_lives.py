@@ -1,15 +1,21 @@
-"""Victims in clusters that have lived: as few as possible, lenders keep their min, nobody evicts in turn."""
+"""Victims in clusters that are full or have lived: few and enough, lenders keep their min, nobody evicts in turn."""
 
 import random
 from collections import Counter
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import replace
 
 import pytest
+from clusters import cohort, decided, job, node, on, outcome, run
+from full import full, newcomer
 from lives import Life
 from test_lives import SETTINGS, any_cluster, any_job
 
 from forebay.scheduler.decide import advance, decide
-from forebay.scheduler.model import Snapshot
+from forebay.scheduler.decisions import Decisions, Eviction, Shrink
+from forebay.scheduler.jobs import PlacedPods, without
+from forebay.scheduler.model import CARD, Queue, Reservation, Snapshot
+from forebay.scheduler.settings import Settings
 
 
 def busy(seed: int) -> Life:
@@ -33,25 +39,226 @@ def busy(seed: int) -> Life:
     return Life(snapshot, life.state.settings)
 
 
-def without_victims(snapshot: Snapshot, names: set[str]) -> Snapshot:
-    return replace(snapshot, running=tuple(one for one in snapshot.running if one.job.name not in names))
+def without_victims(snapshot: Snapshot, whole: Set[str], pods: Mapping[str, tuple[PlacedPods, ...]]) -> Snapshot:
+    """As if these jobs and these pods of others were gone."""
+    running = tuple(
+        replace(one, pods=without(one.pods, pods.get(one.job.name, ())))
+        for one in snapshot.running
+        if one.job.name not in whole
+    )
+    return replace(snapshot, running=running)
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_victims_are_few_and_enough(seed: int) -> None:
-    """With all of them gone the job fits, and with any one of them (or its group) left it does not."""
-    life = busy(seed)
-    life.snapshot = replace(life.snapshot, waiting=life.snapshot.waiting[:1])
-    found = decide(life.snapshot, life.state.settings)
-    if not found.evictions or found.shrinks:
-        return
-    quiet = replace(life.state.settings, preemption=False, growth=False)
-    groups = {one.job.name: one.job.group or one.job.name for one in life.snapshot.running}
-    victims = {one.job for one in found.evictions}
-    assert decide(without_victims(life.snapshot, victims), quiet).admissions
-    for spared in {groups[name] for name in victims}:
-        rest = {name for name in victims if groups[name] != spared}
-        assert not decide(without_victims(life.snapshot, rest), quiet).admissions
+def few_and_enough(snapshot: Snapshot, settings: Settings) -> int:
+    """With all victims gone the job fits, and with any one of them (its group, or a single pod of a job that shrinks)
+    left it does not. Returns how many there were."""
+    found = decide(snapshot, settings)
+    quiet = replace(settings, preemption=False, growth=False)
+    groups = {one.job.name: one.job.group or one.job.name for one in snapshot.running}
+    whole, pods = {one.job for one in found.evictions}, {one.job: one.pods for one in found.shrinks}
+    if not whole and not pods:
+        return 0
+
+    def fits(whole: Set[str], pods: Mapping[str, tuple[PlacedPods, ...]]) -> bool:
+        return bool(decide(without_victims(snapshot, whole, pods), quiet).admissions)
+
+    assert fits(whole, pods)
+    for spared in sorted({groups[name] for name in whole}):
+        rest = {name for name in whole if groups[name] != spared}
+        assert not fits(rest, pods), f"{spared} need not go"
+    for name, leaving in pods.items():
+        for place, pod in enumerate(leaving):
+            less = {**pods, name: (*leaving[:place], *leaving[place + 1 :])}
+            assert not fits(whole, less), f"{pod} of {name} need not go"
+    return len({groups[name] for name in whole}) + sum(len(leaving) for leaving in pods.values())
+
+
+def test_victims_are_few_and_enough_in_a_full_cluster() -> None:
+    """Most of these need several victims, so that there is something to be minimal about."""
+    counts = [few_and_enough(*full(seed)) for seed in range(150)]
+    assert sum(count >= 1 for count in counts) >= 90
+    assert sum(count >= 2 for count in counts) >= 50
+    assert sum(count >= 4 for count in counts) >= 5
+
+
+def test_both_jobs_and_pods_of_elastic_jobs_are_among_these_victims() -> None:
+    found = [decide(*full(seed)) for seed in range(150)]
+    assert sum(bool(one.shrinks) for one in found) >= 40
+    assert sum(bool(one.shrinks and one.evictions) for one in found) >= 10
+
+
+def test_victims_are_few_and_enough_in_a_life() -> None:
+    """Jobs of all kinds run, nothing is reserved; one comes whose queue may have everything, and what is idle is not
+    ready."""
+    counts = []
+    for seed in range(80):
+        life = busy(seed)
+        used = {placed.node for one in life.snapshot.running for placed in one.pods}
+        nodes = tuple(replace(one, ready=one.ready and one.name in used) for one in life.snapshot.nodes)
+        queues = (*life.snapshot.queues, Queue("d", "root", {"gpu": 3 * life.snapshot.queues[0].min["gpu"]}))
+        rng = random.Random(seed)
+        for _ in range(3):
+            large = replace(newcomer(rng, queue="d"), priority=3)
+            running = tuple(replace(one, reservations=()) for one in life.snapshot.running)
+            alone = replace(
+                life.snapshot, nodes=nodes, queues=queues, waiting=(large,), running=running, reservations=()
+            )
+            counts.append(few_and_enough(alone, life.state.settings))
+    assert sum(count >= 1 for count in counts) >= 25
+    assert sum(count >= 2 for count in counts) >= 5
+
+
+@pytest.mark.xfail(strict=True, reason="what a victim frees of a reservation is counted as if anybody could have it")
+def test_nobody_goes_for_cards_that_are_reserved_for_others() -> None:
+    """Of four cards one is reserved for the owner that runs there: without it j has three, and needs four."""
+    reserved = Reservation("r", "n", cards=(3,), owners={"team": "x"})
+    owner = on(job("o", "b", gpus=3, labels={"team": "x"}), "n", cards=[(1, 2, 3)], reservations=("r",))
+    queues = [Queue("root", min={"gpu": 4000}), Queue("a", "root", min={"gpu": 4000}), Queue("b", "root")]
+    found = outcome([node("n", 4)], queues, [job("j", "a", gpus=4)], [owner], reservations=(reserved,))
+    assert not found.evictions
+
+
+@pytest.mark.xfail(strict=True, reason="turns are by the share before admission, claims by the share after it")
+def test_nobody_is_admitted_and_evicted_in_one_pass() -> None:
+    """a1 takes all that is left, and then b1, whose share would be smaller, evicts it."""
+    running = [replace(run("a0", "a", 4), evicted_for="a1")]
+    waiting = [job("a1", "a", cpu=8, priority=1), job("b1", "b", cpu=6)]
+    found = decided(cohort(("a", 4), ("b", 4), ("c", 4)), waiting, running)
+    assert not {one.job for one in found.admissions} & {one.job for one in found.evictions}
+
+
+@pytest.mark.soak
+def test_victims_are_few_and_enough_in_many_clusters() -> None:
+    for seed in range(1000, 6000):
+        few_and_enough(*full(seed))
+
+
+def cards(pods: Iterable[PlacedPods]) -> int:
+    """Thousandths of cards of pods that have whole ones."""
+    return sum(CARD * len(one) for placed in pods for one in placed.cards)
+
+
+class Taken:
+    """What jobs take from each queue, reckoned from a snapshot and decisions alone: pieces that go as a whole."""
+
+    def __init__(self, snapshot: Snapshot, found: Decisions) -> None:
+        self.queues = {queue.name: queue for queue in snapshot.queues}
+        self.running = {one.job.name: one for one in snapshot.running}
+        self.least = {name: sum(self._mins(name)) for name in self.queues}
+        self.used = Counter(dict.fromkeys(self.queues, 0))
+        for one in snapshot.running:
+            self.change(one.job.queue, cards(one.pods))
+        self._found = found
+        self.waiting = sorted(snapshot.waiting, key=lambda job: (job.queue, -job.priority, job.submitted, job.name))
+        """In the order in which victims are looked for."""
+
+    def _mins(self, name: str) -> list[int]:
+        below = [self.least_of(queue) for queue in self.queues.values() if queue.parent == name]
+        return [self.queues[name].min["gpu"]] if "gpu" in self.queues[name].min else below
+
+    def least_of(self, queue: Queue) -> int:
+        return sum(self._mins(queue.name))
+
+    def path(self, name: str) -> list[str]:
+        parent = self.queues[name].parent
+        return [name, *([] if parent is None else self.path(parent))]
+
+    def change(self, queue: str, amount: int) -> None:
+        for name in self.path(queue):
+            self.used[name] += amount
+
+    def pieces(self, name: str) -> list[tuple[str, int, bool]]:
+        """Of the victims for a job: the queue, how much goes at once, and whether it is a whole job or group."""
+        groups: Counter[tuple[str, str]] = Counter()
+        for one in self._found.evictions:
+            if one.for_job == name:
+                victim = self.running[one.job]
+                groups[victim.job.queue, victim.job.group or one.job] += cards(victim.pods)
+        pods = [(self.running[one.job].job.queue, pod) for one in self._found.shrinks if one.for_job == name
+                for pod in one.pods]  # fmt: skip
+        whole = [(queue, amount, True) for (queue, _), amount in groups.items()]
+        return [*((queue, cards((pod,)), False) for queue, pod in pods), *whole]
+
+
+@pytest.mark.parametrize(
+    "elastic",
+    [
+        False,
+        pytest.param(
+            True,
+            marks=pytest.mark.xfail(
+                strict=True, reason="pods of an elastic job that may not go as a whole are taken without being counted"
+            ),
+        ),
+    ],
+)
+def test_whoever_is_taken_from_by_another_queue_is_above_its_min_until_its_last_victim(elastic: bool) -> None:
+    """At each level below where the trees meet, shrinks and all victims of a pass together: without the largest one
+    the queue would still have more than its min."""
+    count = 0
+    for seed in range(150):
+        snapshot, settings = full(seed, newcomers=3, elastic=elastic)
+        found = decide(snapshot, settings)
+        assert not found.admissions
+        taken = Taken(snapshot, found)
+        for wanted in taken.waiting:
+            pieces, mine = taken.pieces(wanted.name), taken.path(wanted.queue)
+            lost: dict[str, list[int]] = {}
+            for queue, amount, _ in pieces:
+                for name in taken.path(queue):
+                    if name not in mine:
+                        lost.setdefault(name, []).append(amount)
+            for name, amounts in lost.items():
+                above = taken.used[name] - taken.least[name]
+                assert above - sum(amounts) + max(amounts) > 0, f"seed {seed}: {name} loses {amounts} of {above}"
+            count += bool(lost)
+            for queue, amount, _ in pieces:
+                taken.change(queue, -amount)
+            if pieces:
+                gpus = wanted.pod_sets[0].gpus
+                assert gpus is not None
+                taken.change(wanted.queue, CARD * gpus.cards * wanted.pod_sets[0].least)
+    assert count >= 100
+
+
+def test_no_lender_falls_below_its_min() -> None:
+    """Where all jobs have one card, not even by the last victim; in a cluster with larger ones it may."""
+    count = 0
+    for seed in range(100):
+        snapshot, settings = full(seed, single=True)
+        taken = Taken(snapshot, decide(snapshot, settings))
+        (wanted,) = taken.waiting
+        for queue, amount, _ in taken.pieces(wanted.name):
+            taken.change(queue, -amount)
+        others = [name for queue, _, _ in taken.pieces(wanted.name) for name in taken.path(queue)]
+        others = [name for name in others if name not in taken.path(wanted.queue)]
+        assert all(taken.used[name] >= taken.least[name] for name in others), f"seed {seed}"
+        count += bool(others)
+    assert count >= 45
+
+
+def test_who_may_be_a_victim() -> None:
+    """Nobody who is not preemptible; in its own queue, and of others where the queue says so, lower priorities only
+    (pods beyond a job's least go at an equal one too)."""
+    own = other = 0
+    for seed in range(150):
+        snapshot, settings = full(seed, newcomers=3)
+        found = decide(snapshot, settings)
+        jobs = {job.name: job for job in (*snapshot.waiting, *(one.job for one in snapshot.running))}
+        queues = {queue.name: queue for queue in snapshot.queues}
+        victims: list[tuple[Eviction | Shrink, bool]] = [(one, True) for one in found.evictions]
+        victims += [(one, False) for one in found.shrinks]
+        for one, whole in victims:
+            victim, wanted = jobs[one.job], jobs[one.for_job]
+            assert victim.preemptible
+            if victim.queue == wanted.queue:
+                own += 1
+                assert victim.priority < wanted.priority + (not whole)
+            else:
+                other += 1
+                assert queues[wanted.queue].reclaim == "any" or victim.priority < wanted.priority
+    assert own >= 20
+    assert other >= 200
 
 
 @pytest.mark.parametrize("seed", range(40))
