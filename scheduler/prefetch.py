@@ -36,6 +36,8 @@ class _Wanted:
     for_job: str
     start: float
     saved: float = 0.0
+    waited: bool = False
+    """A job does not start without it."""
 
 
 class _Room:
@@ -133,33 +135,37 @@ def _mean(made: _Plan, job: Job, start: float) -> None:
             continue
         found = made.wanted.setdefault((need.dataset, domain), _Wanted(need.dataset, domain, missing, job.name, start))
         found.cold = max(found.cold, missing)
-        found.saved += gpus * _saved_s(state, need, gpus, domain, missing, lacks and need.dataset in least)
+        found.saved += gpus * _saved_s(state, need, gpus, domain, missing)
+        found.waited = found.waited or (lacks and need.dataset in least)
 
 
-def _saved_s(state: State, need: DataNeed, gpus: float, domain: int, missing: int, waits: bool) -> float:
-    """Seconds that the job starts or computes sooner with these bytes."""
+def _saved_s(state: State, need: DataNeed, gpus: float, domain: int, missing: int) -> float:
+    """Seconds of its first pass for which the job need not wait with these bytes."""
     warm, size = state.warm, state.warm.size(need.dataset)
     bandwidth, full = max(warm.bandwidth(need.dataset), 1e-9), need.read_rate * gpus
-    if waits:
-        return missing / bandwidth
     cold = size - int(warm.warm(need.dataset)[domain])
     return stall_s(cold, bandwidth, full, size) - stall_s(cold - missing, bandwidth, full, size)
 
 
 def _within_budget(state: State, wanted: list[_Wanted]) -> list[Prefetch]:
-    """The best first, as long as the store can deliver them in time."""
+    """The best first, as long as the store can deliver them in time.
+
+    What saves no GPU-second, but is waited for, has a store for itself: one at a time, if there is nothing better.
+    More of that at once takes bandwidth from what gangs wait for.
+    """
     wanted.sort(key=lambda one: (-one.saved / max(one.cold, 1), one.start, one.dataset, one.domain))
     spent: dict[str, float] = {}
     found = []
     for one in wanted:
-        if one.saved <= 0:
+        name = state.warm.datasets[one.dataset].store
+        store = state.warm.stores.get(name)
+        if one.saved <= 0 and (not one.waited or name in spent):
             continue
-        store = state.warm.stores.get(state.warm.datasets[one.dataset].store)
         if store is not None:
             budget = store.bandwidth * state.settings.prefetch_share * max(one.start - state.now, _LEAST_AHEAD_S)
-            if spent.get(store.name, 0.0) + one.cold > budget and spent.get(store.name):
+            if spent.get(name, 0.0) + one.cold > budget and spent.get(name):
                 continue
-            spent[store.name] = spent.get(store.name, 0.0) + one.cold
+        spent[name] = spent.get(name, 0.0) + one.cold
         found.append(Prefetch(one.dataset, state.warm.names[one.domain], one.cold, one.for_job, one.start, one.saved))
     return found
 
