@@ -223,16 +223,19 @@ class Admitter:
         """Why the least pods of such a job find no nodes, wherever they are and whatever else it needs; None: they
         may find some."""
         state = self._state
-        if shape.special:
+        moment = (len(state.table.changes), state.table.eligibility)
+        if shape.special or shape.roomy_at == moment:
             return None
         seen = None if state.placer.explains else shape.crowded
         if shape.roomy >= 0 and seen is None and self._fits(shape, shape.roomy):
+            shape.roomy_at = moment
             return None
         if seen is not None and self.grown.still_refused(shape, seen):
             return NoRoom("gang", "")
         found = state.placer.crowded(shape.job.pod_sets, shape.demands)
         lacking = found.lacking if found is not None and len(shape.demands) == 1 else 1
         shape.crowded = None if found is None else NotYet(len(state.table.grown), lacking)
+        shape.roomy_at = moment if found is None else (-1, -1)
         if found is None and len(shape.demands) == 1 and shape.job.pod_sets[0].least == 1:
             shape.roomy = int(np.argmin(state.losses.standing(shape.job.pod_sets[0], shape.demands[0]).loss))
         return found

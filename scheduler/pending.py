@@ -73,6 +73,8 @@ class Shape:
     """There were not nodes enough for the least pods (`Placer.crowded`); None: it is not known."""
     roomy: int = -1
     """A node that had room for it, of a job of one pod."""
+    roomy_at: tuple[int, int] = (-1, -1)
+    """Length of `NodeTable.changes` and `NodeTable.eligibility` when it was not crowded."""
 
     @property
     def counts(self) -> tuple[int, ...]:
