@@ -44,11 +44,11 @@ class Releases:
         span = float(self._ends[-1]) - state.now
         return state.now + span * missing / float(self._sums[-1])
 
-    def by_domain(self, domain_of: Ints, count: int) -> Floats:
-        """GPUs of each domain that come free before the horizon of prefetches."""
-        limit = self._state.now + self._state.settings.prefetch_horizon_s
+    def by_domain(self, domain_of: Ints, count: int, after: float, until: float) -> Floats:
+        """GPUs of each domain that come free after one time and until another."""
         ends = self._state.ends
-        places = self._places[: int(np.searchsorted(self._ends, limit, "right"))]
+        first, last = np.searchsorted(self._ends, (after, until), "right")
+        places = self._places[first:last]
         found: Floats = np.bincount(domain_of[ends.rows[places]], ends.weights[places], count) / CARD
         return found
 

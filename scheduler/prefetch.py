@@ -1,7 +1,7 @@
 """Which datasets to load where, ahead of the jobs that wait: by queue position, within cache and bandwidth.
 
 For the first jobs of each queue a start is estimated and a cache domain is meant, so that each domain is meant for no
-more GPUs than it can have by then. What is not warm there is worth loading if it can help before or soon after the
+more GPUs than it can have by then: a domain that has the data and no room before some hours is no place for the job. What is not warm there is worth loading if it can help before or soon after the
 start. Loads are ranked by GPU-seconds saved per byte (the benefit order of Quiver, FAST 2020), each within what the
 domain's cache has room for and what prefetches may take of the store's bandwidth until the job starts.
 
@@ -91,12 +91,14 @@ def plan(state: State) -> tuple[Prefetch, ...]:
     free = np.bincount(warm.domain_of, state.table.gpu_free, len(warm.names)) / CARD
     made = _Plan(
         state,
-        free + releases.by_domain(warm.domain_of, len(warm.names)),
+        free,
         _Room(warm.free(), warm.warm),
         _Room(warm.spare(), warm.kept),
     )
-    gated_only = not state.settings.prefetch
+    gated_only, reached = not state.settings.prefetch, -math.inf
     for job, start in releases.upcoming(state.settings.lookahead, state.settings.prefetch_horizon_s, gated_only):
+        made.capacity += releases.by_domain(warm.domain_of, len(warm.names), reached, start)
+        reached = start
         _mean(made, job, start)
     return tuple(_within_budget(state, list(made.wanted.values())))
 

@@ -260,3 +260,13 @@ def test_regression_nodes_are_held_where_the_data_is_warm() -> None:
     found = decided([head, job("x", gpus=8, submitted=1.0)], data(r0=SIZE), queues=queues, running=running)
     assert [(hold.job, hold.start, hold.nodes) for hold in found.holds] == [("head", 160.0, ("b-r0-n0",))]
     assert admitted(found) == ["x"]
+
+
+def test_data_goes_where_there_will_be_room_by_then() -> None:
+    """A rack that has all of it, and no card before an hour, is no place for a job that could start in a minute."""
+    running = [
+        on(job(f"r{i}", gpus=8, max_run_s=end), f"b-r{i}-n0", cards=[tuple(range(8))], started=100.0)
+        for i, end in enumerate((3600.0, 60.0))
+    ]
+    found = decided([reader("j")], data(r0=SIZE), running=running)
+    assert [(one.domain, one.start) for one in found.prefetches] == [("b/r1", 160.0)]

@@ -24,17 +24,17 @@ from forebay.scheduler.simulation.workload import Plan, make
 from forebay.scheduler.state import State
 
 PLAN = Plan(nodes=60, jobs=600, seed=3, load=1.1, datasets=20, nodes_per_rack=12, racks_per_spine=2)
-"""Small, and so full that jobs are evicted in all arms."""
+"""Small, and so full that jobs are evicted in all arms but one."""
 
 DIGESTS = {
     "fifo": "e729fb8ef0a5",
     "label": "cbbb94b1d503",
     "topology": "fb817b971c9b",
     "joint": "1899f433ac6e",
-    "gate": "2077fc0fb978",
-    "prefetch": "d8413d70cd2a",
-    "ordered": "a02b914b0436",
-    "backfill": "a7e2f930065c",
+    "gate": "8c7f68013f8d",
+    "prefetch": "7842a377fc5c",
+    "ordered": "ede1f1468f80",
+    "backfill": "5e4dbb235d66",
 }
 """Of what each arm decides on it. Who means to decide otherwise puts the new ones here; who means to be quicker must
 not have to."""
@@ -47,7 +47,7 @@ def test_decisions_are_those_that_they_were(arm: str) -> None:
     digest = hashlib.sha256()
     for record in report.records:
         digest.update(f"{record.name} {record.started} {record.finished:.3f} {record.preemptions}\n".encode())
-    assert report.preemptions > 0
+    assert report.preemptions > 0 or arm == "gate"
     assert digest.hexdigest()[:12] == DIGESTS[arm]
 
 
