@@ -343,19 +343,24 @@ class _Simulation:
         return [] if best is None else best[1]
 
     def _take(self, piece: Piece, taken: list[tuple[Piece, Reason]], remove: Callable[[Piece, int], None]) -> bool:
-        """Take a piece away, if a rule allows it now."""
+        """Take a piece away, if a rule allows it now; smaller pieces of it that are away are part of it from then on."""
+        before, smaller = [*taken], list[tuple[Piece, Reason]]()
         if not piece.whole or _replaces(piece):
             lives = [part.live for part in piece.parts]
             gone = [part.live for one, _ in taken if one.whole for part in one.parts]
             if any(live in gone for live in lives) and len(lives) == 1:
                 return False
             if piece.whole:
-                for one in [one for one in taken if one[0].live in lives]:
+                smaller = [one for one in taken if one[0].live in lives]
+                for one in smaller:
                     taken.remove(one)
                     remove(one[0], -1)
         initial = self._initial and all(one.live.leaf is not piece.live.leaf for one, _ in taken)
         reason = reason_for(self._state, self.job, self.request, piece, initial)
         if reason is None:
+            for one in smaller:
+                remove(one[0], 1)
+            taken[:] = before
             return False
         remove(piece, 1)
         taken.append((piece, reason))

@@ -180,18 +180,7 @@ class Taken:
         return [*((queue, cards((pod,)), False) for queue, pod in pods), *whole]
 
 
-@pytest.mark.parametrize(
-    "elastic",
-    [
-        False,
-        pytest.param(
-            True,
-            marks=pytest.mark.xfail(
-                strict=True, reason="pods of an elastic job that may not go as a whole are taken without being counted"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("elastic", [False, True])
 def test_whoever_is_taken_from_by_another_queue_is_above_its_min_until_its_last_victim(elastic: bool) -> None:
     """At each level below where the trees meet, shrinks and all victims of a pass together: without the largest one
     the queue would still have more than its min."""
