@@ -343,7 +343,7 @@ class _Simulation:
         return [] if best is None else best[1]
 
     def _take(self, piece: Piece, taken: list[tuple[Piece, Reason]], remove: Callable[[Piece, int], None]) -> bool:
-        """Take a piece away, if a rule allows it now; smaller pieces of it that are away are part of it from then on."""
+        """Take a piece away, if a rule allows it now; smaller pieces of it that are away become part of it."""
         before, smaller = [*taken], list[tuple[Piece, Reason]]()
         if not piece.whole or _replaces(piece):
             lives = [part.live for part in piece.parts]

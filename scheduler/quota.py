@@ -13,7 +13,7 @@ All vectors are lists along `QuotaTree.resources`; FREE stands for "not limited"
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from forebay.scheduler.fair_share import Claim, borrowed_share, dominant_share, largest_remainder, water_fill
+from forebay.scheduler.fair_share import Claim, Number, borrowed_share, dominant_share, largest_remainder, water_fill
 from forebay.scheduler.model import Queue
 
 FREE = 1 << 60
@@ -275,10 +275,10 @@ class QuotaTree:
 
     def share(self, node: QuotaNode) -> float:
         """The dominant share of a subtree, over its weight."""
-        return self.share_with(node, node.used)
+        return float(self.share_with(node, node.used))
 
-    def share_with(self, node: QuotaNode, used: Sequence[int]) -> float:
-        """As `share`, if it used so much."""
+    def share_with(self, node: QuotaNode, used: Sequence[Number]) -> Number:
+        """As `share`, if it used so much; exact if that is in fractions."""
         return dominant_share(used, self._totals[node.name], node.queue.weight)
 
     def parts(self, node: QuotaNode) -> list[float]:
@@ -289,10 +289,10 @@ class QuotaTree:
     def borrowed(self, node: QuotaNode, more: Sequence[int] | None = None) -> float:
         """Kueue's share of a subtree, with `more`: what it uses above its min, of what its parent's can lend."""
         used = node.used if more is None else [old + new for old, new in zip(node.used, more, strict=True)]
-        return self.borrowed_with(node, used)
+        return float(self.borrowed_with(node, used))
 
-    def borrowed_with(self, node: QuotaNode, used: Sequence[int]) -> float:
-        """As `borrowed`, if it used so much."""
+    def borrowed_with(self, node: QuotaNode, used: Sequence[Number]) -> Number:
+        """As `borrowed`, if it used so much; exact if that is in fractions."""
         if node.parent is None:
             return 0.0
         return borrowed_share(used, node.quota, self._lendable[node.parent.name], node.queue.weight)
