@@ -18,6 +18,7 @@ from forebay.scheduler.nodes import Bools, Ints
 from forebay.scheduler.placement import Site
 from forebay.scheduler.places import place_job
 from forebay.scheduler.state import State
+from forebay.scheduler.supposed import Supposed
 from forebay.scheduler.topology import NoRoom
 
 
@@ -52,6 +53,7 @@ class _Shadow:
 
     def __init__(self, state: State, job: Job) -> None:
         self._state = state
+        self._supposed = Supposed(state)
         self._job = job
         self._shape = state.shape(job)
         self._free = self._allowed()
@@ -105,11 +107,9 @@ class _Shadow:
         if not self._shape.special:
             useful = np.any(self._room(moment), axis=0)
             gone = gone[useful[state.ends.rows[gone]]]
-        with state.table.trial():
-            for place in gone.tolist():
-                pods = state.ends.pods[place]
-                assert pods is not None
-                state.change_pods(pods[0].shape, (pods[1],), -1)
+        ended = [pods for place in gone.tolist() if (pods := state.ends.pods[place]) is not None]
+        with self._supposed.trial():
+            self._supposed.move([(live, (placed,)) for live, placed, _ in ended], 1)
             counts = [pod_set.least for pod_set in self._job.pod_sets]
             found = place_job(state, self._job, self._shape, counts, Site(allowed=self._free))
             return None if isinstance(found, NoRoom) else found[0].nodes

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+Number = float | Fraction
+"""What is reckoned from fractions is exact."""
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -95,13 +98,14 @@ def _fill(capacity: int, vessels: Sequence[tuple[int, Fraction]]) -> list[int]:
     return _rounded([min(Fraction(depth), level * wide) for depth, wide in vessels], capacity)
 
 
-def dominant_share(used: Sequence[float], total: Sequence[int], weight: float = 1.0) -> float:
+def dominant_share(used: Sequence[Number], total: Sequence[int], weight: float = 1.0) -> Number:
     """The largest part that is used of any resource, over the weight (DRF); infinite for use at weight 0.
 
     Args:
         total: of the same resources; 0 where there is no known total.
     """
-    return _weighted(max((part / whole for part, whole in zip(used, total, strict=True) if whole), default=0.0), weight)
+    parts = (part / whole for part, whole in zip(used, total, strict=True) if whole)
+    return _weighted(max(parts, default=0.0), weight)
 
 
 def rescaled(children: Sequence[tuple[Sequence[float], float]]) -> list[float]:
@@ -120,7 +124,9 @@ def rescaled(children: Sequence[tuple[Sequence[float], float]]) -> list[float]:
     return [math.fsum(part * scale for part, scale in zip(column, scales, strict=True)) for column in columns]
 
 
-def borrowed_share(used: Sequence[int], quota: Sequence[int], lendable: Sequence[int], weight: float = 1.0) -> float:
+def borrowed_share(
+    used: Sequence[Number], quota: Sequence[int], lendable: Sequence[int], weight: float = 1.0
+) -> Number:
     """Kueue's share: the largest part of what the parent can lend that is used above `quota`, in thousandths.
 
     Args:
@@ -132,10 +138,14 @@ def borrowed_share(used: Sequence[int], quota: Sequence[int], lendable: Sequence
     return _weighted(max(shares, default=0.0), weight)
 
 
-def _weighted(share: float, weight: float) -> float:
+def _weighted(share: Number, weight: float) -> Number:
     if share == 0:
         return 0.0
-    return share / weight if weight > 0 else float("inf")
+    if weight <= 0:
+        return float("inf")
+    if isinstance(share, Fraction):
+        return share / Fraction(str(weight))  # 0.3 means three tenths, which no float is
+    return share / weight
 
 
 def decay_factor(elapsed_s: float, half_life_s: float) -> float:

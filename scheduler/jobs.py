@@ -243,13 +243,18 @@ def without(pods: Iterable[PlacedPods], leaving: Iterable[PlacedPods]) -> tuple[
     """Pods less those that leave; of pods without cards only their number counts."""
     left = list(pods)
     for gone in leaving:
-        count = gone.count
+        count, cards = gone.count, [*gone.cards]
         for place, one in enumerate(left):
             if (one.pod_set, one.node) != (gone.pod_set, gone.node):
                 continue
             if one.cards:
-                cards = tuple(taken for taken in one.cards if taken not in gone.cards)
-                left[place] = replace(one, cards=cards, count=len(cards))
+                stay = []
+                for taken in one.cards:
+                    if taken in cards:
+                        cards.remove(taken)  # only once: several pods may have shares of one card
+                    else:
+                        stay.append(taken)
+                left[place] = replace(one, cards=tuple(stay), count=len(stay))
             else:
                 left[place] = replace(one, count=max(0, one.count - count))
                 count -= one.count - left[place].count

@@ -16,6 +16,7 @@ from forebay.scheduler.placement import Placement, Site
 from forebay.scheduler.places import place_job
 from forebay.scheduler.quota import Excess, Vector
 from forebay.scheduler.state import State
+from forebay.scheduler.supposed import Supposed
 from forebay.scheduler.topology import NoRoom
 from forebay.scheduler.victims import Known, Piece, Reason, lost_gpu_s, pieces_for, reason_for
 
@@ -94,6 +95,7 @@ class _Simulation:
     def __init__(self, state: State, jobs: Sequence[Job]) -> None:
         """Args: jobs: of one queue, that start together, the first in rank first."""
         self._state = state
+        self._supposed = Supposed(state)
         self._jobs = jobs
         self.job = jobs[-1]
         """The one by whose priority victims are chosen."""
@@ -130,9 +132,8 @@ class _Simulation:
         for other in others:
             state.quota.take(state.quota.leaf(other.queue), state.shape(other).least)
         try:
-            with state.table.trial():
-                for live, pods, _ in leaving:
-                    state.change_pods(live.shape, pods, -1)
+            with self._supposed.trial():
+                self._supposed.move([(live, pods) for live, pods, _ in leaving], 1)
                 for other in others:
                     self._place(other, Site())
                 if self._fits() or self._vain(candidates):
@@ -151,10 +152,11 @@ class _Simulation:
     def _place(self, job: Job, site: Site) -> Placement | None:
         """Take room for the least pods of a job, if there is any."""
         state = self._state
-        with state.table.trial() as trial:
+        with self._supposed.trial() as trial:
             counts = [pod_set.least for pod_set in job.pod_sets]
             found = place_job(state, job, state.shape(job), counts, site)
             if not isinstance(found, NoRoom):
+                self._supposed.came(state.shape(job), found[0].pods, found[1])
                 trial.keep()
                 return found[0]
         return None
@@ -164,11 +166,10 @@ class _Simulation:
         return self._state.quota.excess(self._leaf, self.request, firm=firm)
 
     def _fits(self) -> bool:
-        state = self._state
         if self._excess() is not None:
             return False
         nodes: dict[str, None] = {}
-        with state.table.trial():
+        with self._supposed.trial():
             for job, site in zip(self._jobs, self._sites, strict=True):
                 found = self._place(job, site)
                 if found is None:
@@ -207,8 +208,7 @@ class _Simulation:
         self._quota(piece, sign)
 
     def _room(self, piece: Piece, sign: int) -> None:
-        for part in piece.parts:
-            self._state.change_pods(part.live.shape, part.pods, -sign)
+        self._supposed.move([(part.live, part.pods) for part in piece.parts], sign)
 
     def _quota(self, piece: Piece, sign: int) -> None:
         for part in piece.parts:
@@ -343,19 +343,24 @@ class _Simulation:
         return [] if best is None else best[1]
 
     def _take(self, piece: Piece, taken: list[tuple[Piece, Reason]], remove: Callable[[Piece, int], None]) -> bool:
-        """Take a piece away, if a rule allows it now."""
+        """Take a piece away, if a rule allows it now; smaller pieces of it that are away become part of it."""
+        before, smaller = [*taken], list[tuple[Piece, Reason]]()
         if not piece.whole or _replaces(piece):
             lives = [part.live for part in piece.parts]
             gone = [part.live for one, _ in taken if one.whole for part in one.parts]
             if any(live in gone for live in lives) and len(lives) == 1:
                 return False
             if piece.whole:
-                for one in [one for one in taken if one[0].live in lives]:
+                smaller = [one for one in taken if one[0].live in lives]
+                for one in smaller:
                     taken.remove(one)
                     remove(one[0], -1)
         initial = self._initial and all(one.live.leaf is not piece.live.leaf for one, _ in taken)
         reason = reason_for(self._state, self.job, self.request, piece, initial)
         if reason is None:
+            for one in smaller:
+                remove(one[0], 1)
+            taken[:] = before
             return False
         remove(piece, 1)
         taken.append((piece, reason))

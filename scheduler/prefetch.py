@@ -1,9 +1,10 @@
 """Which datasets to load where, ahead of the jobs that wait: by queue position, within cache and bandwidth.
 
 For the first jobs of each queue a start is estimated and a cache domain is meant, so that each domain is meant for no
-more GPUs than it can have by then: a domain that has the data and no room before some hours is no place for the job. What is not warm there is worth loading if it can help before or soon after the
-start. Loads are ranked by GPU-seconds saved per byte (the benefit order of Quiver, FAST 2020), each within what the
-domain's cache has room for and what prefetches may take of the store's bandwidth until the job starts.
+more GPUs than it can have by then: one that has the data, and room in some hours only, is no place for the job. What is
+not warm there is worth loading if it can help before or soon after the start. Loads are ranked by GPU-seconds saved per
+byte (the benefit order of Quiver, FAST 2020), each within what the domain's cache has room for and what prefetches may
+take of the store's bandwidth until the job starts.
 
 Room is what is free. For a job that waits for data that is nowhere, also what holds bytes that nobody reads there,
 running or meant: which of these are dropped is the cache's affair. For all jobs that would be too much: copies that

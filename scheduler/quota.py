@@ -13,7 +13,7 @@ All vectors are lists along `QuotaTree.resources`; FREE stands for "not limited"
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from forebay.scheduler.fair_share import Claim, borrowed_share, dominant_share, largest_remainder, water_fill
+from forebay.scheduler.fair_share import Claim, Number, borrowed_share, dominant_share, largest_remainder, water_fill
 from forebay.scheduler.model import Queue
 
 FREE = 1 << 60
@@ -275,10 +275,10 @@ class QuotaTree:
 
     def share(self, node: QuotaNode) -> float:
         """The dominant share of a subtree, over its weight."""
-        return self.share_with(node, node.used)
+        return float(self.share_with(node, node.used))
 
-    def share_with(self, node: QuotaNode, used: Sequence[int]) -> float:
-        """As `share`, if it used so much."""
+    def share_with(self, node: QuotaNode, used: Sequence[Number]) -> Number:
+        """As `share`, if it used so much; exact if that is in fractions."""
         return dominant_share(used, self._totals[node.name], node.queue.weight)
 
     def parts(self, node: QuotaNode) -> list[float]:
@@ -289,10 +289,10 @@ class QuotaTree:
     def borrowed(self, node: QuotaNode, more: Sequence[int] | None = None) -> float:
         """Kueue's share of a subtree, with `more`: what it uses above its min, of what its parent's can lend."""
         used = node.used if more is None else [old + new for old, new in zip(node.used, more, strict=True)]
-        return self.borrowed_with(node, used)
+        return float(self.borrowed_with(node, used))
 
-    def borrowed_with(self, node: QuotaNode, used: Sequence[int]) -> float:
-        """As `borrowed`, if it used so much."""
+    def borrowed_with(self, node: QuotaNode, used: Sequence[Number]) -> Number:
+        """As `borrowed`, if it used so much; exact if that is in fractions."""
         if node.parent is None:
             return 0.0
         return borrowed_share(used, node.quota, self._lendable[node.parent.name], node.queue.weight)
@@ -305,37 +305,35 @@ class QuotaTree:
 
         Returns: for each queue a vector; FREE where the resource has no min in its tree.
         """
-        requests = {name: list(node.used) for name, node in self.nodes.items()}
-        for name, more in wanted.items():
-            for above in self.nodes[name].path():
-                requests[above.name] = [old + new for old, new in zip(requests[above.name], more, strict=True)]
-        shares = {root.name: list(root.quota) for root in self.roots}
-        for root in self.roots:
-            for node in _below(root):
-                if node.children:
-                    self._divide(node, shares, requests)
-        return shares
+        columns = [self._divided(place, wanted) for place in range(len(self.resources))]
+        return {name: [column[name] for column in columns] for name in self.nodes}
 
-    def _divide(self, node: QuotaNode, shares: dict[str, Vector], requests: Mapping[str, Vector]) -> None:
-        columns = []
-        for place in range(len(self.resources)):
-            if node.quota[place] >= FREE:
-                columns.append([FREE] * len(node.children))
-                continue
-            claims = [
-                Claim(
-                    request=requests[child.name][place],
-                    min=child.quota[place],
-                    max=_cap(child, place),
-                    weight=child.queue.weight,
-                    priority=child.queue.priority,
-                    unlent=child.kept(place),
+    def _divided(self, place: int, wanted: Mapping[str, Sequence[int]]) -> dict[str, int]:
+        """The shares of one resource."""
+        claims: dict[str, Claim] = {}
+        shares = {root.name: root.quota[place] for root in self.roots}
+        for root in self.roots:
+            below = [*_below(root)]
+            for node in reversed(below):
+                asked = node.used[place] + (wanted[node.name][place] if node.name in wanted else 0)
+                if node.children:  # what they keep though they are idle is asked for too, and nothing beyond their max
+                    asked = sum(claims[child.name].most for child in node.children)
+                claims[node.name] = Claim(
+                    request=asked,
+                    min=node.quota[place],
+                    max=_cap(node, place),
+                    weight=node.queue.weight,
+                    priority=node.queue.priority,
+                    unlent=node.kept(place),
                 )
-                for child in node.children
-            ]
-            columns.append(water_fill(shares[node.name][place], claims))
-        for number, child in enumerate(node.children):
-            shares[child.name] = [column[number] for column in columns]
+            for node in below:
+                names = [child.name for child in node.children]
+                if node.quota[place] >= FREE:
+                    shares |= dict.fromkeys(names, FREE)
+                else:
+                    parts = water_fill(shares[node.name], [claims[name] for name in names])
+                    shares |= zip(names, parts, strict=True)
+        return shares
 
 
 def _cap(node: QuotaNode, place: int) -> int:

@@ -10,7 +10,7 @@ from forebay.scheduler.model import ResourcePolicy
 from forebay.scheduler.nodes import Demand
 from forebay.scheduler.pending import Shape
 from forebay.scheduler.placement import Placement, Site, added
-from forebay.scheduler.reserved import Held, left_over
+from forebay.scheduler.reserved import NOTHING, Held, left_over
 from forebay.scheduler.resource_policies import fill, place_by_policy
 from forebay.scheduler.state import State
 from forebay.scheduler.topology import NoRoom
@@ -112,6 +112,6 @@ class ReservedRoom:
                 left = replace(held.reservation, amounts=dict(held.demand.amounts), cards=held.cards)
                 demand, cards = left_over(left, on_node)
                 if held.reservation.once:
-                    demand, cards = Demand((), None, ()), ()
+                    demand, cards = NOTHING
             state.table.take(held.row, demand, cards)
         return tuple(names)

@@ -8,6 +8,9 @@ from forebay.scheduler.live import Live
 from forebay.scheduler.model import Reservation
 from forebay.scheduler.nodes import Demand
 
+NOTHING: tuple[Demand, tuple[int, ...]] = (Demand((), None, ()), ())
+"""What is left of a reservation that is used up."""
+
 
 @dataclass(eq=False)
 class Held:
@@ -22,7 +25,7 @@ class Held:
 def remainder(reservation: Reservation, users: Sequence[Live]) -> tuple[Demand, tuple[int, ...]]:
     """What is left of a reservation beside the jobs that use it."""
     if reservation.once and users:
-        return Demand((), None, ()), ()
+        return NOTHING
     return left_over(reservation, [used for live in users for used in live.pods()])
 
 

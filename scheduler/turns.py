@@ -138,7 +138,7 @@ class Turns:
             return use / node.queue.weight if node.queue.weight > 0 else float("inf")
         if kind == "hdrf":
             parts = self._consumed(node)
-            return dominant_share(parts, [1] * len(parts), node.queue.weight)
+            return float(dominant_share(parts, [1] * len(parts), node.queue.weight))
         return self.quota.share(node)
 
     def _consumed(self, node: QuotaNode) -> list[float]:

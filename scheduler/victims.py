@@ -8,10 +8,13 @@ suffice and for one victim of each queue, must stay below what that queue had (L
 """
 
 import heapq
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Literal
 
+from forebay.scheduler.fair_share import Number
 from forebay.scheduler.jobs import Job, PlacedPods
 from forebay.scheduler.live import Live
 from forebay.scheduler.pending import weight_of
@@ -86,9 +89,10 @@ def _fair(state: State, leaf: QuotaNode, request: Vector, piece: Piece, initial:
     paths, none = meeting(leaf, piece.live.leaf), [0] * len(request)
     assert paths is not None
     freed = [sum(amounts) for amounts in zip(*(part.freed for part in piece.parts), strict=True)]
-    after = _share_with(state, paths[0][-1], request, 1)
-    kept = _share_with(state, paths[1][-1], freed, -1)
-    return after <= kept or (initial and after < _share_with(state, paths[1][-1], none, 1))
+    mine, theirs = paths[0][-1], paths[1][-1]
+    if _compared(state, mine, request, theirs, freed) <= 0:
+        return True
+    return initial and _compared(state, mine, request, theirs, none) < 0
 
 
 def rule_between(state: State, leaf: QuotaNode, request: Vector, other: QuotaNode) -> Reason | None:
@@ -107,7 +111,7 @@ def rule_between(state: State, leaf: QuotaNode, request: Vector, other: QuotaNod
         return "borrow" if leaf.queue.preempt_to_borrow else None
     if state.settings.fair_preemption and state.settings.fairness in ("drf", "hdrf", "borrowed"):
         none = [0] * len(request)
-        if _share_with(state, mine[-1], request, 1) <= _share_with(state, theirs[-1], none, -1):
+        if _compared(state, mine[-1], request, theirs[-1], none) <= 0:
             return "fair-share"
     return None
 
@@ -144,9 +148,21 @@ def _later(state: State, job: Job, victim: Live, leaf: QuotaNode) -> bool:
     return queue.rank(victim.job) > queue.rank(job)
 
 
-def _share_with(state: State, node: QuotaNode, amounts: Vector, sign: int) -> float:
-    """The share of `node` once a leaf below it uses so much more (1) or less (-1)."""
-    used = [old + sign * amount for old, amount in zip(node.used, amounts, strict=True)]
+def _compared(state: State, mine: QuotaNode, request: Vector, theirs: QuotaNode, freed: Vector) -> int:
+    """Whether the share of one queue with a request is less (-1), as large (0) or larger (1) than another's that keeps
+    all but what is freed."""
+    used = [old + amount for old, amount in zip(mine.used, request, strict=True)]
+    kept = [old - amount for old, amount in zip(theirs.used, freed, strict=True)]
+    one, other = _share_with(state, mine, used), _share_with(state, theirs, kept)
+    if math.isclose(one, other):
+        # As floats 3 / 11 / 3 is less than 1 / 11; but fractions take too long where it is clear without them.
+        one = _share_with(state, mine, [Fraction(amount) for amount in used])
+        other = _share_with(state, theirs, [Fraction(amount) for amount in kept])
+    return (one > other) - (one < other)
+
+
+def _share_with(state: State, node: QuotaNode, used: Sequence[Number]) -> Number:
+    """The share of `node` if it used so much."""
     quota = state.quota
     return quota.borrowed_with(node, used) if state.settings.fairness == "borrowed" else quota.share_with(node, used)
 

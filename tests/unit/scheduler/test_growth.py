@@ -215,6 +215,8 @@ def test_pods_are_joined_and_parted() -> None:
     assert without([a, b], [b]) == (a,)
     plain = PlacedPods("main", "n", (), 3)
     assert without([plain, plain], [replace(plain, count=4)]) == (replace(plain, count=2),)
+    shares = PlacedPods("main", "n", ((0,), (0,), (1,)), 3)
+    assert without([shares], [PlacedPods("main", "n", ((0,),))]) == (PlacedPods("main", "n", ((0,), (1,)), 2),)
 
 
 @pytest.mark.parametrize("cores", [4, 5, 9])

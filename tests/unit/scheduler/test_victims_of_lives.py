@@ -88,8 +88,8 @@ def test_both_jobs_and_pods_of_elastic_jobs_are_among_these_victims() -> None:
 
 
 def test_victims_are_few_and_enough_in_a_life() -> None:
-    """Jobs of all kinds run, nothing is reserved; one comes whose queue may have everything, and what is idle is not
-    ready."""
+    """Jobs of all kinds run, some in what is reserved; one comes whose queue may have everything, and what is idle is
+    not ready."""
     counts = []
     for seed in range(80):
         life = busy(seed)
@@ -98,24 +98,57 @@ def test_victims_are_few_and_enough_in_a_life() -> None:
         queues = (*life.snapshot.queues, Queue("d", "root", {"gpu": 3 * life.snapshot.queues[0].min["gpu"]}))
         rng = random.Random(seed)
         for _ in range(3):
-            large = replace(newcomer(rng, queue="d"), priority=3)
-            running = tuple(replace(one, reservations=()) for one in life.snapshot.running)
-            alone = replace(
-                life.snapshot, nodes=nodes, queues=queues, waiting=(large,), running=running, reservations=()
-            )
+            large = replace(newcomer(rng, queue="d"), priority=3, labels=rng.choice([{}, {"team": "x"}]))
+            alone = replace(life.snapshot, nodes=nodes, queues=queues, waiting=(large,))
             counts.append(few_and_enough(alone, life.state.settings))
     assert sum(count >= 1 for count in counts) >= 25
     assert sum(count >= 2 for count in counts) >= 5
 
 
-@pytest.mark.xfail(strict=True, reason="what a victim frees of a reservation is counted as if anybody could have it")
+RESERVED = Reservation("r", "n", cards=(3,), owners={"team": "x"})
+OWNER = on(job("o", "b", gpus=3, labels={"team": "x"}, max_run_s=100.0), "n", cards=[(1, 2, 3)], reservations=("r",))
+LENT = [Queue("root", min={"gpu": 4000}), Queue("a", "root", min={"gpu": 4000}), Queue("b", "root")]
+
+
 def test_nobody_goes_for_cards_that_are_reserved_for_others() -> None:
     """Of four cards one is reserved for the owner that runs there: without it j has three, and needs four."""
-    reserved = Reservation("r", "n", cards=(3,), owners={"team": "x"})
-    owner = on(job("o", "b", gpus=3, labels={"team": "x"}), "n", cards=[(1, 2, 3)], reservations=("r",))
-    queues = [Queue("root", min={"gpu": 4000}), Queue("a", "root", min={"gpu": 4000}), Queue("b", "root")]
-    found = outcome([node("n", 4)], queues, [job("j", "a", gpus=4)], [owner], reservations=(reserved,))
+    found = outcome([node("n", 4)], LENT, [job("j", "a", gpus=4)], [OWNER], reservations=(RESERVED,))
     assert not found.evictions
+
+
+def test_cards_that_are_reserved_are_there_for_another_owner_when_the_first_goes() -> None:
+    another = job("j", "a", gpus=4, labels={"team": "x"})
+    found = outcome([node("n", 4)], LENT, [another], [OWNER], reservations=(RESERVED,))
+    assert [one.job for one in found.evictions] == ["o"]
+
+
+def test_pods_of_an_elastic_job_do_not_shrink_for_what_is_reserved() -> None:
+    """The pod on the reserved card would go first, but that card is for nobody else; j gets two others."""
+    pods = job("o", "b", 4, gpus=1, labels={"team": "x"}, pods={"min_count": 1})
+    owner = on(pods, "n", "n", "n", "n", cards=[(0,), (1,), (2,), (3,)], reservations=("r",))
+    found = outcome([node("n", 4)], LENT, [job("j", "a", gpus=2)], [owner], reservations=(RESERVED,))
+    gone = [cards for one in found.shrinks for pod in one.pods for cards in pod.cards]
+    assert len(gone) == 2
+    assert (3,) not in gone
+    assert not found.evictions
+
+
+def test_two_members_of_a_group_do_not_get_one_reserved_card() -> None:
+    """One of them has it; for the other one v has to go."""
+    members = [
+        job(name, "a", gpus=1, labels={"team": "x"}, priority=1, group="g", group_size=2) for name in ("a1", "a2")
+    ]
+    kept = replace(RESERVED, cards=(1,))
+    found = outcome([node("n", 2)], LENT, members, [on(job("v", "a", gpus=1), "n", cards=[(0,)])], reservations=(kept,))
+    assert [one.job for one in found.evictions] == ["v"]
+
+
+def test_no_start_is_promised_on_cards_that_are_reserved_for_others() -> None:
+    """When o has ended there are three cards for j, which is first in its queue, and not four."""
+    queues = [Queue("a", policy="fifo"), Queue("b")]
+    for cards, starts in ((3, [100.0]), (4, [])):
+        found = outcome([node("n", 4)], queues, [job("j", "a", gpus=cards)], [OWNER], reservations=(RESERVED,))
+        assert [hold.start for hold in found.holds] == starts
 
 
 @pytest.mark.xfail(strict=True, reason="turns are by the share before admission, claims by the share after it")
@@ -180,18 +213,7 @@ class Taken:
         return [*((queue, cards((pod,)), False) for queue, pod in pods), *whole]
 
 
-@pytest.mark.parametrize(
-    "elastic",
-    [
-        False,
-        pytest.param(
-            True,
-            marks=pytest.mark.xfail(
-                strict=True, reason="pods of an elastic job that may not go as a whole are taken without being counted"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("elastic", [False, True])
 def test_whoever_is_taken_from_by_another_queue_is_above_its_min_until_its_last_victim(elastic: bool) -> None:
     """At each level below where the trees meet, shrinks and all victims of a pass together: without the largest one
     the queue would still have more than its min."""
