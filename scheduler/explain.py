@@ -34,8 +34,8 @@ def explain(
         for position, rank in enumerate(state.queues[name].in_order(), 1):
             job = state.waiting[rank[2]]
             ahead += state.shape(job).gpus
-            never = _never(state, job, refusals.get(job.name) or no_room.get(id(state.shape(job))))
-            refusal = never or _cold(state, job) or refusals.get(job.name)
+            refusal = _never(state, job, refusals.get(job.name), no_room)
+            refusal = refusal or _cold(state, job) or refusals.get(job.name)
             refusal = refusal or _refusal(state, job, waiting_before, no_room)
             start = _start(state, job, refusal, releases, ahead * busy, loads)
             reason = refusal.reason
@@ -76,10 +76,17 @@ def _cold(state: State, job: Job) -> Refusal | None:
     return not_warm(state, job) if state.warm.lacks(job, state.now) else None
 
 
-def _never(state: State, job: Job, now: Refusal | None) -> Refusal | None:
+def _never(state: State, job: Job, now: Refusal | None, no_room: Mapping[int, Refusal]) -> Refusal | None:
     """Why the job can never start; beside it why it cannot now, which says more of the nodes."""
     never = impossible(state, job)
-    if never is None or now is None or never.stage == "quota" or now.stage not in ("gang", "topology"):
+    if never is None or never.stage == "quota":
+        return never
+    shape = state.shape(job)
+    if now is None:
+        # Whether its class was looked at in this pass depends on whether it was known to wait for data.
+        room = state.placer.crowded(job.pod_sets, shape.demands)
+        now = no_room.get(id(shape)) if room is None else Refusal("gang", room.reason, never.unblock)
+    if now is None or now.stage not in ("gang", "topology"):
         return never
     return replace(never, stage=now.stage, reason=f"{now.reason}; {never.reason}")
 

@@ -28,7 +28,10 @@ class Life:
         """What an adapter reports once it has acted; the State knows."""
         now = self.snapshot.now
         for released in decisions.releases:
-            job = replace(self.running(released.job).job, retries=released.retries, not_before=released.not_before)
+            one = self.running(released.job)
+            job = replace(
+                one.job, retries=released.retries, not_before=released.not_before, waits_since=self._waits_since(one)
+            )
             self._put(None, released.job)
             self.snapshot = replace(self.snapshot, waiting=(*self.snapshot.waiting, job))
         for given_up in decisions.given_up:
@@ -60,6 +63,10 @@ class Life:
             return None
         return self.state.now if one.short_since is None else one.short_since
 
+    def _waits_since(self, one: RunningJob) -> float | None:
+        """Of a job that waits again: what never ran has waited on."""
+        return self.state.now if one.bound else one.job.waits_since
+
     def submit(self, job: Job) -> None:
         self.state.submit(job)
         self.snapshot = replace(self.snapshot, waiting=(*self.snapshot.waiting, job))
@@ -84,7 +91,7 @@ class Life:
         one = self.running(name)
         if one.ending:
             self.state.requeue(name)
-            job = replace(one.job, retries=0, not_before=0.0)
+            job = replace(one.job, retries=0, not_before=0.0, waits_since=self._waits_since(one))
             self._put(None, name)
             self.snapshot = replace(self.snapshot, waiting=(*self.snapshot.waiting, job))
         else:
