@@ -154,7 +154,9 @@ class _Pass:
         self._has_data: set[str] = set()
         for name, queue in state.queues.items():
             if queue.order:
-                self._turns.lanes[name] = lanes_of(queue, self._open_classes(queue), self._hopeless, state.rivals)
+                self._turns.lanes[name] = lanes_of(
+                    queue, self._open_classes(queue), self._hopeless, self._never, state.rivals
+                )
         while (turn := self._turns.next()) is not None:
             self._try(turn)
         for job in [job for job in state.holds if job not in self._waited and not state.victims.get(job)]:
@@ -175,6 +177,9 @@ class _Pass:
         if any(node.queue.max_jobs is not None and node.jobs >= node.queue.max_jobs for node in queue.node.path()):
             return []
         return queue.candidates(self.state.quota.available(queue.node))
+
+    def _never(self, one: JobClass) -> bool:
+        return impossible(self.state, self.state.waiting[one.head[2]]) is not None
 
     def _hopeless(self, one: JobClass) -> bool:
         """Whether none of these jobs can find room in this pass.

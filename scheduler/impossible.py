@@ -9,7 +9,7 @@ A_CHANGE = "a smaller request, a larger quota or other nodes"
 
 def impossible(state: State, job: Job) -> Refusal | None:
     """Why a job can never start, however long it waits; None: it could."""
-    key = (id(state.shape(job)), job.queue, job.preemptible)
+    key = (id(state.shape(job)), job.queue)
     known = state.impossible.get(key)
     if known is None or known[0] != state.table.eligibility:
         known = state.impossible[key] = (state.table.eligibility, _look(state, job))

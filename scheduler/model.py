@@ -104,7 +104,7 @@ class Queue:
     borrowing_limit: Amounts = field(default_factory=dict)
     """At most so much above min. Not mentioned: no limit but max."""
     policy: QueuePolicy = "best-effort"
-    """What a job that must wait means for those behind it.
+    """What a job that must wait means for those behind it; one that could never run holds nobody up.
 
     * `best-effort`: nothing; each is tried.
     * `fifo`: those that compete with it wait too, unless they can be backfilled without delaying it. Two compete if

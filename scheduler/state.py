@@ -64,8 +64,8 @@ class State:
         """Running jobs of which all or some pods have to go."""
         self.unbound: set[str] = set()
         """Running jobs whose pods are not all bound yet."""
-        self.impossible: dict[tuple[int, str, bool], tuple[int, Refusal | None]] = {}
-        """Why jobs of a shape, a queue and a kind (preemptible) can never start, with `NodeTable.eligibility`."""
+        self.impossible: dict[tuple[int, str], tuple[int, Refusal | None]] = {}
+        """Why jobs of a shape and a queue can never start, with `NodeTable.eligibility`."""
         self.victims: dict[str, set[str]] = {}
         """By the job that they make room for, those who have to go and are still there."""
         self.holds: dict[str, Hold] = {hold.job: hold for hold in snapshot.holds}
@@ -400,7 +400,7 @@ class State:
         data = tuple(self.warm.amounts(job, weight_of(job)).items()) if self._charges_data else ()
         owns = tuple(reservation.name for reservation in self._reservations if reservation.owned_by(job))
         policy = next((policy for policy in self._policies if policy.concerns(job)), None)
-        key = (shape_key(job), data, owns, None if policy is None else policy.name)
+        key = (shape_key(job), job.preemptible, data, owns, None if policy is None else policy.name)
         found = self._shapes.get(key)
         if found is None:
             found = self._shapes[key] = Shape(

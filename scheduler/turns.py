@@ -155,18 +155,25 @@ class Turns:
 
 
 def lanes_of(
-    queue: PendingQueue, open_classes: list[JobClass], refused: Callable[[JobClass], bool], rivals: Rivals
+    queue: PendingQueue,
+    open_classes: list[JobClass],
+    refused: Callable[[JobClass], bool],
+    never: Callable[[JobClass], bool],
+    rivals: Rivals,
 ) -> list[Lane]:
     """The lanes of a queue at the start of a pass.
 
     Args:
         open_classes: those whose requests quota allows.
         refused: whether a class is known to find no room.
+        never: whether its jobs could not run in an empty cluster either: they hold nobody up.
     """
     policy = queue.node.queue.policy
     if policy == "best-effort":
         return [Lane(queue, [one]) for one in open_classes if not refused(one)]
-    classes = queue.classes()
+    classes = [one for one in queue.classes() if not never(one)]
+    if not classes:
+        return []
     return [Lane(queue, part) for part in (rivals.parted(classes) if policy == "fifo" else [classes])]
 
 

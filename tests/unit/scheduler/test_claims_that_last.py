@@ -1,6 +1,7 @@
 """Jobs that cannot be evicted, jobs that can never run, and quotas of data."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from clusters import admitted, evicted, job, node, on, outcome
@@ -43,6 +44,10 @@ class TestJobsThatCannotBeEvicted:
         state.finish("f0")
         assert [one.job for one in advance(state, 1.0).admissions] == ["f1"]
 
+    def test_those_that_can_be_evicted_are_not_refused_with_them(self) -> None:
+        waiting = [replace(job("firm", "x", gpus=6), preemptible=False), job("soft", "x", gpus=6, submitted=1.0)]
+        assert admitted(outcome([node("n", 8)], BOTH, waiting)) == ["soft"]
+
     def test_one_that_grows_stays_within_min(self) -> None:
         elastic = replace(job("e", "x", count=8, gpus=1), preemptible=False)
         elastic = replace(elastic, pod_sets=(replace(elastic.pod_sets[0], min_count=1),))
@@ -58,6 +63,11 @@ class TestJobsThatCanNeverRun:
         found = outcome([node("n", 8)], BOTH, [*never, job("x0", "x", gpus=4)], running)
         assert len(evicted(found)) == 1
         assert {one.for_job for one in found.evictions} == {"x0"}
+
+    @pytest.mark.parametrize("policy", ["fifo", "strict", "block"])
+    def test_do_not_hold_up_a_queue_that_is_served_in_order(self, policy: Any) -> None:
+        waiting = [job("never", gpus=16), job("j", gpus=1, submitted=1.0)]
+        assert admitted(outcome([node("n", 8)], [Queue("q", policy=policy)], waiting)) == ["j"]
 
     @pytest.mark.parametrize(
         ("pods", "reason"),

@@ -104,9 +104,9 @@ class TestScheduler:
         assert "even if it were empty" in found.waits[0].reason
 
     def test_strict_fifo_and_best_effort_fifo(self) -> None:
-        waiting = [job("big", cpu=10), job("small", cpu=1, submitted=1.0)]
-        assert admitted(decided([Queue("q", min={"cpu": 5000})], waiting)) == ["small"]
-        found = decided([Queue("q", min={"cpu": 5000}, policy="strict")], waiting)
+        waiting, running = [job("big", cpu=5), job("small", cpu=1, submitted=1.0)], [run("r", "q", 1)]
+        assert admitted(decided([Queue("q", min={"cpu": 5000})], waiting, running)) == ["small"]
+        found = decided([Queue("q", min={"cpu": 5000}, policy="strict")], waiting, running)
         assert admitted(found) == []
         assert stage(found, "small") == "order"
 

@@ -354,12 +354,12 @@ class TestOrder:
 
     def test_per_pool_fifo(self) -> None:
         """kueue #8309: a job that waits holds up only those that ask for the same cards."""
-        nodes = [node("a", 1)]
+        nodes, running = [node("a", 2)], [on(job("r", gpus=1), "a", cards=[(0,)])]
         waiting = [
             job("big", gpus=2, submitted=0.0),
             job("small", gpus=1, submitted=1.0),
             job("cpu", submitted=2.0),
         ]
-        found = outcome(nodes, [Queue("q", policy="fifo")], waiting)
+        found = outcome(nodes, [Queue("q", policy="fifo")], waiting, running)
         assert admitted(found) == ["cpu"]
         assert stage(found, "small") == "order"
