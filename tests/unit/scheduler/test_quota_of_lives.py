@@ -131,16 +131,7 @@ AGAIN = pytest.mark.xfail(
 )
 
 
-NOTHING_LENT = pytest.mark.xfail(
-    strict=True, reason="below a queue without a min all borrowed shares are 0: each may take from each, in turn"
-)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [pytest.param(one, marks=NOTHING_LENT if one.fairness == "borrowed" else ()) for one in FAIRNESS],
-    ids=lambda settings: settings.fairness,
-)
+@pytest.mark.parametrize("settings", FAIRNESS, ids=lambda settings: settings.fairness)
 def test_who_asks_for_no_more_than_its_min_gets_it(settings: Settings) -> None:
     """In the end, whatever others had before: where jobs of one core may be taken back."""
     gets_its_min(settings, (LARGE,), 20)
@@ -185,7 +176,6 @@ def test_equal_shares_are_no_claim() -> None:
     assert not found.evictions
 
 
-@NOTHING_LENT
 def test_borrowed_shares_below_a_queue_that_has_no_min() -> None:
     """x has borrowed both cores from the root for x0; x1 may have one of them, and not the other."""
     queues = (Queue("root", min={"cpu": 2000}), Queue("x", "root"), Queue("x0", "x"), Queue("x1", "x"))
