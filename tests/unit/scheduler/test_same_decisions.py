@@ -34,7 +34,7 @@ DIGESTS = {
     "gate": "2077fc0fb978",
     "prefetch": "d8413d70cd2a",
     "ordered": "a02b914b0436",
-    "backfill": "c4b06f3cf501",
+    "backfill": "d9580056eef7",
 }
 """Of what each arm decides on it. Who means to decide otherwise puts the new ones here; who means to be quicker must
 not have to."""

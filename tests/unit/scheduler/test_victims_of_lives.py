@@ -118,13 +118,62 @@ def test_nobody_goes_for_cards_that_are_reserved_for_others() -> None:
     assert not found.evictions
 
 
-@pytest.mark.xfail(strict=True, reason="turns are by the share before admission, claims by the share after it")
 def test_nobody_is_admitted_and_evicted_in_one_pass() -> None:
     """a1 takes all that is left, and then b1, whose share would be smaller, evicts it."""
     running = [replace(run("a0", "a", 4), evicted_for="a1")]
     waiting = [job("a1", "a", cpu=8, priority=1), job("b1", "b", cpu=6)]
     found = decided(cohort(("a", 4), ("b", 4), ("c", 4)), waiting, running)
     assert not {one.job for one in found.admissions} & {one.job for one in found.evictions}
+
+
+FIRST = (Queue("root", min={"gpu": 4000}), Queue("a", "root", priority=1), Queue("b", "root"))
+"""Jobs of the queue a have their turn before those of b, and may lose what they got by their share."""
+
+
+def test_who_would_be_evicted_at_once_makes_way() -> None:
+    waiting = [job("a1", "a", gpus=4), job("b1", "b", gpus=3)]
+    found = outcome([node("n", 4)], FIRST, waiting)
+    assert [one.job for one in found.admissions] == ["b1"]
+    assert not found.evictions
+    assert [one.reason for one in found.waits if one.job == "a1"] == ["job 'b1' may take what is left"]
+
+
+def test_who_made_way_has_used_up_no_reservation() -> None:
+    """It is for one job only, and a1 had it for no longer than the pass: others are still kept off it."""
+    reserved = Reservation("r", "n", cards=(3,), owners={"team": "x"}, once=True)
+    waiting = (job("a1", "a", gpus=4, labels={"team": "x"}), job("b1", "b", gpus=3))
+    life = Life(Snapshot(10.0, (), (node("n", 4),), FIRST, waiting, reservations=(reserved,)))
+    found = advance(life.state, 10.0)
+    assert [one.job for one in found.admissions] == ["b1"]
+    life.carry_out(found)
+    life.snapshot = replace(life.snapshot, now=20.0)
+    life.submit(job("a2", "a", gpus=1))
+    assert not advance(life.state, 20.0, preempts=False).admissions
+    life.submit(job("a3", "a", gpus=1, labels={"team": "x"}))
+    found = advance(life.state, 30.0, preempts=False)
+    assert [(one.job, one.reservations) for one in found.admissions] == [("a3", ("r",))]
+
+
+def test_nobody_is_admitted_and_evicted_in_one_pass_of_a_half_full_cluster() -> None:
+    """Jobs start in what is left, and more urgent ones find victims after them."""
+    ways = 0
+    for seed in range(60):
+        rng = random.Random(seed)
+        snapshot, settings = full(seed, newcomers=4)
+        stay = rng.sample(snapshot.running, len(snapshot.running) * 2 // 3)
+        more = tuple(newcomer(rng, f"more{place}", rng.choice("abc")) for place in range(6))
+        life = Life(replace(snapshot, running=tuple(stay), waiting=(*snapshot.waiting, *more)), settings)
+        for step in range(3):
+            life.snapshot = replace(life.snapshot, now=100.0 + 10.0 * step)
+            found = advance(life.state, life.snapshot.now)
+            assert found == decide(life.snapshot, settings)
+            assert not {one.job for one in found.admissions} & {one.job for one in found.evictions}
+            ways += sum("may take what is left" in one.reason for one in found.waits)
+            life.carry_out(found)
+            for name in [one.job.name for one in life.snapshot.running]:
+                if life.running(name).evicted_for is not None:
+                    life.leave(name)
+    assert ways >= 10
 
 
 @pytest.mark.soak
