@@ -36,6 +36,10 @@ class Admitter:
         self.blocked_lenders: set[str] = set()
         """Roots of trees in which a queue with policy `block` waits: nobody borrows there."""
 
+    def entitle(self, job: Job) -> None:
+        """Others have made way for the job (and its group): it yields to nobody's claim in this pass."""
+        self._claims.names |= {job.name} if job.group is None else self._state.groups[job.group]
+
     def attempt(self, job: Job, backfilled: bool = False) -> list[Admission] | Refusal:
         """Admit the job, with its whole group if it has one; the state is changed only if it is admitted."""
         state = self._state

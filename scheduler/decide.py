@@ -10,8 +10,9 @@ Admissions are applied to the state at once; evictions are remembered, and the v
 `requeue` says that it is free.
 
 One pass: give up and release what is overdue; find pods anew that gangs have lost; then, job by job in the order of
-`turns`, quota, data and room; then victims for the first jobs that were refused; further pods for elastic jobs; then
-what to load ahead. Many jobs of one queue are admitted in one pass.
+`turns`, quota, data and room; then victims for the first jobs that were refused, whom those make way for that the same
+pass has admitted, as if they had not been; further pods for elastic jobs; then what to load ahead. Many jobs of one
+queue are admitted in one pass.
 """
 
 import heapq
@@ -27,7 +28,7 @@ from forebay.scheduler.growth import grow, repair
 from forebay.scheduler.impossible import impossible
 from forebay.scheduler.model import Snapshot
 from forebay.scheduler.pending import JobClass, PendingQueue, Rank
-from forebay.scheduler.preemption import make_room, mark
+from forebay.scheduler.preemption import Room, make_room, mark
 from forebay.scheduler.prefetch import plan
 from forebay.scheduler.refusals import Refusal
 from forebay.scheduler.settings import Settings
@@ -263,8 +264,27 @@ class _Pass:
                     continue
                 found = make_room(state, job, known)
                 if found is not None:
-                    self.evictions += found.evictions
-                    self.shrinks += found.shrinks
+                    self._make_way(found)
+
+    def _make_way(self, room: Room) -> None:
+        """Victims go. Those that were admitted in this very pass have not been told: they wait on as if they had not
+        been, and if there are no others, the job for which they make way starts at once."""
+        state = self.state
+        admitted = {admission.job for admission in self.admissions}
+        back = [eviction for eviction in room.evictions if eviction.job in admitted]
+        self.evictions += [eviction for eviction in room.evictions if eviction.job not in admitted]
+        self.shrinks += room.shrinks
+        for one in back:
+            state.take_back(one.job)
+            self.refusals[one.job] = Refusal("gang", f"job {one.for_job!r} may take what is left", ENDS, "job")
+        names = {one.job for one in back}
+        self.admissions = [admission for admission in self.admissions if admission.job not in names]
+        if back and back[0].for_job not in state.victims:
+            job = state.waiting[back[0].for_job]
+            self._admitter.entitle(job)
+            outcome = self._admitter.attempt(job)
+            if not isinstance(outcome, Refusal):
+                self.admissions += outcome
 
     def grow(self) -> None:
         """What is left goes to elastic jobs."""

@@ -127,10 +127,10 @@ def rescaled(children: Sequence[tuple[Sequence[float], float]]) -> list[float]:
 def borrowed_share(
     used: Sequence[Number], quota: Sequence[int], lendable: Sequence[int], weight: float = 1.0
 ) -> Number:
-    """Kueue's share: the largest part of what the parent can lend that is used above `quota`, in thousandths.
+    """Kueue's share: the largest part of what the parent can lend or borrow that is used above `quota`, in thousandths.
 
     Args:
-        lendable: of the same resources; 0 where nothing can be lent.
+        lendable: of the same resources; 0 where nothing can be had.
     """
     shares = (
         (part - own) * 1000 / most for part, own, most in zip(used, quota, lendable, strict=True) if part > own and most

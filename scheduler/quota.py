@@ -135,7 +135,8 @@ class QuotaTree:
             node.reported = [0] * len(self.resources)
             node.firm = [0] * len(self.resources)
             self._totals[node.name] = totals
-            self._lendable[node.name] = [0 if pool >= FREE else pool for pool in node.pool]
+            most = [self._ceiling(node, place) for place in range(len(self.resources))]
+            self._lendable[node.name] = [0 if amount >= FREE else amount for amount in most]
 
     @staticmethod
     def _scale(node: QuotaNode, place: int) -> None:
@@ -287,7 +288,11 @@ class QuotaTree:
         return [used / total if total else 0.0 for used, total in zip(node.used, totals, strict=True)]
 
     def borrowed(self, node: QuotaNode, more: Sequence[int] | None = None) -> float:
-        """Kueue's share of a subtree, with `more`: what it uses above its min, of what its parent's can lend."""
+        """Kueue's share of a subtree, with `more`: what it uses above its min, of the most that its parent could have.
+
+        That is what the parent's subtree lends and what it may borrow itself: a parent without a min lends nothing of
+        its own, and yet its children borrow through it.
+        """
         used = node.used if more is None else [old + new for old, new in zip(node.used, more, strict=True)]
         return float(self.borrowed_with(node, used))
 

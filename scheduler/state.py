@@ -182,6 +182,12 @@ class State:
         self.finish(name)
         self.submit(replace(job, retries=retries, not_before=not_before, waits_since=since))
 
+    def take_back(self, name: str) -> None:
+        """A job that was admitted in this pass is not to start after all: it waits on as if it had not been."""
+        live = self.stop(name, undone=True)
+        self._forget(live.job)
+        self.submit(live.job)
+
     def bound(self, name: str) -> None:
         """All pods of an admitted job are bound."""
         live = self.running[name]
@@ -304,11 +310,11 @@ class State:
             self.victims.setdefault(running.evicted_for, set()).add(job.name)
         return live
 
-    def stop(self, name: str) -> Live:
-        """The opposite of `occupy`."""
+    def stop(self, name: str, undone: bool = False) -> Live:
+        """The opposite of `occupy`; `undone`: reservations are as if it had never been there."""
         live = self.discard(name)
         self.change_pods(live.shape, live.running.pods, -1)
-        self.count_reserved(live.running.reservations, in_table=True)
+        self.count_reserved(live.running.reservations, in_table=True, undone=undone)
         if live.running.evicted_for and (others := self.victims.get(live.running.evicted_for)):
             others.discard(name)
             if not others:
@@ -465,14 +471,14 @@ class State:
                 self.table.give(held.row, held.demand, held.cards)
                 del self.held[name]
 
-    def count_reserved(self, names: Iterable[str], in_table: bool) -> None:
+    def count_reserved(self, names: Iterable[str], in_table: bool, undone: bool = False) -> None:
         """What is left of reservations when jobs have come or gone; `in_table`: the table does not know yet."""
         for name in names:
             held = self.held.get(name)
             if held is None:
                 continue
             users = [live for live in self.running.values() if name in live.running.reservations]
-            if held.reservation.once and not users and in_table:
+            if held.reservation.once and not users and in_table and not undone:
                 continue  # its one job is gone: it stays used up
             left = remainder(held.reservation, users)
             if in_table:

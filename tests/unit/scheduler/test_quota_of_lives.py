@@ -9,12 +9,13 @@ import pytest
 from clusters import LARGE, evicted, job, on, run
 from quota_rules import Rules
 
-from forebay.scheduler.decide import decide
+from forebay.scheduler.decide import advance, decide
 from forebay.scheduler.decisions import Decisions
 from forebay.scheduler.jobs import Job
 from forebay.scheduler.model import Node, Queue, Snapshot
 from forebay.scheduler.quota import FREE, QuotaTree
 from forebay.scheduler.settings import Settings
+from forebay.scheduler.state import State
 
 FAIRNESS = [Settings(fairness=kind) for kind in ("drf", "hdrf", "borrowed", "usage", "none")]
 
@@ -125,35 +126,24 @@ def path(rules: Rules, name: str) -> list[str]:
     return [name, *([] if parent is None else path(rules, parent))]
 
 
-AGAIN = pytest.mark.xfail(
-    strict=True,
-    reason="quota that a victim by share gives back is not kept: the victim starts anew elsewhere, and is taken again",
-)
-
-
-NOTHING_LENT = pytest.mark.xfail(
-    strict=True, reason="below a queue without a min all borrowed shares are 0: each may take from each, in turn"
-)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [pytest.param(one, marks=NOTHING_LENT if one.fairness == "borrowed" else ()) for one in FAIRNESS],
-    ids=lambda settings: settings.fairness,
-)
+@pytest.mark.parametrize("settings", FAIRNESS, ids=lambda settings: settings.fairness)
 def test_who_asks_for_no_more_than_its_min_gets_it(settings: Settings) -> None:
     """In the end, whatever others had before: where jobs of one core may be taken back."""
     gets_its_min(settings, (LARGE,), 20)
 
 
-@AGAIN
 @pytest.mark.parametrize("fairness", ["drf"])
 def test_on_several_nodes_too(fairness: str) -> None:
     """The nodes that are held for the job keep nobody from the others."""
     gets_its_min(FAIRNESS[0], (LARGE, replace(LARGE, name="m")), 60)
 
 
-@AGAIN
+def starts_next(snapshot: Snapshot, found: Decisions) -> list[str]:
+    """Who starts once all of it is done, before victims are looked for again."""
+    snapshot = then(snapshot, found)
+    return [one.job for one in advance(State(snapshot), snapshot.now, preempts=False).admissions]
+
+
 def test_a_victim_by_share_does_not_start_before_the_job_that_it_left_for() -> None:
     """Of 10 cores y has 6, w 4, and y counts half: y7 may have one more, and then w keeps as much as y."""
     queues = (
@@ -166,7 +156,22 @@ def test_a_victim_by_share_does_not_start_before_the_job_that_it_left_for() -> N
     snapshot = Snapshot(10.0, (), (LARGE, replace(LARGE, name="m")), queues, waiting, tuple(running))
     found = decide(snapshot)
     assert [(one.for_job, one.reason) for one in found.evictions] == [("y7", "fair-share")]
-    assert [one.job for one in decide(then(snapshot, found)).admissions] == ["y7"]
+    assert starts_next(snapshot, found) == ["y7"]
+
+
+def test_nor_before_any_job_of_a_group() -> None:
+    """w's queue is served first, so that what its two victims gave back is there for the group by its claim alone."""
+    queues = (
+        Queue("root", min={"cpu": 9000}),
+        Queue("w", "root", {"cpu": 3000}, priority=1),
+        Queue("y", "root", {"cpu": 3000}, weight=2.0),
+    )
+    running = [run(f"{name}{place}", name, 1) for name, count in (("w", 5), ("y", 4)) for place in range(count)]
+    waiting = tuple(job(name, "y", cpu=1, group="g", group_size=2) for name in ("y4", "y5"))
+    snapshot = Snapshot(10.0, (), (LARGE, replace(LARGE, name="m")), queues, waiting, tuple(running))
+    found = decide(snapshot)
+    assert len(found.evictions) == 2
+    assert starts_next(snapshot, found) == ["y4", "y5"]
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.3])
@@ -185,7 +190,6 @@ def test_equal_shares_are_no_claim(weight: float) -> None:
     assert not found.evictions
 
 
-@NOTHING_LENT
 def test_borrowed_shares_below_a_queue_that_has_no_min() -> None:
     """x has borrowed both cores from the root for x0; x1 may have one of them, and not the other."""
     queues = (Queue("root", min={"cpu": 2000}), Queue("x", "root"), Queue("x0", "x"), Queue("x1", "x"))

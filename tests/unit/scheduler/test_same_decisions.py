@@ -34,7 +34,7 @@ DIGESTS = {
     "gate": "8c7f68013f8d",
     "prefetch": "7842a377fc5c",
     "ordered": "ede1f1468f80",
-    "backfill": "5e4dbb235d66",
+    "backfill": "0af9585798df",
 }
 """Of what each arm decides on it. Who means to decide otherwise puts the new ones here; who means to be quicker must
 not have to."""
