@@ -154,14 +154,18 @@ class _Pass:
         self._waited: set[str] = set()
         self._has_data: set[str] = set()
         for name, queue in state.queues.items():
+            for gated in [*queue.gated] if queue.blocks else ():
+                job = state.waiting[gated]
+                if impossible(state, job) is not None:
+                    queue.ungate(job, state.shape(job))  # it has no turn, and blocks nobody
             if queue.order:
                 self._turns.lanes[name] = lanes_of(
                     queue, self._open_classes(queue), self._hopeless, self._never, state.rivals
                 )
         while (turn := self._turns.next()) is not None:
             self._try(turn)
-        for job in [job for job in state.holds if job not in self._waited and not state.victims.get(job)]:
-            state.lift(job)
+        for holder in [name for name in state.holds if name not in self._waited and not state.victims.get(name)]:
+            state.lift(holder)
 
     def _gates(self, rank: Rank, job_class: JobClass) -> bool:
         state, name = self.state, rank[2]
