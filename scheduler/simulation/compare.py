@@ -2,8 +2,10 @@
 
 import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import active_children, get_context
 
@@ -39,12 +41,8 @@ def _outcomes(tasks: Sequence[tuple[Plan, str]], count: int) -> Iterator[Report]
     before = active_children()
     pool = ProcessPoolExecutor(count, get_context("spawn"))
     try:
-        # Ctrl-C reaches the whole process group: they inherit that it is blocked, and are ended below.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _interrupts_later():
             found = pool.map(_one, *zip(*tasks, strict=True))
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         yield from found
     except BaseException:
         for process in active_children():
@@ -53,6 +51,28 @@ def _outcomes(tasks: Sequence[tuple[Plan, str]], count: int) -> Iterator[Report]
         pool.shutdown(cancel_futures=True)
         raise
     pool.shutdown()
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C reaches the whole process group: processes that start inherit that it is blocked, and their parent, who
+    ends them, hears of it when all of them have what they need to start.
+
+    To block it here is not enough for that: another thread of this process (numpy has some) may take the signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _one(plan: Plan, arm: str) -> Report:
