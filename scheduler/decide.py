@@ -22,7 +22,7 @@ from itertools import islice
 from forebay.scheduler import gang
 from forebay.scheduler.admission import ENDS, Admitter
 from forebay.scheduler.backfill import shadow
-from forebay.scheduler.decisions import Admission, Decisions, Eviction, GivenUp, Growth, Prefetch, Release, Shrink
+from forebay.scheduler.decisions import Admission, Decisions, Eviction, GivenUp, Growth, Release, Shrink
 from forebay.scheduler.explain import explain
 from forebay.scheduler.growth import grow, repair
 from forebay.scheduler.impossible import impossible
@@ -76,12 +76,8 @@ def advance(
         given_up=tuple(found.given_up),
         prefetches=loads or (),
         holds=tuple(state.holds[name] for name in sorted(state.holds)),
-        waits=explain(state, found.refusals, found.no_room, _names(loads)) if explained else (),
+        waits=explain(state, found.refusals, found.no_room, loads) if explained else (),
     )
-
-
-def _names(loads: tuple[Prefetch, ...] | None) -> set[str] | None:
-    return None if loads is None else {load.dataset for load in loads}
 
 
 @dataclass(eq=False)

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from forebay.scheduler.admission import THE_GROUP, not_warm, over_quota
-from forebay.scheduler.decisions import Stage, Wait
+from forebay.scheduler.decisions import Prefetch, Stage, Wait
 from forebay.scheduler.estimates import Releases
 from forebay.scheduler.impossible import A_CHANGE, impossible
 from forebay.scheduler.jobs import Job
@@ -15,16 +15,17 @@ from forebay.scheduler.state import State
 
 
 def explain(
-    state: State, refusals: Mapping[str, Refusal], no_room: Mapping[int, Refusal], loads: Collection[str] | None
+    state: State, refusals: Mapping[str, Refusal], no_room: Mapping[int, Refusal], loads: Collection[Prefetch] | None
 ) -> tuple[Wait, ...]:
     """A Wait for each waiting job, and for each admitted one that is not bound yet.
 
     Args:
         refusals: of the pass that has just been made, by job.
         no_room: of the same, by `id` of the shape.
-        loads: datasets that are to be loaded; None: that was not looked at.
+        loads: that are to be made; None: that was not looked at.
     """
     releases = Releases(state)
+    loaded = None if loads is None else {load.dataset for load in loads}
     found: list[Wait] = []
     shares: dict[str, Vector] = {}
     busy = max(1, sum(1 for queue in state.queues.values() if len(queue)))
@@ -37,7 +38,7 @@ def explain(
             refusal = _never(state, job, refusals.get(job.name), no_room)
             refusal = refusal or _cold(state, job) or refusals.get(job.name)
             refusal = refusal or _refusal(state, job, waiting_before, no_room)
-            start = _start(state, job, refusal, releases, ahead * busy, loads)
+            start = _start(state, job, refusal, releases, ahead * busy, loaded)
             reason = refusal.reason
             if not job.preempts and refusal.stage in ("quota", "gang", "topology"):
                 reason += "; it may not evict others"
@@ -108,7 +109,7 @@ def _refusal(state: State, job: Job, before: str | None, no_room: Mapping[int, R
 
 
 def _start(
-    state: State, job: Job, refusal: Refusal, releases: Releases, ahead: float, loads: Collection[str] | None
+    state: State, job: Job, refusal: Refusal, releases: Releases, ahead: float, loaded: Collection[str] | None
 ) -> float | None:
     """An estimate of its start; None: it never fits, or nothing is known."""
     if refusal.unblock in (THE_GROUP, A_CHANGE):
@@ -117,7 +118,7 @@ def _start(
     hold = state.holds.get(job.name)
     start = hold.start if hold is not None else released
     if refusal.stage == "cache":
-        start = max(start, state.now + _load_s(state, job, loads))
+        start = max(start, state.now + _load_s(state, job, loaded))
         deadlines = [need.deadline for need in state.warm.required(job, state.now)]
         known = [deadline for deadline in deadlines if deadline is not None]
         if known and len(known) == len(deadlines):
@@ -127,13 +128,13 @@ def _start(
     return start if math.isfinite(start) else None
 
 
-def _load_s(state: State, job: Job, loads: Collection[str] | None) -> float:
+def _load_s(state: State, job: Job, loaded: Collection[str] | None) -> float:
     """Seconds until all that it requires is warm somewhere, at the store's pace now; infinite if nobody loads it."""
     seconds = 0.0
     for need in state.warm.required(job, state.now):
         size = state.warm.size(need.dataset)
         cold = size * need.min_warm - float(state.warm.warm(need.dataset).max(initial=0))
-        if cold > 0 and loads is not None and need.dataset not in loads:
+        if cold > 0 and loaded is not None and need.dataset not in loaded:
             return math.inf
         seconds = max(seconds, cold / max(state.warm.bandwidth(need.dataset), 1e-9))
     return max(0.0, seconds)

@@ -24,12 +24,7 @@ class Freed:
     def pods_at_most(self, demand: Demand) -> Ints:
         """No more pods would fit on each node; often fewer do."""
         table = self._table
-        found = np.full(len(table), 1 << 40, dtype=np.int64)
-        for name, amount in demand.amounts:
-            row = table.rows.get(name)
-            if row is None:
-                return np.zeros(len(table), dtype=np.int64)
-            np.minimum(found, self._freed(row, table.free[row]) // amount, out=found)
+        found = table.by_amounts(demand, lambda row: self._freed(row, table.free[row]), len(table))
         if demand.gpus is not None and demand.gpus.compute_milli:
             milli = demand.gpus.cards * demand.gpus.compute_milli
             np.minimum(found, self._freed(table.kinds_of_room - 1, table.gpu_free) // milli, out=found)

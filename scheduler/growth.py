@@ -95,17 +95,12 @@ class _Grower:
                 heapq.heappush(self._heap, (self._key(live, place), number))
         for name, pods in self._pods.items():
             live = state.running[name]
-            self._resize(live, self._charged(live, pods), -1)  # `grow` takes all of it
+            state.resize(live, self._charged(live, pods), -1)  # `grow` takes all of it
         return [_grown(state, state.running[name], pods) for name, pods in sorted(self._pods.items())]
 
     def _charged(self, live: Live, pods: tuple[PlacedPods, ...]) -> Vector:
         counts = counts_of(live.job, live.running.pods)
         return _more(self._state, live, counts, counts_of(live.job, pods))
-
-    def _resize(self, live: Live, amounts: Vector, sign: int) -> None:
-        self._state.quota.resize(live.leaf, amounts, sign)
-        if not live.job.preemptible:
-            self._state.quota.firmly(live.leaf, amounts, sign)
 
     def _request(self, live: Live, place: int) -> tuple[list[int], Vector]:
         pods = joined(live.running.pods, self._pods.get(live.job.name, ()))
@@ -137,7 +132,7 @@ class _Grower:
             if placed is None:
                 return False
             trial.keep()
-        self._resize(live, request, 1)
+        state.resize(live, request, 1)
         self._pods[job.name] = joined(before, placed)
         return True
 

@@ -5,7 +5,7 @@ tables. Nothing here knows of jobs, queues or data. It is a little long, as all 
 one place.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -260,11 +260,7 @@ class NodeTable:
 
     def ever_pods(self, demand: Demand) -> Ints:
         """How many pods would fit on each eligible node if it were empty, at most."""
-        found = np.where(self.eligible(demand), 1 << 40, 0)
-        for name, amount in demand.amounts:
-            if name not in self.rows:
-                return np.zeros(len(self), dtype=np.int64)
-            np.minimum(found, self.capacity[self.rows[name]] // amount, out=found)
+        found = np.where(self.eligible(demand), self.by_amounts(demand, lambda row: self.capacity[row], len(self)), 0)
         if (gpus := demand.gpus) is not None:
             slots = (self.card_memory >= max(gpus.memory_mib, 1)).astype(np.int64)
             if (usable := self.kinds.usable(gpus)) is not None:
@@ -275,16 +271,24 @@ class NodeTable:
             np.minimum(found, _groups(slots, gpus.cards), out=found)
         return found
 
-    def pods(self, demand: Demand, among: Ints | None = None) -> Ints:
-        """How many pods fit on each node, for all or the rows `among`; eligibility is not looked at."""
-        count = len(self.names) if among is None else len(among)
+    def by_amounts(self, demand: Demand, free: Callable[[int], Ints], count: int) -> Ints:
+        """How many pods the resources but cards suffice for, on so many nodes.
+
+        Args:
+            free: of a resource by its place in `rows`.
+        """
         found = np.full(count, 1 << 40, dtype=np.int64)
         for name, amount in demand.amounts:
             row = self.rows.get(name)
             if row is None:
                 return np.zeros(count, dtype=np.int64)
-            free = self.free[row] if among is None else self.free[row][among]
-            np.minimum(found, np.maximum(free, 0) // amount, out=found)
+            np.minimum(found, np.maximum(free(row), 0) // amount, out=found)
+        return found
+
+    def pods(self, demand: Demand, among: Ints | None = None) -> Ints:
+        """How many pods fit on each node, for all or the rows `among`; eligibility is not looked at."""
+        count = len(self.names) if among is None else len(among)
+        found = self.by_amounts(demand, lambda row: self.free[row] if among is None else self.free[row][among], count)
         if demand.gpus is not None:
             np.minimum(found, self._pods_of_cards(demand, demand.gpus, among), out=found)
         return found

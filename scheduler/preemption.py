@@ -174,7 +174,7 @@ class _Simulation:
                 found = self._place(job, site)
                 if found is None:
                     return False
-                nodes |= dict.fromkeys(placed.node for placed in found.pods)
+                nodes |= dict.fromkeys(found.nodes)
         self.nodes = tuple(nodes)
         return True
 

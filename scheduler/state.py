@@ -362,15 +362,19 @@ class State:
                 live.shape = self.shape(live.job)
                 now = self.charge(live.job, counts_of(live.job, live.running.pods))
                 change = [new - old for new, old in zip(now, live.charged, strict=True)]
-                self.quota.resize(live.leaf, change, 1)
-                if not live.job.preemptible:
-                    self.quota.firmly(live.leaf, change, 1)
+                self.resize(live, change, 1)
                 live.charged = now
         # What is known by the identity of a shape goes with it.
         used = {id(shape) for _, shape in self._shape_of.values()}
         self._shapes = {key: shape for key, shape in self._shapes.items() if id(shape) in used}
         self.refusals = {key: seen for key, seen in self.refusals.items() if key[0] in used}
         self.impossible = {key: found for key, found in self.impossible.items() if key[0] in used}
+
+    def resize(self, live: Live, amounts: Vector, sign: int) -> None:
+        """A running job uses so much more (1) or less (-1) of its quota; what it is charged is the caller's affair."""
+        self.quota.resize(live.leaf, amounts, sign)
+        if not live.job.preemptible:
+            self.quota.firmly(live.leaf, amounts, sign)
 
     def _rows(self, pods: Iterable[PlacedPods]) -> list[int]:
         return [self.table.index[placed.node] for placed in pods if placed.node in self.table.index]
