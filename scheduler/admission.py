@@ -231,22 +231,13 @@ class Admitter:
         if shape.special or shape.roomy_at == moment:
             return None
         seen = None if state.placer.explains else shape.crowded
-        if shape.roomy >= 0 and seen is None and self._fits(shape, shape.roomy):
-            shape.roomy_at = moment
-            return None
         if seen is not None and self.grown.still_refused(shape, seen):
             return NoRoom("gang", "")
         found = state.placer.crowded(shape.job.pod_sets, shape.demands)
         lacking = found.lacking if found is not None and len(shape.demands) == 1 else 1
         shape.crowded = None if found is None else NotYet(len(state.table.grown), lacking)
         shape.roomy_at = moment if found is None else (-1, -1)
-        if found is None and len(shape.demands) == 1 and shape.job.pod_sets[0].least == 1:
-            shape.roomy = int(np.argmin(state.losses.standing(shape.job.pod_sets[0], shape.demands[0]).loss))
         return found
-
-    def _fits(self, shape: Shape, row: int) -> bool:
-        table, demand = self._state.table, shape.demands[0]
-        return bool(table.eligible(demand)[row]) and bool(table.fits(demand, np.array([row]))[0])
 
 
 ENDS = "pods that end on such nodes"

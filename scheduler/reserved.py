@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from forebay.scheduler.jobs import GpuRequest, PlacedPods
 from forebay.scheduler.live import Live
 from forebay.scheduler.model import Reservation
-from forebay.scheduler.nodes import Demand
+from forebay.scheduler.nodes import Demand, NodeTable
 
 NOTHING: tuple[Demand, tuple[int, ...]] = (Demand((), None, ()), ())
 """What is left of a reservation that is used up."""
@@ -20,6 +20,13 @@ class Held:
     row: int
     demand: Demand
     cards: tuple[int, ...]
+
+    def leave(self, table: NodeTable | None, left: tuple[Demand, tuple[int, ...]]) -> None:
+        """So much is left of it from now on. Args: table: that does not know yet; None: it does."""
+        if table is not None:
+            table.give(self.row, self.demand, self.cards)
+            table.take(self.row, *left)
+        self.demand, self.cards = left
 
 
 def remainder(reservation: Reservation, users: Sequence[Live]) -> tuple[Demand, tuple[int, ...]]:

@@ -485,7 +485,4 @@ class State:
             if held.reservation.once and not users and in_table and not undone:
                 continue  # its one job is gone: it stays used up
             left = remainder(held.reservation, users)
-            if in_table:
-                self.table.give(held.row, held.demand, held.cards)
-                self.table.take(held.row, left[0], left[1])
-            held.demand, held.cards = left
+            held.leave(self.table if in_table else None, left)

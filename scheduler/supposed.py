@@ -75,10 +75,7 @@ class Supposed:
             return  # its one job goes: it stays used up
         else:
             left = NOTHING
-        if in_table:
-            self._state.table.give(held.row, held.demand, held.cards)
-            self._state.table.take(held.row, *left)
-        held.demand, held.cards = left
+        held.leave(self._state.table if in_table else None, left)
 
     def _users_of(self, name: str) -> list[Live]:
         if name not in self._users:
