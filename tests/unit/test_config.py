@@ -112,7 +112,15 @@ def test_json_round_trip(tmp_path: Path) -> None:
     config.to_json().encode()  # through a pipe, whatever bytes its paths hold
 
 
-def test_remembered_tiers(tmp_path: Path) -> None:
+def _free_disk(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Every file system has `size` bytes free, in blocks of 4 KiB; the real one changes between two looks."""
+    blocks = size // 4096
+    stats = os.statvfs_result((4096, 4096, blocks, blocks, blocks, 9, 9, 9, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda path: stats)
+
+
+def test_remembered_tiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _free_disk(monkeypatch, 8 * GIB)
     config = replace(_config(tmp_path), cache_dir=tmp_path / "c")
     config = replace(config, tiers=(config.tiers[0],))
     assert config.with_remembered_tiers().tiers == (default_tier(config.cache_dir),)
@@ -149,10 +157,11 @@ def test_folders_by_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert default_runtime_dir({}) == Path("/tmp/forebay-1000")
 
 
-def test_default_tier(tmp_path: Path) -> None:
-    tier = default_tier(tmp_path / "not" / "there")
-    assert (tier.medium, tier.path) == (Medium.SSD, tmp_path / "not" / "there" / "tier")
-    assert tier.quota_bytes >= GIB
+@pytest.mark.parametrize(("free", "quota"), [(8 * GIB, 4 * GIB), (GIB, GIB)])
+def test_default_tier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, quota: int) -> None:
+    _free_disk(monkeypatch, free)
+    cache_dir = tmp_path / "not" / "there"
+    assert default_tier(cache_dir) == TierConfig(Medium.SSD, cache_dir / "tier", quota)
     assert list(tmp_path.iterdir()) == []
 
 
