@@ -28,9 +28,10 @@ def record(directory: str, folder: Path, seconds: float | None) -> None:
         raise UsageError(f"{folder} cannot be made: {error.strerror}; name a folder of yours") from error
     before = set(folder.iterdir())
     mount_folder = register.mount_folder(config.runtime_dir, state.dir)
+    stopped = _signals()  # before anything is written: who sees the first file may stop us
     recorder.begin(mount_folder, folder.resolve())
     try:
-        _wait(seconds, mount_folder)
+        _wait(seconds, mount_folder, stopped)
     finally:
         recorder.end(mount_folder)
     time.sleep(2 * _LOOK_S)  # a handler looks a few times a second whether to go on
@@ -38,15 +39,20 @@ def record(directory: str, folder: Path, seconds: float | None) -> None:
         print(f"{path}: {sum(1 for _ in recorder.messages(path))} messages")
 
 
-def _wait(seconds: float | None, mount_folder: Path) -> None:
-    """Until the time is over, somebody presses Ctrl-C, or the mount is gone."""
-    stopped = []
+def _signals() -> list[int]:
+    """Where Ctrl-C and SIGTERM, which no longer end this process, are noted."""
+    came: list[int] = []
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        stopped.append(True)
+    def note(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+        signal.signal(number, note)
+    return came
+
+
+def _wait(seconds: float | None, mount_folder: Path, stopped: list[int]) -> None:
+    """Until the time is over, somebody presses Ctrl-C, or the mount is gone."""
     end = time.monotonic() + seconds if seconds is not None else float("inf")
     while not stopped and time.monotonic() < end and register.read_state(mount_folder) is not None:
         time.sleep(_LOOK_S)
