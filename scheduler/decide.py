@@ -155,9 +155,9 @@ class _Pass:
                 if impossible(state, job) is not None:
                     queue.ungate(job, state.shape(job))  # it has no turn, and blocks nobody
             if queue.order:
-                self._turns.lanes[name] = lanes_of(
-                    queue, self._open_classes(queue), self._hopeless, self._never, state.rivals
-                )
+                classes = self._open_classes(queue)
+                for lane in lanes_of(queue, classes, self._hopeless, self._never, state.rivals):
+                    self._turns.add(lane)
         while (turn := self._turns.next()) is not None:
             self._try(turn)
         for holder in [name for name in state.holds if name not in self._waited and not state.victims.get(name)]:
@@ -207,7 +207,10 @@ class _Pass:
             use = live.shape.gpus * state.settings.entry_penalty
             for node in live.leaf.path():
                 self._turns.penalty[node.name] = self._turns.penalty.get(node.name, 0.0) + use
-            self._turns.changed(live.leaf)
+            if job.group is not None:
+                self._turns.changed(live.leaf)
+        if job.group is None:
+            self._turns.went_on(turn.lane)
 
     def _refused(self, turn: Turn, refusal: Refusal) -> None:
         state, lane = self.state, turn.lane
@@ -230,7 +233,7 @@ class _Pass:
         if refusal.scope == "shape" or lane.skip >= self.state.settings.class_tries:
             self._turns.drop(lane)
         else:
-            self._turns.changed(lane.queue.node)
+            self._turns.went_on(lane)
 
     def _hold(self, turn: Turn, backfills: bool) -> None:
         """Nodes for a job that waits at the front; with `backfills` those behind it go on around them."""
@@ -246,11 +249,9 @@ class _Pass:
                 return
             state.holds[name] = hold
         if backfills:
-            lanes = self._turns.lanes[turn.lane.queue.node.name]
             for one in turn.lane.classes:
                 if one.ranks and not self._hopeless(one):
-                    lanes.append(Lane(turn.lane.queue, [one], 1 if one is turn.job_class else 0, True))
-            self._turns.changed(turn.lane.queue.node)
+                    self._turns.add(Lane(turn.lane.queue, [one], 1 if one is turn.job_class else 0, True))
 
     def preempt(self) -> None:
         """Victims for the first jobs of each queue that were refused, one after the other."""

@@ -4,8 +4,10 @@ A lane is what must be served in order. With `best-effort` each class of equal r
 `fifo` all that compete for nodes, with `strict` and `block` the whole queue.
 """
 
-from collections.abc import Callable, Sequence
+import heapq
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 from forebay.scheduler.fair_share import dominant_share, rescaled
 from forebay.scheduler.pending import JobClass, PendingQueue, Rank
@@ -67,26 +69,54 @@ class Turns:
     """Sets a job aside if it waits for data alone, and says so: it has no turn."""
     refused: Callable[[JobClass], bool] = lambda job_class: False
     """Whether a class is known to find no room."""
-    lanes: dict[str, list[Lane]] = field(default_factory=dict)
     penalty: dict[str, float] = field(default_factory=dict)
     """Use that counts beside the historic one, by leaf: admissions of this pass."""
     _best: dict[str, tuple[Key, Turn] | None] = field(default_factory=dict)
     """Of each queue that was looked at since it changed, the next job with its key among the siblings."""
+    _lanes: dict[str, list[tuple[Rank, int, Lane, JobClass]]] = field(default_factory=dict)
+    """Of each leaf those with jobs, as a heap by their heads. Heads only come later and later within a pass."""
+    _numbers: Iterator[int] = field(default_factory=count)
     _parts: dict[str, list[float]] = field(default_factory=dict)
 
     def next(self) -> Turn | None:
         best = self._first(self.quota.roots)
         return None if best is None else best[1]
 
+    def add(self, lane: Lane) -> None:
+        """Jobs that may have a turn."""
+        self._push(self._lanes.setdefault(lane.queue.node.name, []), lane)
+        self._forget(lane.queue.node)
+
+    def went_on(self, lane: Lane) -> None:
+        """The lane that has had the turn has another head, or none; its leaf may use more than before."""
+        lanes = self._lanes[lane.queue.node.name]
+        heapq.heappop(lanes)
+        self._push(lanes, lane)
+        self._forget(lane.queue.node)
+
     def changed(self, leaf: QuotaNode) -> None:
-        """Lanes or use of this leaf are others than before."""
+        """Jobs of any lane of a leaf are gone, and it uses more than before."""
+        before = self._lanes.get(leaf.name, [])
+        lanes = self._lanes[leaf.name] = []
+        for _, _, lane, _ in before:
+            self._push(lanes, lane)
+        self._forget(leaf)
+
+    def drop(self, lane: Lane) -> None:
+        """The lane that has had the turn gets no more."""
+        heapq.heappop(self._lanes[lane.queue.node.name])
+        self._forget(lane.queue.node)
+
+    def _push(self, lanes: list[tuple[Rank, int, Lane, JobClass]], lane: Lane) -> None:
+        while (head := lane.head()) is not None and self.gates(*head):
+            pass
+        if head is not None:
+            heapq.heappush(lanes, (head[0], next(self._numbers), lane, head[1]))
+
+    def _forget(self, leaf: QuotaNode) -> None:
         for node in leaf.path():
             self._best.pop(node.name, None)
             self._parts.pop(node.name, None)
-
-    def drop(self, lane: Lane) -> None:
-        self.lanes[lane.queue.node.name].remove(lane)
-        self.changed(lane.queue.node)
 
     def _first(self, nodes: Sequence[QuotaNode]) -> tuple[Key, Turn] | None:
         best: tuple[Key, Turn] | None = None
@@ -109,17 +139,13 @@ class Turns:
         return found
 
     def _of_leaf(self, node: QuotaNode) -> Turn | None:
-        lanes = self.lanes.get(node.name, [])
-        while True:
-            best: Turn | None = None
-            for lane in lanes:
-                while (head := lane.head()) is not None and self.gates(*head):
-                    pass
-                if head is not None and (best is None or head[0] < best.rank):
-                    best = Turn(head[0], lane, head[1])
-            if best is None or not (best.lane.yields and self.refused(best.job_class)):
-                return best
-            lanes.remove(best.lane)
+        lanes = self._lanes.get(node.name, [])
+        while lanes:
+            rank, _, lane, job_class = lanes[0]
+            if not (lane.yields and self.refused(job_class)):
+                return Turn(rank, lane, job_class)
+            heapq.heappop(lanes)
+        return None
 
     def _key(self, node: QuotaNode, turn: Turn) -> Key:
         least = turn.job_class.shape.least
