@@ -149,7 +149,7 @@ class _Pass:
         self._turns = Turns(state.quota, state.settings, self._gates, lambda one: id(one.shape) in self.no_room)
         self._waited: set[str] = set()
         self._has_data: set[str] = set()
-        for name, queue in state.queues.items():
+        for queue in state.queues.values():
             for gated in [*queue.gated] if queue.blocks else ():
                 job = state.waiting[gated]
                 if impossible(state, job) is not None:

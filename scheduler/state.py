@@ -5,6 +5,7 @@ the snapshot, but answers that could be computed again.
 """
 
 import heapq
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 
@@ -47,6 +48,8 @@ class State:
         self.running: dict[str, Live] = {}
         self.ends = EndTable(self.table)
         self.by_leaf: dict[str, dict[str, Live]] = {name: {} for name in self.queues}
+        self.priorities: dict[str, Counter[tuple[int, bool]]] = {name: Counter() for name in self.queues}
+        """Running jobs of each leaf, by priority and whether they are elastic."""
         """The running jobs of each queue."""
         self.later: dict[str, Job] = {}
         """Waiting jobs that are not tried yet: backoff."""
@@ -298,6 +301,7 @@ class State:
         if in_table:
             self.change_pods(shape, running.pods, 1)
         self.running[job.name] = self.by_leaf[leaf.name][job.name] = live
+        self.priorities[leaf.name][job.priority, shape.elastic] += 1
         if not running.bound:
             self.unbound.add(job.name)
         if any(count < pod_set.count for count, pod_set in zip(counts, job.pod_sets, strict=True)):
@@ -327,6 +331,7 @@ class State:
         for names in (self.unbound, self.short, self.growing, self.evicted):
             names.discard(name)
         del self.by_leaf[live.leaf.name][name]
+        self.priorities[live.leaf.name][live.job.priority, live.shape.elastic] -= 1
         self.ends.remove(live)
         self.warm.read(live.job, self._rows(live.running.pods), -1)
         self.quota.give(live.leaf, live.charged)

@@ -140,6 +140,21 @@ def _concerned(state: State, job: Job, rule: Reason, victim: Live, leaf: QuotaNo
     return state.now - victim.running.started >= shield
 
 
+def _any_concerned(state: State, job: Job, rule: Reason, leaf: QuotaNode, other: QuotaNode) -> bool:
+    """False: the priority of each running job of a queue keeps the rule from concerning it. Quick to know."""
+    if rule == "priority":
+        equal = leaf.queue.preempt == "later"
+    elif rule == "borrow" or leaf.queue.reclaim == "lower-priority":
+        equal = False
+    else:
+        return True
+    return any(
+        priority < job.priority or (priority == job.priority and (equal or (elastic and rule == "priority")))
+        for (priority, elastic), count in state.priorities[other.name].items()
+        if count
+    )
+
+
 def _later(state: State, job: Job, victim: Live, leaf: QuotaNode) -> bool:
     """Whether it comes after the job in a queue that lets those before evict those behind."""
     if leaf.queue.preempt != "later" or victim.job.priority != job.priority:
@@ -206,6 +221,8 @@ def _of_queue(
     state: State, job: Job, rule: Reason, leaf: QuotaNode, other: QuotaNode, groups: set[str]
 ) -> list[Ranked]:
     """Pieces of one queue with their places in the order, not more than the settings say jobs."""
+    if not _any_concerned(state, job, rule, leaf, other):
+        return []
     lives = [
         live
         for live in state.by_leaf[other.name].values()
