@@ -63,16 +63,23 @@ def gpus_of(pod_set: PodSet) -> float:
 
 @dataclass(eq=False)
 class Standing:
-    """What one pod of a kind would lose on each node, kept up to date."""
+    """The room for pods of a kind on each node, and what one more would lose there; each is brought up to date when it
+    is asked for."""
 
     pod_set: PodSet
     demand: Demand
+    counts: bool
+    """How many pods fit is asked for, not only whether one does."""
+    room: Ints
+    """How many fit on each node; without `counts` 1 for any."""
     loss: Floats
     """Without cold bytes; infinite where it does not fit."""
-    room: Ints | None
-    """Pods that fit on each node, where it was asked for."""
-    seen: int
-    """So much of `NodeTable.changes` is in it."""
+    total: int = 0
+    """Of `room`."""
+    counted: int = -1
+    """So much of `NodeTable.changes` is in `room`; -1: nothing is known yet."""
+    weighed: int = -1
+    """And in `loss`."""
 
 
 class LossTable:
@@ -93,11 +100,23 @@ class LossTable:
             self.mix = Mix.of(classes, self._table.cards_max) if classes else None
             self._standings.clear()
 
+    def room(self, pod_set: PodSet, demand: Demand, counted: bool) -> int:
+        """On how many nodes one more pod fits, or with `counted` how many pods do on all."""
+        found = self._standing(pod_set, demand, counted)
+        self._count(found)
+        return found.total
+
     def standing(self, pod_set: PodSet, demand: Demand, counted: bool = False) -> Standing:
         """Losses of one more pod on each node, and with `counted` how many fit; do not change the arrays.
 
         Only nodes that have changed since the last time are looked at.
         """
+        found = self._standing(pod_set, demand, counted)
+        self._count(found)
+        self._weigh(found)
+        return found
+
+    def _standing(self, pod_set: PodSet, demand: Demand, counted: bool) -> Standing:
         table = self._table
         if table.eligibility != self._eligibility:
             self._standings.clear()
@@ -105,31 +124,37 @@ class LossTable:
         key = (demand, pod_set.preferences, pod_set.placement, counted)
         found = self._standings.get(key)
         if found is None:
-            count = len(table)
-            room = np.zeros(count, dtype=np.int64) if counted else None
-            found = self._standings[key] = Standing(pod_set, demand, np.full(count, np.inf), room, -1)
-        self._update(found)
+            room, loss = np.zeros(len(table), dtype=np.int64), np.full(len(table), np.inf)
+            found = self._standings[key] = Standing(pod_set, demand, counted, room, loss)
         return found
 
-    def _update(self, found: Standing) -> None:
-        table, end = self._table, len(self._table.changes)
-        if found.seen == end:
+    def _count(self, found: Standing) -> None:
+        table, rows = self._table, self._changed(found.counted)
+        if rows is None:
             return
-        if found.seen < 0 or end - found.seen > len(table) // 4:
-            rows = np.arange(len(table))
-        else:
-            rows = np.array(sorted({*table.changes[found.seen :]}), dtype=np.int64)
-        found.seen = end
-        eligible = table.eligible(found.demand)[rows]
-        if found.room is None:
-            fitting = eligible & table.fits(found.demand, rows)
-        else:
-            found.room[rows] = room = np.where(eligible, table.pods(found.demand, rows), 0)
-            fitting = room > 0
+        found.counted = len(table.changes)
+        room = (table.pods if found.counts else table.fits)(found.demand, rows) * table.eligible(found.demand)[rows]
+        found.total += int(room.sum() - found.room[rows].sum())
+        found.room[rows] = room
+
+    def _weigh(self, found: Standing) -> None:
+        rows = self._changed(found.weighed)
+        if rows is None:
+            return
+        found.weighed = len(self._table.changes)
         found.loss[rows] = np.inf
-        rows = rows[fitting]
+        rows = rows[found.room[rows] > 0]
         if len(rows):
             found.loss[rows] = self.of(found.pod_set, found.demand, rows, None).total
+
+    def _changed(self, since: int) -> Ints | None:
+        """Nodes that have changed since so many changes; None: none has."""
+        changes = self._table.changes
+        if since == len(changes):
+            return None
+        if since < 0 or len(changes) - since > len(self._table) // 4:
+            return np.arange(len(self._table))
+        return np.array(sorted({*changes[since:]}), dtype=np.int64)
 
     def of(self, pod_set: PodSet, demand: Demand, rows: Ints, cold: Floats | None) -> Losses:
         """Args: cold: GPU-seconds that one pod would wait for data, for each of `rows`; None: nothing is read."""

@@ -76,8 +76,7 @@ class Placer:
     def crowded(self, pod_sets: Sequence[PodSet], demands: Sequence[Demand]) -> NoRoom | None:
         """Whether not even the least pods of some set find nodes; it depends on what is free, and on nothing else."""
         for pod_set, demand in zip(pod_sets, demands, strict=True):
-            standing = self._losses.standing(pod_set, demand, counted=pod_set.least > 1)
-            fitting = int(np.isfinite(standing.loss).any()) if standing.room is None else int(standing.room.sum())
+            fitting = self._losses.room(pod_set, demand, counted=pod_set.least > 1)
             if fitting < pod_set.least:
                 reason = self._shortage(pod_set, demand, pod_set.least, fitting, Site())
                 return NoRoom("gang", reason, pod_set.least - fitting)
@@ -160,7 +159,6 @@ class Placer:
         if count == 1:
             return self._one(pod_set, demand, site)
         standing = self._losses.standing(pod_set, demand, counted=True)
-        assert standing.room is not None
         room = standing.room if site.allowed is None else np.where(site.allowed, standing.room, 0)
         rows = np.flatnonzero(room)
         fitting = int(room.sum() if apart is None else apart.summed(room, apart.depth).sum())

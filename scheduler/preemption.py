@@ -18,7 +18,7 @@ from forebay.scheduler.quota import Excess, Vector
 from forebay.scheduler.state import State
 from forebay.scheduler.supposed import Supposed
 from forebay.scheduler.topology import NoRoom
-from forebay.scheduler.victims import Known, Piece, Reason, lost_gpu_s, pieces_for, reason_for
+from forebay.scheduler.victims import Known, Piece, Reason, Rules, lost_gpu_s, pieces_for
 
 _DOMAINS_TRIED = 16
 """Domains whose victims are compared for a job that must be in one."""
@@ -102,6 +102,7 @@ class _Simulation:
         self.request = [sum(amounts) for amounts in zip(*(state.shape(job).least for job in jobs), strict=True)]
         """Quota of all."""
         self._leaf = state.quota.leaf(self.job.queue)
+        self._rules = Rules(state, self.job, self.request)
         names = {job.name for job in jobs}
         self._others = [
             state.waiting[name]
@@ -183,15 +184,17 @@ class _Simulation:
         table = self._state.table
         if any(self._state.shape(job).special for job in self._jobs):
             return False  # what is reserved for them is not free in the table
-        pods = [
+        ends, parts = self._state.ends, [part for piece in candidates for part in piece.parts]
+        places = [place for part in parts if part.whole for place in part.live.places]
+        single = [
             (row, table.room_of(demand) * placed.count)
-            for piece in candidates
-            for part in piece.parts
+            for part in parts
+            if not part.whole
             for placed, demand in part.live.shape.pods(part.pods)
             if (row := table.index.get(placed.node)) is not None
         ]
-        rows = np.array([row for row, _ in pods], dtype=np.int64)
-        amounts = np.array([amounts for _, amounts in pods], dtype=np.int64).reshape(len(pods), table.kinds_of_room)
+        rows = np.concatenate([ends.rows[places], np.array([row for row, _ in single], dtype=np.int64)])
+        amounts = np.concatenate([ends.amounts[places], *(amounts[None] for _, amounts in single)])
         with_them = Freed(table, rows, amounts)
         for job, site in zip(self._jobs, self._sites, strict=True):
             for pod_set, demand in zip(job.pod_sets, self._state.shape(job).demands, strict=True):
@@ -217,6 +220,7 @@ class _Simulation:
     def _charge(self, live: Live, amounts: Vector, whole: bool, sign: int) -> None:
         """Quota of a job, or of some of its pods, is taken (1) or given back (-1)."""
         quota = self._state.quota
+        self._rules.changed()
         if not whole:
             quota.resize(live.leaf, amounts, sign)
         elif sign > 0:
@@ -356,7 +360,7 @@ class _Simulation:
                     taken.remove(one)
                     remove(one[0], -1)
         initial = self._initial and all(one.live.leaf is not piece.live.leaf for one, _ in taken)
-        reason = reason_for(self._state, self.job, self.request, piece, initial)
+        reason = self._rules.reason_for(piece, initial)
         if reason is None:
             for one in smaller:
                 remove(one[0], 1)

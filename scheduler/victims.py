@@ -68,31 +68,51 @@ def meeting(one: QuotaNode, other: QuotaNode) -> tuple[list[QuotaNode], list[Quo
     return mine, theirs
 
 
-def reason_for(state: State, job: Job, request: Vector, piece: Piece, initial: bool = False) -> Reason | None:
-    """By which rule this piece may be taken for the job now; None: it may not.
+class Rules:
+    """By which rules a job may take from others, as quota is now."""
 
-    Args:
-        initial: by fair share, the share that the victim's queue has now is compared, and not the one it keeps.
-    """
-    leaf = state.quota.leaf(job.queue)
-    for part in reversed(piece.parts):
-        victim = part.live
-        rule = rule_between(state, leaf, request, victim.leaf)
-        if rule is None or not _concerned(state, job, rule, victim, leaf, part.whole):
-            return None
-        if rule == "fair-share" and not _fair(state, leaf, request, part, initial):
-            return None
-    return rule
+    def __init__(self, state: State, job: Job, request: Vector) -> None:
+        self._state = state
+        self._job = job
+        self._request = request
+        self._leaf = state.quota.leaf(job.queue)
+        self._between: dict[str, Reason | None] = {}
+        self._fair: dict[tuple[str, bool, tuple[int, ...]], bool] = {}
 
+    def changed(self) -> None:
+        """Quota is another than before."""
+        self._between.clear()
+        self._fair.clear()
 
-def _fair(state: State, leaf: QuotaNode, request: Vector, piece: Piece, initial: bool) -> bool:
-    paths, none = meeting(leaf, piece.live.leaf), [0] * len(request)
-    assert paths is not None
-    freed = [sum(amounts) for amounts in zip(*(part.freed for part in piece.parts), strict=True)]
-    mine, theirs = paths[0][-1], paths[1][-1]
-    if _compared(state, mine, request, theirs, freed) <= 0:
-        return True
-    return initial and _compared(state, mine, request, theirs, none) < 0
+    def reason_for(self, piece: Piece, initial: bool = False) -> Reason | None:
+        """By which rule this piece may be taken for the job now; None: it may not.
+
+        Args:
+            initial: by fair share, the share that the victim's queue has now is compared, and not the one it keeps.
+        """
+        rule: Reason | None = None
+        for part in reversed(piece.parts):
+            other = part.live.leaf
+            if other.name not in self._between:
+                self._between[other.name] = rule_between(self._state, self._leaf, self._request, other)
+            rule = self._between[other.name]
+            if rule is None or not _concerned(self._state, self._job, rule, part.live, self._leaf, part.whole):
+                return None
+            if rule == "fair-share" and not self._is_fair(part, initial):
+                return None
+        return rule
+
+    def _is_fair(self, piece: Piece, initial: bool) -> bool:
+        freed = tuple(sum(amounts) for amounts in zip(*(part.freed for part in piece.parts), strict=True))
+        key = (piece.live.leaf.name, initial, freed)
+        if key not in self._fair:
+            paths, none = meeting(self._leaf, piece.live.leaf), [0] * len(freed)
+            assert paths is not None
+            mine, theirs = paths[0][-1], paths[1][-1]
+            self._fair[key] = _compared(self._state, mine, self._request, theirs, [*freed]) <= 0 or (
+                initial and _compared(self._state, mine, self._request, theirs, none) < 0
+            )
+        return self._fair[key]
 
 
 def rule_between(state: State, leaf: QuotaNode, request: Vector, other: QuotaNode) -> Reason | None:
