@@ -58,7 +58,8 @@ class _Shadow:
         self._shape = state.shape(job)
         self._free = self._allowed()
         places, ends = state.ends.ends(state.now)
-        leaving = sorted(place for live in state.running.values() if live.running.ending for place in live.places)
+        evicted = (state.running[name] for name in state.evicted)
+        leaving = sorted(place for live in evicted if live.running.ending for place in live.places)
         others = ~np.isin(places, leaving)
         self._places = np.concatenate([np.array(leaving, dtype=np.int64), places[others]])
         ends = ends[others]

@@ -49,11 +49,12 @@ class Grown:
         if (seen.since, end) != (self._start, self._end):
             self._look(seen.since, end)
         if seen.lacking > 1:
-            room = self._room(shape.demands[0], seen.among)
+            rows = self._useful(shape.demands[0], seen.among)
+            room = int(self._table.pods(shape.demands[0], rows).sum())
             if room >= seen.lacking:
                 return False
             seen.lacking -= room
-        elif any(self._may_fit(demand) and self._room(demand, seen.among) for demand in shape.demands):
+        elif any(self._fits(demand, seen.among) for demand in shape.demands):
             return False
         seen.since = end
         return True
@@ -76,8 +77,11 @@ class Grown:
                 return False
         return True
 
-    def _room(self, demand: Demand, among: Bools | None) -> int:
-        """Pods that fit on the nodes that have got more room."""
+    def _fits(self, demand: Demand, among: Bools | None) -> bool:
+        return self._may_fit(demand) and bool(self._table.fits(demand, self._useful(demand, among)).any())
+
+    def _useful(self, demand: Demand, among: Bools | None) -> Ints:
+        """Those of the nodes that have got more room that it may use."""
         rows = self._rows if among is None else self._rows[among[self._domain_of[self._rows]]]
-        rows = rows[self._table.eligible(demand)[rows]]
-        return int(self._table.pods(demand, rows).sum())
+        useful: Ints = rows[self._table.eligible(demand)[rows]]
+        return useful

@@ -17,7 +17,6 @@ from typing import Literal
 from forebay.scheduler.fair_share import Number
 from forebay.scheduler.jobs import Job, PlacedPods
 from forebay.scheduler.live import Live
-from forebay.scheduler.pending import weight_of
 from forebay.scheduler.quota import QuotaNode, Vector
 from forebay.scheduler.resource_policies import scale_in
 from forebay.scheduler.state import State
@@ -52,7 +51,7 @@ def lost_gpu_s(state: State, live: Live) -> float:
 
     The data is reckoned as if it were to start in any cache domain with the same likelihood.
     """
-    gpus = weight_of(live.job)
+    gpus = live.shape.gpus
     saved = max(live.running.started, live.running.checkpointed or 0.0)
     return gpus * (max(0.0, state.now - saved) + state.settings.reload_weight * state.warm.mean_stall_s(live.job, gpus))
 
