@@ -59,13 +59,15 @@ def _shared(
     table: NodeTable, node: int, gpus: GpuRequest, order: str, mix: Mix | None, allowed: int
 ) -> tuple[int, ...]:
     places = range(len(table.nodes[node].gpus))
-    compute = [int(table.compute[node, card]) if allowed >> card & 1 else -1 for card in places]
-    memory = [int(table.memory[node, card]) for card in places]
+    free: list[int] = table.compute[node].tolist()
+    compute = [free[card] if allowed >> card & 1 else -1 for card in places]
+    memory: list[int] = table.memory[node, : len(places)].tolist()
     if order != "fgd" or mix is None or not gpus.compute_milli:
         return share_card(compute, memory, gpus.compute_milli, gpus.memory_mib, order, gpus.cards)
     fitting = [card for card in places if compute[card] >= gpus.compute_milli and memory[card] >= gpus.memory_mib]
     if len(fitting) < gpus.cards:
         return ()
     change = mix.after_share(table.compute[node : node + 1], table.idle[node : node + 1], gpus.compute_milli)[0]
-    fitting.sort(key=lambda card: (float(change[card]), compute[card], card))
+    lost: list[float] = change.tolist()
+    fitting.sort(key=lambda card: (lost[card], compute[card], card))
     return tuple(sorted(fitting[: gpus.cards]))

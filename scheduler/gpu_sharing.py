@@ -7,7 +7,8 @@ whole. Only the GPU part is counted: the figure of a node is then a sum of table
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ class Mix:
     """[w]: the probability that the next request asks for whole cards, and for at most w of them."""
     whole_total: float
     """The probability that it asks for whole cards at all."""
+    _steps_of: dict[int, NDArray[np.float64]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, classes: Mapping[tuple[int, int], float], cards_max: int) -> "Mix":
@@ -45,10 +47,27 @@ class Mix:
         """Expected unusable thousandths of a node whose healthy cards have so much free."""
         cards = np.asarray(free, dtype=np.int64)
         idle = int((cards == CARD).sum())
-        return float(self.part[cards].sum() + self.whole_total * cards.sum() - self._usable(idle))
+        return float(self.part[cards].sum() + self.whole_total * cards.sum() - self._usable[idle])
 
-    def _usable(self, idle: int) -> float:
-        return float(self.whole[min(idle, len(self.whole) - 1)] * CARD * idle)
+    @cached_property
+    def _usable(self) -> NDArray[np.float64]:
+        """[w]: thousandths of w whole cards that requests for whole ones can use."""
+        found: NDArray[np.float64] = self.whole * CARD * np.arange(len(self.whole))
+        return found
+
+    @cached_property
+    def _broken(self) -> NDArray[np.float64]:
+        """[w]: what is lost when one of w whole cards is broken into. It is no more for whole requests; one less idle
+        is also a smaller choice for them."""
+        return np.diff(self._usable, prepend=self._usable[0])
+
+    def _steps(self, milli: int) -> NDArray[np.float64]:
+        """[f]: the change by a share of `milli` on a partly used card with f free; infinite where there is less."""
+        found = self._steps_of.get(milli)
+        if found is None:
+            found = self._steps_of[milli] = np.full(CARD + 1, np.inf)
+            found[milli:] = self.part[: CARD + 1 - milli] - self.part[milli:] - self.whole_total * milli
+        return found
 
     def after_share(self, free: NDArray[np.int32], idle: NDArray[np.int64], milli: int) -> NDArray[np.float64]:
         """The change by a share of `milli` on each card.
@@ -59,19 +78,13 @@ class Mix:
 
         Returns: [node, card]; meaningless where the card has less free.
         """
-        steps = np.full(CARD + 1, np.inf)
-        steps[milli:] = self.part[: CARD + 1 - milli] - self.part[milli:] - self.whole_total * milli
-        # A whole card that is broken into is lost for whole requests; one less idle is also a smaller choice for them.
-        usable = self.whole * CARD * np.arange(len(self.whole))
-        broken = usable[idle] - usable[np.maximum(idle - 1, 0)]
         free = np.maximum(free, 0)  # a card that is reserved while it is in use
-        change: NDArray[np.float64] = steps[free] + np.where(free == CARD, broken[:, None], 0.0)
+        change: NDArray[np.float64] = self._steps(milli)[free] + (free == CARD) * self._broken[idle][:, None]
         return change
 
     def after_whole(self, idle: NDArray[np.int64], cards: int) -> NDArray[np.float64]:
         """The change by taking `cards` whole cards of each node; [node]."""
-        usable = self.whole * CARD * np.arange(len(self.whole))
-        rest = np.maximum(idle - cards, 0)
+        usable, rest = self._usable, np.maximum(idle - cards, 0)
         change: NDArray[np.float64] = usable[idle] - usable[rest] - self.whole_total * CARD * cards
         return change
 

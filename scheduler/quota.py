@@ -12,6 +12,7 @@ All vectors are lists along `QuotaTree.resources`; FREE stands for "not limited"
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from forebay.scheduler.fair_share import Claim, Number, borrowed_share, dominant_share, largest_remainder, water_fill
 from forebay.scheduler.model import Queue
@@ -56,6 +57,11 @@ class QuotaNode:
         while node is not None:
             yield node
             node = node.parent
+
+    @cached_property
+    def shield_s(self) -> float:
+        """A job of it that has run for less is not evicted by another queue's."""
+        return max(node.queue.min_runtime_s for node in self.path())
 
     def kept(self, place: int) -> int:
         """Of its quota of a resource, what nobody outside the subtree may use: its own part and its children's."""

@@ -155,8 +155,7 @@ def _concerned(state: State, job: Job, rule: Reason, victim: Live, leaf: QuotaNo
         return False
     if not whole:
         return True
-    shield = max(node.queue.min_runtime_s for node in victim.leaf.path())
-    return state.now - victim.running.started >= shield
+    return state.now - victim.running.started >= victim.leaf.shield_s
 
 
 def _any_concerned(state: State, job: Job, rule: Reason, leaf: QuotaNode, other: QuotaNode) -> bool:
