@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from multiprocessing import active_children, get_context
 
 from forebay.scheduler.simulation.arms import arm_named
 from forebay.scheduler.simulation.report import Report
 from forebay.scheduler.simulation.run import simulate
-from forebay.scheduler.simulation.workload import Plan, check, make
+from forebay.scheduler.simulation.workload import Plan, Workload, check, make
 
 
 def compare(tasks: Sequence[tuple[Plan, str]], processes: int | None = None) -> Iterator[Report]:
@@ -77,9 +78,15 @@ def _interrupts_later() -> Iterator[None]:
 
 
 def _one(plan: Plan, arm: str) -> Report:
-    workload = make(plan)
+    workload = _workload(plan)
     with _few_collections():
         return replace(simulate(workload, arm_named(arm)), records=())
+
+
+@lru_cache(maxsize=1)
+def _workload(plan: Plan) -> Workload:
+    """Several arms of a process run on it; nothing of it is changed by a run."""
+    return make(plan)
 
 
 @contextmanager
