@@ -18,7 +18,7 @@ from forebay.scheduler.nodes import Bools
 from forebay.scheduler.pending import Kind, NotYet, Shape
 from forebay.scheduler.placement import Placement, Site
 from forebay.scheduler.places import place_job
-from forebay.scheduler.quota import Excess
+from forebay.scheduler.quota import Excess, QuotaNode
 from forebay.scheduler.refusals import Grown, Refusal
 from forebay.scheduler.state import State
 from forebay.scheduler.topology import NoRoom
@@ -39,6 +39,11 @@ class Admitter:
     def entitle(self, job: Job) -> None:
         """Others have made way for the job (and its group): it yields to nobody's claim in this pass."""
         self._claims.names |= {job.name} if job.group is None else self._state.groups[job.group]
+
+    def may_borrow(self, leaf: QuotaNode) -> bool:
+        """Whether jobs of a queue may start above its min now."""
+        blocked = self.blocked_lenders
+        return not blocked or leaf.queue.policy == "block" or [*leaf.path()][-1].name not in blocked
 
     def attempt(self, job: Job, backfilled: bool = False) -> list[Admission] | Refusal:
         """Admit the job, with its whole group if it has one; the state is changed only if it is admitted."""
@@ -87,9 +92,7 @@ class Admitter:
             return not_warm(state, job)
         if (excess := self._claims.excess(job, leaf, shape.least)) is not None:
             return over_quota(excess)
-        level = state.quota.borrows(leaf, shape.least)
-        root = [*leaf.path()][-1].name
-        if level and root in self.blocked_lenders and leaf.queue.policy != "block":
+        if not self.may_borrow(leaf) and state.quota.borrows(leaf, shape.least):
             return Refusal("quota", "a queue that blocks waits for what this one would borrow", "that queue's turn")
         if (known := self._known(case)) is not None:
             return known

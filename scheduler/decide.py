@@ -263,7 +263,7 @@ class _Pass:
             for job in [*islice(able, state.settings.preempt_tries)]:
                 if state.awaited(job):
                     continue
-                found = make_room(state, job, known)
+                found = make_room(state, job, known, self._admitter.may_borrow(state.quota.nodes[name]))
                 if found is not None:
                     self._make_way(found)
 

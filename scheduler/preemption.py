@@ -14,7 +14,7 @@ from forebay.scheduler.model import Hold
 from forebay.scheduler.nodes import Ints
 from forebay.scheduler.placement import Placement, Site
 from forebay.scheduler.places import place_job
-from forebay.scheduler.quota import Excess, Vector
+from forebay.scheduler.quota import Vector
 from forebay.scheduler.state import State
 from forebay.scheduler.supposed import Supposed
 from forebay.scheduler.topology import NoRoom
@@ -35,7 +35,7 @@ class Room:
     shrinks: tuple[Shrink, ...]
 
 
-def make_room(state: State, job: Job, known: Known | None = None) -> Room | None:
+def make_room(state: State, job: Job, known: Known | None = None, borrows: bool = True) -> Room | None:
     """Decide victims for a job; None: none are needed (those that are leaving suffice), or none would do.
 
     The set is minimal: without any one of them the job would not fit. The decision is recorded in the state, and no
@@ -43,6 +43,7 @@ def make_room(state: State, job: Job, known: Known | None = None) -> Room | None
 
     Args:
         known: what is kept between calls on one state; emptied here when victims are decided.
+        borrows: whether it would be let start above its queue's min.
     """
     jobs = state.members(job)[: state.needed(job)]
     if state.missing(job) or len(jobs) < state.needed(job) or not all(one.preempts for one in jobs):
@@ -50,7 +51,7 @@ def make_room(state: State, job: Job, known: Known | None = None) -> Room | None
     if len({one.queue for one in jobs}) > 1:
         return None  # each would have rules of its own
     job = jobs[0]
-    simulation = _Simulation(state, jobs)
+    simulation = _Simulation(state, jobs, borrows)
     candidates = pieces_for(state, simulation.job, simulation.request, {} if known is None else known)
     if not candidates:
         return None
@@ -92,11 +93,12 @@ def mark(state: State, decision: Eviction | Shrink) -> None:
 class _Simulation:
     """Takes pieces away, looks whether the job fits, and leaves everything as it was."""
 
-    def __init__(self, state: State, jobs: Sequence[Job]) -> None:
+    def __init__(self, state: State, jobs: Sequence[Job], borrows: bool) -> None:
         """Args: jobs: of one queue, that start together, the first in rank first."""
         self._state = state
         self._supposed = Supposed(state)
         self._jobs = jobs
+        self._may_borrow = borrows
         self.job = jobs[-1]
         """The one by whose priority victims are chosen."""
         self.request = [sum(amounts) for amounts in zip(*(state.shape(job).least for job in jobs), strict=True)]
@@ -162,12 +164,15 @@ class _Simulation:
                 return found[0]
         return None
 
-    def _excess(self) -> Excess | None:
-        firm = not all(job.preemptible for job in self._jobs)
-        return self._state.quota.excess(self._leaf, self.request, firm=firm)
+    def _is_legal(self) -> bool:
+        """Whether quota allows what is asked for."""
+        quota, firm = self._state.quota, not all(job.preemptible for job in self._jobs)
+        if quota.excess(self._leaf, self.request, firm=firm) is not None:
+            return False
+        return self._may_borrow or not quota.borrows(self._leaf, self.request)
 
     def _fits(self) -> bool:
-        if self._excess() is not None:
+        if not self._is_legal():
             return False
         nodes: dict[str, None] = {}
         with self._supposed.trial():
@@ -282,7 +287,7 @@ class _Simulation:
         shape = state.shape(self.job)
         if len(self._jobs) > 1 or sum(pod_set.least for pod_set in self.job.pod_sets) != 1 or shape.special:
             return []
-        if self._excess() is not None:
+        if not self._is_legal():
             return []
         demand, allowed = shape.demands[0], self._sites[0].allowed
         by_node: dict[str, list[Piece]] = {}

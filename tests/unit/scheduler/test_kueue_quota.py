@@ -124,6 +124,14 @@ class TestScheduler:
         running = [run("b0", "b", 1)]
         assert admitted(decided(queues, waiting, running, NO_PREEMPTION)) == []
 
+    def test_nobody_is_evicted_for_a_job_that_would_borrow_from_a_blocking_queue(self) -> None:
+        queues = cohort(("a", 5), ("b", 5))
+        queues[1] = replace(queues[1], policy="block")
+        head, running = job("head", "a", cpu=10, preempts=False), [run("low", "b", 8, priority=-1)]
+        assert evicted(decided(queues, [head, job("j", "b", cpu=8, submitted=1.0)], running)) == set()
+        assert evicted(decided(queues, [head, job("j", "b", cpu=5, submitted=1.0)], running)) == {"low"}
+        assert evicted(decided(queues, [job("j", "b", cpu=8, submitted=1.0)], running)) == {"low"}
+
     def test_foreign_gates_are_respected(self) -> None:
         """kueue #9482."""
         found = decided([Queue("q")], [job("j", gates=("someone/else",))])
