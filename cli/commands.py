@@ -190,10 +190,16 @@ def mount(
         _stay(state, supervisor, request.config)
 
 
-def _stay(state: register.MountState, supervisor: int, config: CacheConfig) -> None:
-    stopped = []
+def stop_signals() -> list[int]:
+    """Ctrl-C and SIGTERM end nothing from now on; they are noted in this list as they come."""
+    came: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.append(True))
+        signal.signal(number, lambda number, _: came.append(number))
+    return came
+
+
+def _stay(state: register.MountState, supervisor: int, config: CacheConfig) -> None:
+    stopped = stop_signals()
     while not stopped and register.start_time(supervisor) == state.supervisor_start:
         time.sleep(0.2)
     if stopped and register.start_time(supervisor) == state.supervisor_start:

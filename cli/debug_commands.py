@@ -1,15 +1,13 @@
 """The commands of `forebay debug`: for looking into a mount at work."""
 
 import json as jsonlib
-import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 
 from forebay.cacheruntime import mounts as register
 from forebay.cacheruntime.errors import MountError, UsageError
-from forebay.cli.commands import cache_config, mounted_at
+from forebay.cli.commands import cache_config, mounted_at, stop_signals
 from forebay.fuse import recorder
 
 _LOOK_S = 0.1
@@ -28,7 +26,7 @@ def record(directory: str, folder: Path, seconds: float | None) -> None:
         raise UsageError(f"{folder} cannot be made: {error.strerror}; name a folder of yours") from error
     before = set(folder.iterdir())
     mount_folder = register.mount_folder(config.runtime_dir, state.dir)
-    stopped = _signals()  # before anything is written: who sees the first file may stop us
+    stopped = stop_signals()  # before anything is written: who sees the first file may stop us
     recorder.begin(mount_folder, folder.resolve())
     try:
         _wait(seconds, mount_folder, stopped)
@@ -37,18 +35,6 @@ def record(directory: str, folder: Path, seconds: float | None) -> None:
     time.sleep(2 * _LOOK_S)  # a handler looks a few times a second whether to go on
     for path in sorted(set(folder.iterdir()) - before):
         print(f"{path}: {sum(1 for _ in recorder.messages(path))} messages")
-
-
-def _signals() -> list[int]:
-    """Where Ctrl-C and SIGTERM, which no longer end this process, are noted."""
-    came: list[int] = []
-
-    def note(number: int, _frame: FrameType | None) -> None:
-        came.append(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, note)
-    return came
 
 
 def _wait(seconds: float | None, mount_folder: Path, stopped: list[int]) -> None:

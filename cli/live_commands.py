@@ -1,7 +1,6 @@
 """What `forebay stats` and `forebay profile` do: looks at counters, twice, and the difference."""
 
 import json as jsonlib
-import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -15,7 +14,7 @@ from forebay.cacheruntime.counters import SAMPLED, Counts, Source, SourceTimes, 
 from forebay.cacheruntime.errors import ForebayError, MountError
 from forebay.cacheruntime.histogram import Histogram
 from forebay.cli import inspect_screens
-from forebay.cli.commands import cache_config, mounted_at
+from forebay.cli.commands import cache_config, mounted_at, stop_signals
 from forebay.proto import worker_pb2 as pb
 
 _WAITS = (Source.AHEAD, Source.STORE, Source.MEMORY)
@@ -164,9 +163,7 @@ def profile(directory: str, seconds: float, *, json: bool) -> None:
 
 def _sleep(seconds: float, is_over: Callable[[], bool]) -> None:
     """Ctrl-C ends the look, not the command."""
-    stopped: list[bool] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.append(True))
+    stopped = stop_signals()
     end = time.monotonic() + seconds
     while not stopped and time.monotonic() < end and not is_over():
         time.sleep(min(0.1, max(end - time.monotonic(), 0)))
