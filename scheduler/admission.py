@@ -230,8 +230,7 @@ class Admitter:
         """Why the least pods of such a job find no nodes, wherever they are and whatever else it needs; None: they
         may find some."""
         state = self._state
-        moment = (len(state.table.changes), state.table.eligibility)
-        if shape.special or shape.roomy_at == moment:
+        if shape.special:
             return None
         seen = None if state.placer.explains else shape.crowded
         if seen is not None and self.grown.still_refused(shape, seen):
@@ -239,7 +238,6 @@ class Admitter:
         found = state.placer.crowded(shape.job.pod_sets, shape.demands)
         lacking = found.lacking if found is not None and len(shape.demands) == 1 else 1
         shape.crowded = None if found is None else NotYet(len(state.table.grown), lacking)
-        shape.roomy_at = moment if found is None else (-1, -1)
         return found
 
 

@@ -79,7 +79,7 @@ class Standing:
     counted: int = -1
     """So much of `NodeTable.changes` is in `room`; -1: nothing is known yet."""
     weighed: int = -1
-    """And in `loss`."""
+    """And in `loss`, never more."""
 
 
 class LossTable:
@@ -103,7 +103,9 @@ class LossTable:
     def room(self, pod_set: PodSet, demand: Demand, counted: bool) -> int:
         """On how many nodes one more pod fits, or with `counted` how many pods do on all."""
         found = self._standing(pod_set, demand, counted)
-        self._count(found)
+        rows = self._changed(found.counted)
+        if rows is not None:
+            self._count(found, rows)
         return found.total
 
     def standing(self, pod_set: PodSet, demand: Demand, counted: bool = False) -> Standing:
@@ -112,8 +114,10 @@ class LossTable:
         Only nodes that have changed since the last time are looked at.
         """
         found = self._standing(pod_set, demand, counted)
-        self._count(found)
-        self._weigh(found)
+        rows = self._changed(found.weighed)
+        if rows is not None:
+            self._count(found, rows)
+            self._weigh(found, rows)
         return found
 
     def _standing(self, pod_set: PodSet, demand: Demand, counted: bool) -> Standing:
@@ -128,19 +132,14 @@ class LossTable:
             found = self._standings[key] = Standing(pod_set, demand, counted, room, loss)
         return found
 
-    def _count(self, found: Standing) -> None:
-        table, rows = self._table, self._changed(found.counted)
-        if rows is None:
-            return
+    def _count(self, found: Standing, rows: Ints) -> None:
+        table = self._table
         found.counted = len(table.changes)
         room = (table.pods if found.counts else table.fits)(found.demand, rows) * table.eligible(found.demand)[rows]
         found.total += int(room.sum() - found.room[rows].sum())
         found.room[rows] = room
 
-    def _weigh(self, found: Standing) -> None:
-        rows = self._changed(found.weighed)
-        if rows is None:
-            return
+    def _weigh(self, found: Standing, rows: Ints) -> None:
         found.weighed = len(self._table.changes)
         found.loss[rows] = np.inf
         rows = rows[found.room[rows] > 0]

@@ -71,8 +71,6 @@ class Shape:
     """Reservations that it may use."""
     crowded: "NotYet | None" = None
     """There were not nodes enough for the least pods (`Placer.crowded`); None: it is not known."""
-    roomy_at: tuple[int, int] = (-1, -1)
-    """Length of `NodeTable.changes` and `NodeTable.eligibility` when it was not crowded."""
 
     @property
     def counts(self) -> tuple[int, ...]:

@@ -185,22 +185,14 @@ class _Simulation:
         return True
 
     def _vain(self, candidates: Sequence[Piece]) -> bool:
-        """Whether all candidates together leave too little room: sums over nodes tell so of most searches, at once."""
+        """Whether all candidates together leave too little room, even if elastic jobs went whole: sums over nodes tell
+        so of most searches, at once."""
         table = self._state.table
         if any(self._state.shape(job).special for job in self._jobs):
             return False  # what is reserved for them is not free in the table
-        ends, parts = self._state.ends, [part for piece in candidates for part in piece.parts]
-        places = [place for part in parts if part.whole for place in part.live.places]
-        single = [
-            (row, table.room_of(demand) * placed.count)
-            for part in parts
-            if not part.whole
-            for placed, demand in part.live.shape.pods(part.pods)
-            if (row := table.index.get(placed.node)) is not None
-        ]
-        rows = np.concatenate([ends.rows[places], np.array([row for row, _ in single], dtype=np.int64)])
-        amounts = np.concatenate([ends.amounts[places], *(amounts[None] for _, amounts in single)])
-        with_them = Freed(table, rows, amounts)
+        ends = self._state.ends
+        places = [*{place for piece in candidates for part in piece.parts for place in part.live.places}]
+        with_them = Freed(table, ends.rows[places], ends.amounts[places])
         for job, site in zip(self._jobs, self._sites, strict=True):
             for pod_set, demand in zip(job.pod_sets, self._state.shape(job).demands, strict=True):
                 room = np.where(table.eligible(demand), with_them.pods_at_most(demand), 0)

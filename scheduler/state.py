@@ -48,9 +48,9 @@ class State:
         self.running: dict[str, Live] = {}
         self.ends = EndTable(self.table)
         self.by_leaf: dict[str, dict[str, Live]] = {name: {} for name in self.queues}
-        self.priorities: dict[str, Counter[tuple[int, bool]]] = {name: Counter() for name in self.queues}
-        """Running jobs of each leaf, by priority and whether they are elastic."""
         """The running jobs of each queue."""
+        self.priorities: dict[str, Counter[tuple[int, bool]]] = {name: Counter() for name in self.queues}
+        """How many they are, by priority and whether they are elastic."""
         self.later: dict[str, Job] = {}
         """Waiting jobs that are not tried yet: backoff."""
         self.foreign: dict[str, Job] = {}
