@@ -117,7 +117,7 @@ class _Want:
 
 
 class _Landed(NamedTuple):
-    """What a fetch thread reports: some bytes, or its end with the descriptor to close."""
+    """What a fetch thread reports: some bytes, with the last of them, or without, the descriptor to close."""
 
     part: Part
     inode: int
@@ -532,12 +532,14 @@ class Filler:
         inode = os.fstat(descriptor).st_ino if descriptor is not None else 0
         write = partial(self._storage.writes.write, part.content, descriptor) if descriptor is not None else None
         try:
+            # The loop closes the descriptor, behind the blocks: while it is open no other file can have its inode
+            # number. With the last block, as a file that is there whole may be evicted, and gives its room back then.
             for block in fetch_spans(part.file, part.run, write):
-                self._landed.append(_Landed(part, inode, block, None))
+                last, descriptor = (descriptor, None) if block.span == part.run[-1] else (None, descriptor)
+                self._landed.append(_Landed(part, inode, block, last))
                 token.run_sync_soon(self._collect, idempotent=True)
         finally:
             if descriptor is not None:
-                # The loop closes it, behind the blocks: while it is open no other file can have its inode number.
                 self._landed.append(_Landed(part, inode, None, descriptor))
                 token.run_sync_soon(self._collect, idempotent=True)
 
@@ -549,7 +551,7 @@ class Filler:
             landed = self._landed.popleft()
             if landed.descriptor is not None:
                 finished.append(landed.descriptor)
-            else:
+            if landed.block is not None:
                 groups.setdefault((landed.part.content, landed.inode), []).append(landed)
         for (content, inode), group in groups.items():
             target = group[0].part.target

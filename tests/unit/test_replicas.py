@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import trio
 from cache_box import Box, bytes_of
 from fake_store import FakeStore
 from hypothesis import given
@@ -84,16 +83,9 @@ def files_of(
 
 
 def fill(box: Box, *files: SourceFile) -> None:
-    """One after the other; the thread that wrote what is evicted meanwhile may close it a moment later."""
-    departed = box.storage.departed
-
     async def test(filler: Filler) -> None:
         for file in files:
             await filler.fill(file, 0, file.size, 0)
-            with trio.move_on_after(0.2):  # a test itself may have it open
-                while any(departed.pending_bytes(tier) for tier in box.storage.tiers):
-                    departed.look()
-                    await trio.sleep(0.001)
 
     box.run(test)
 

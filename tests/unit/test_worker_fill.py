@@ -605,6 +605,29 @@ def test_evicted_while_being_filled(box: Box) -> None:
     assert not file_path(box.config.tiers[0].path, file.content).exists() or box.read(file, 0, 1) is not None
 
 
+def test_regression_a_file_that_is_there_whole_gives_its_room_back_at_once(box: Box) -> None:
+    """Also when the thread that has fetched it comes to its end late."""
+    ends = threading.Event()
+
+    class Slow(FakeStore):
+        def read_range(self, path: str, start: int, length: int, version: str) -> Iterator[bytes]:
+            yield from super().read_range(path, start, length, version)
+            assert ends.wait(HELD_S)
+
+    file = box.source("a", bytes_of(3 * MIB), store=Slow(box.store.url))
+
+    async def test(filler: Filler) -> None:
+        try:
+            await filler.fill(file, 0, file.size, 0)
+            assert box.storage.evict([file.content]) == (1, file.size)
+            tier = box.storage.tiers[0]
+            assert (tier.used_bytes, box.storage.departed.pending_bytes(tier)) == (0, 0)
+        finally:
+            ends.set()
+
+    box.run(test)
+
+
 def test_regression_inode_number_is_good_while_its_file_is_open(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     """ext4 gives a freed inode number to the next file. Found as a recorded hole, by evicting during a fill."""
     file = box.source("a", bytes_of(2 * MIB))
