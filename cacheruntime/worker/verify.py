@@ -308,23 +308,27 @@ class Verifier:
             if pack is None or not self._storage.pack_in_doubt(pack):
                 return
             verdict, contents = await self._look_at_pack(pack, pace)
-            if self._storage.index.reader.pack(number) != pack:
-                return
             for position in verdict.bad:
-                self._storage.found_wrong(contents[position])
-            left = self._storage.index.reader.pack(number)
+                cached = self._storage.index.reader.find(contents[position])
+                if cached is not None and cached.pack == number and self._holds_what(pack):
+                    self._storage.found_wrong(contents[position])
             if pack.session < self._storage.index.reader.trusted_since:
                 # The files' records say it too, or readers would compare them with their checksums at each read.
                 for at in range(0, len(contents), _BELIEVED_AT_ONCE):
-                    if self._storage.index.reader.pack(number) == left:
+                    if self._holds_what(pack):
                         self._storage.index.believe_packed(number, contents[at : at + _BELIEVED_AT_ONCE])
                     await trio.lowlevel.checkpoint()
-            if left is not None and self._storage.index.reader.pack(number) == left:
+            if self._holds_what(pack):
                 self._storage.index.seal_pack(number, verdict.seal)
         except IndexUnwritable as error:
             self._storage.index_failed(error)
         finally:
             self._under_way.pop(number).set()
+
+    def _holds_what(self, pack: Pack) -> bool:
+        """Whether a pack has the files that it had, or some of them: one that goes does not undo what was looked at."""
+        now = self._storage.index.reader.pack(pack.number)
+        return now is not None and (now.tier, now.length) == (pack.tier, pack.length)
 
     async def _look_at_pack(self, pack: Pack, pace: Pace | None) -> tuple[Verdict, list[ContentId]]:
         path = pack_path(self._storage.tier(pack.tier).config.path, pack.number)

@@ -12,13 +12,15 @@ from check import check_storage
 
 from forebay.cacheruntime.config import MIB
 from forebay.cacheruntime.content import ContentReader
-from forebay.cacheruntime.index import PackNumber
+from forebay.cacheruntime.index import Pack, PackNumber
+from forebay.cacheruntime.keys import ContentId
 from forebay.cacheruntime.tiers import pack_path
 from forebay.cacheruntime.worker.check import Check, Finding
 from forebay.cacheruntime.worker.fetch import SourceFile
 from forebay.cacheruntime.worker.fill import Filler
 from forebay.cacheruntime.worker.keeper import Keeper
 from forebay.cacheruntime.worker.recount import recount
+from forebay.cacheruntime.worker.verify import Pace, Verdict
 from forebay.cacheruntime.worker.writes import seal_of
 
 
@@ -171,6 +173,27 @@ def test_a_pack(box: Box, tamper: Callable[[Path, int], None], sealed: bool, kno
     assert check(box) == []
     for file in files:
         assert read(box, file, ContentReader(box.storage.index.reader, box.storage.touch)) == data_of(box, file)
+
+
+def test_regression_a_file_that_goes_meanwhile_does_not_leave_its_pack_in_doubt(box: Box) -> None:
+    files = [box.source(f"s{n}", bytes_of(100_000, n)) for n in range(5)]
+    fill(box, *files)
+    flip(pack_path(box.config.tiers[0].path, PackNumber(1)), 250_000)
+
+    async def test(filler: Filler) -> None:
+        look = filler.verifier._look_at_pack
+
+        async def looked(pack: Pack, pace: Pace | None) -> tuple[Verdict, list[ContentId]]:
+            found = await look(pack, pace)
+            assert box.storage.evict([files[0].content]) == (1, 100_000)
+            return found
+
+        filler.verifier._look_at_pack = looked  # type: ignore[method-assign]
+        await filler.verifier.verify_pack(PackNumber(1))
+
+    box.run(test)
+    assert [box.has(file) for file in files] == [False, True, False, True, True]
+    assert check(box) == []
 
 
 @pytest.mark.semantics("I1")

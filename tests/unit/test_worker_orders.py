@@ -427,6 +427,14 @@ async def until(condition: Callable[[], Any]) -> None:
         await trio.sleep(0.001)
 
 
+async def at_rest(prefetcher: Prefetcher) -> None:
+    """Nothing is under way any more, and nothing more is begun."""
+    await trio.testing.wait_all_tasks_blocked()
+    while prefetcher._under_way:
+        await trio.sleep(0.001)
+        await trio.testing.wait_all_tasks_blocked()
+
+
 def desk_of(box: Box, root: Path, count: int, size: int = 10 * KIB) -> tuple[Desk, list[str]]:
     for number in range(count):
         box.store.put(f"d{number % 3}/{number:05}", bytes_of(size, number))
@@ -519,8 +527,8 @@ def test_what_follows_a_long_run_of_cached_files_is_fetched(box: Box, tmp_path: 
         for asked in range(0, 1400, 50):
             desk.clock.now += 0.1
             await desk.post("r", [], 0, asked, asked)
-            await trio.testing.wait_all_tasks_blocked()
-        await until(lambda: prefetcher.fetched_files == 100)
+            await at_rest(prefetcher)
+        assert prefetcher.fetched_files == 100
 
     prefetched(box, desk, test)
     assert len(box.store.reads) == 1400
