@@ -319,6 +319,7 @@ class Verifier:
                         self._storage.index.believe_packed(number, contents[at : at + _BELIEVED_AT_ONCE])
                     await trio.lowlevel.checkpoint()
             if self._holds_what(pack):
+                self._storage.close_pack(number)  # it takes no more, and would get the seal of its last write
                 self._storage.index.seal_pack(number, verdict.seal)
         except IndexUnwritable as error:
             self._storage.index_failed(error)
