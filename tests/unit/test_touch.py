@@ -62,7 +62,7 @@ def test_regression_slots_are_touched_while_they_are_looked_at(tmp_path: Path) -
         other = TouchMap(tmp_path / "touch")
         number = 0
         while not stop.is_set():
-            number = (number + 7919) % SLOTS
+            number = (number + 7919) % 100_000
             other.set(number)
         other.close()
 
