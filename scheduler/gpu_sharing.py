@@ -82,6 +82,12 @@ class Mix:
         change: NDArray[np.float64] = self._steps(milli)[free] + (free == CARD) * self._broken[idle][:, None]
         return change
 
+    def after_breaking(self, milli: int) -> NDArray[np.float64]:
+        """[w]: as `after_share`, on one of w idle cards; infinite for none."""
+        found: NDArray[np.float64] = self._steps(milli)[CARD] + self._broken
+        found[0] = np.inf
+        return found
+
     def after_whole(self, idle: NDArray[np.int64], cards: int) -> NDArray[np.float64]:
         """The change by taking `cards` whole cards of each node; [node]."""
         usable, rest = self._usable, np.maximum(idle - cards, 0)

@@ -18,6 +18,9 @@ from forebay.scheduler.settings import Settings
 
 Floats = NDArray[np.float64]
 
+_STANDINGS = 512
+"""Kinds of pods whose standing is kept, some 24 bytes a node each; then all are reckoned anew."""
+
 _NO_CARD = 0.1
 """GPUs that a pod without cards counts as: it must not outweigh those with."""
 
@@ -33,8 +36,14 @@ class Losses:
     affinity: Floats
 
     @property
+    def unmixed(self) -> Floats:
+        """All that does not depend on what others ask for."""
+        unmixed: Floats = self.cold + self.link + self.pack + self.affinity
+        return unmixed
+
+    @property
     def total(self) -> Floats:
-        total: Floats = self.cold + self.link + self.pack + self.fragment + self.affinity
+        total: Floats = self.unmixed + self.fragment
         return total
 
     def score(self, place: int) -> Score:
@@ -72,8 +81,12 @@ class Standing:
     """How many pods fit is asked for, not only whether one does."""
     room: Ints
     """How many fit on each node; without `counts` 1 for any."""
+    unmixed: Floats
+    """Part of `loss`, see `Losses.unmixed`."""
     loss: Floats
     """Without cold bytes; infinite where it does not fit."""
+    mix: Mix | None
+    """By which fragments were measured."""
     total: int = 0
     """Of `room`."""
     counted: int = -1
@@ -98,7 +111,6 @@ class LossTable:
         if classes != self._classes:
             self._classes = classes
             self.mix = Mix.of(classes, self._table.cards_max) if classes else None
-            self._standings.clear()
 
     def room(self, pod_set: PodSet, demand: Demand, counted: bool) -> int:
         """On how many nodes one more pod fits, or with `counted` how many pods do on all."""
@@ -118,6 +130,8 @@ class LossTable:
         if rows is not None:
             self._count(found, rows)
             self._weigh(found, rows)
+        if found.mix is not self.mix:
+            self._mix_anew(found)
         return found
 
     def _standing(self, pod_set: PodSet, demand: Demand, counted: bool) -> Standing:
@@ -128,8 +142,11 @@ class LossTable:
         key = (demand, pod_set.preferences, pod_set.placement, counted)
         found = self._standings.get(key)
         if found is None:
-            room, loss = np.zeros(len(table), dtype=np.int64), np.full(len(table), np.inf)
-            found = self._standings[key] = Standing(pod_set, demand, counted, room, loss)
+            if len(self._standings) >= _STANDINGS:
+                self._standings.clear()
+            count = len(table)
+            room, unmixed, loss = np.zeros(count, dtype=np.int64), np.zeros(count), np.full(count, np.inf)
+            found = self._standings[key] = Standing(pod_set, demand, counted, room, unmixed, loss, self.mix)
         return found
 
     def _count(self, found: Standing, rows: Ints) -> None:
@@ -144,7 +161,16 @@ class LossTable:
         found.loss[rows] = np.inf
         rows = rows[found.room[rows] > 0]
         if len(rows):
-            found.loss[rows] = self.of(found.pod_set, found.demand, rows, None).total
+            losses = self.of(found.pod_set, found.demand, rows, None)
+            found.unmixed[rows], found.loss[rows] = losses.unmixed, losses.total
+
+    def _mix_anew(self, found: Standing) -> None:
+        """Others ask for something else than before: only fragments are another loss by that."""
+        found.mix = self.mix
+        if self._breaks(found.demand.gpus):
+            rows = np.flatnonzero(found.room)
+            fragment = self._fragments(found.demand, rows, self._settings.weights.fragment)
+            found.loss[rows] = found.unmixed[rows] + fragment
 
     def _changed(self, since: int) -> Ints | None:
         """Nodes that have changed since so many changes; None: none has."""
@@ -164,7 +190,7 @@ class LossTable:
             cold=none if cold is None else cold * weights.cold,
             link=self._links(demand, rows, cards * weights.link) + self._rdma(demand.gpus, rows, cards * weights.rdma),
             pack=self._pack(pod_set, demand, rows, cards * weights.pack) if weights.pack else none,
-            fragment=self._fragments(demand, rows, weights.fragment) if weights.fragment else none,
+            fragment=self._fragments(demand, rows, weights.fragment),
             affinity=self._affinity(pod_set, demand, rows) if pod_set.preferences or self._table.soft else none,
         )
 
@@ -212,23 +238,39 @@ class LossTable:
         found: Floats = free * weight
         return found
 
+    def _breaks(self, gpus: GpuRequest | None) -> bool:
+        """Whether such pods are weighed by what they leave to others."""
+        weighed = self._settings.weights.fragment and self._settings.shared_cards == "fgd"
+        return bool(weighed) and gpus is not None and bool(gpus.compute_milli)
+
     def _fragments(self, demand: Demand, rows: Ints, weight: float) -> Floats:
         gpus, table, mix = demand.gpus, self._table, self.mix
-        if gpus is None or mix is None or not gpus.compute_milli or self._settings.shared_cards != "fgd":
+        if gpus is None or mix is None or not self._breaks(gpus):
             return np.zeros(len(rows))
         if gpus.exclusive:
             taken: Floats = mix.after_whole(table.idle[rows], gpus.cards) * (weight / CARD)
             return taken
+        if gpus.cards > 1 or gpus.memory_mib:
+            return self._least(gpus, mix, rows) * (weight / CARD)
+        # Of many nodes, few have a card that is in use in part and fits: for the others their idle cards tell all.
+        compute = table.compute[rows]
+        least: Floats = mix.after_breaking(gpus.compute_milli)[table.idle[rows]]
+        partly = np.flatnonzero((compute >= gpus.compute_milli) & (compute < CARD)) // table.cards_max
+        if len(partly):
+            partly = np.unique(partly)
+            least[partly] = self._least(gpus, mix, rows[partly])
+        return least * (weight / CARD)
+
+    def _least(self, gpus: GpuRequest, mix: Mix, rows: Ints) -> Floats:
+        """What a share leaves unusable at least, on the cards of each row that suit that best."""
+        table = self._table
         compute = table.compute[rows]
         fitting = compute >= gpus.compute_milli
         if gpus.memory_mib:
             fitting &= table.memory[rows] >= gpus.memory_mib
         change = np.where(fitting, mix.after_share(compute, table.idle[rows], gpus.compute_milli), np.inf)
-        if gpus.cards == 1:
-            least: Floats = change.min(axis=1)
-        else:
-            least = np.sort(change, axis=1)[:, : gpus.cards].sum(axis=1)
-        return least * (weight / CARD)
+        found: Floats = np.sort(change, axis=1)[:, : gpus.cards].sum(axis=1)
+        return found
 
     def _affinity(self, pod_set: PodSet, demand: Demand, rows: Ints) -> Floats:
         """Preferences that a node does not meet, and taints that would rather keep the pod off it."""
