@@ -6,6 +6,7 @@ none starts one and attaches its source again.
 
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -77,16 +78,30 @@ def start_worker(config: CacheConfig) -> None:
     Raises:
         ForebayError: it could not start, with its reason (such as TierUnusable).
     """
-    if worker_pid(config) is not None:
-        return
-    environ = environment_without_secrets() | KEEP_MEMORY
+    for _ in range(TRIES):
+        if worker_pid(config) is not None:
+            return
+        trouble, killed_by = _start(config)
+        if not killed_by:
+            break
+    if trouble:
+        name, _, message = trouble.partition(": ")
+        raise by_name(name)(message) if message else WorkerUnavailable(f"the cache worker did not start: {trouble}")
+
+
+def _start(config: CacheConfig) -> tuple[str, int]:
+    """Start a worker.
+
+    Returns:
+        What was wrong, or nothing; and the signal that has ended it before it said anything, or 0.
+    """
     command = [sys.executable, "-m", "forebay.cacheruntime.worker"]
     with subprocess.Popen(
         command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environ,
+        env=environment_without_secrets() | KEEP_MEMORY,
         cwd="/",
         text=True,
         start_new_session=True,  # Ctrl-C in the terminal of the first mount is not for the worker
@@ -103,15 +118,14 @@ def start_worker(config: CacheConfig) -> None:
         if line in ("ready", "taken"):
             # The worker lives on: forget the child instead of waiting for it (init inherits it when we end).
             process.returncode = 0
-            return
-        trouble = line.removeprefix("error ") or _last_line(process.stderr.read())
-    name, _, message = trouble.partition(": ")
-    raise by_name(name)(message) if message else WorkerUnavailable(f"the cache worker did not start: {trouble}")
-
-
-def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1] if lines else "it gave no reason; see worker.log in the cache folder"
+            return "", 0
+        lines = [line.removeprefix("error ")] if line else process.stderr.read().strip().splitlines()
+    if lines:
+        return lines[-1], 0
+    if process.returncode < 0:
+        number = -process.returncode
+        return f"signal {number} ({signal.strsignal(number)}) has ended it, {TRIES} times; is memory short?", number
+    return "it gave no reason; see worker.log in the cache folder", 0
 
 
 class WorkerClient:

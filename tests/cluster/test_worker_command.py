@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from loopback import free_ports, until
 
-from forebay.cacheruntime.client import WorkerClient, start_worker, worker_pid
+from forebay.cacheruntime.client import TRIES, WorkerClient, start_worker, worker_pid
 from forebay.cacheruntime.config import GIB, CacheConfig, ClusterConfig, Medium, TierConfig
+from forebay.cacheruntime.errors import WorkerUnavailable
 from forebay.cacheruntime.mounts import start_time
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -133,3 +134,25 @@ def test_a_worker_with_other_settings_is_named(start: Start, config: CacheConfig
     client.close()
     assert keeper.returncode != 0
     assert f"process {pid}" in errors
+
+
+@pytest.mark.parametrize(("kills", "serves"), [(2, True), (100, False)])
+def test_a_worker_that_is_killed_while_it_starts_is_started_again(
+    config: CacheConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kills: int, serves: bool
+) -> None:
+    killed = tmp_path / "killed"
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\necho >> {killed}\ntest $(wc -l < {killed}) -gt {kills} || kill -9 $$\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    if serves:
+        start_worker(config)
+        pid = worker_pid(config)
+        assert pid is not None
+        end_worker(pid)
+    else:
+        with pytest.raises(WorkerUnavailable, match=r"signal 9 \(Killed\) has ended it, 4 times; is memory short\?"):
+            start_worker(config)
+    assert len(killed.read_text().splitlines()) == (kills + 1 if serves else TRIES)
