@@ -169,7 +169,9 @@ class Admitter:
         state, job = self._state, case.job
         if state.settings.node_choice == "label" and job.data:
             return np.where(state.warm.labelled(need.dataset for need in job.data), 0.0, LABEL_COLD_S)
-        return None if case.view is None else case.view.load_s[state.warm.domain_of]
+        if case.view is None or not state.settings.weights.cold:
+            return None
+        return case.view.load_s[state.warm.domain_of]
 
     def _kept(self, case: "_Case") -> Bools | None:
         """Nodes that are not held for others; None: all."""

@@ -162,6 +162,7 @@ class _Pass:
             self._try(turn)
         for holder in [name for name in state.holds if name not in self._waited and not state.victims.get(name)]:
             state.lift(holder)
+        del self._turns  # they know this pass: no cycle of objects is to wait for the collector
 
     def _gates(self, rank: Rank, job_class: JobClass) -> bool:
         state, name = self.state, rank[2]

@@ -21,6 +21,9 @@ Floats = NDArray[np.float64]
 _STANDINGS = 512
 """Kinds of pods whose standing is kept, some 24 bytes a node each; then all are reckoned anew."""
 
+_WITNESS_CHANGES = 256
+"""Among so many changes a node is looked for rather than all of them counted."""
+
 _NO_CARD = 0.1
 """GPUs that a pod without cards counts as: it must not outweigh those with."""
 
@@ -89,6 +92,8 @@ class Standing:
     """By which fragments were measured."""
     total: int = 0
     """Of `room`."""
+    witness: int = 0
+    """A node with room, if any has."""
     counted: int = -1
     """So much of `NodeTable.changes` is in `room`; -1: nothing is known yet."""
     weighed: int = -1
@@ -112,13 +117,22 @@ class LossTable:
             self._classes = classes
             self.mix = Mix.of(classes, self._table.cards_max) if classes else None
 
-    def room(self, pod_set: PodSet, demand: Demand, counted: bool) -> int:
-        """On how many nodes one more pod fits, or with `counted` how many pods do on all."""
-        found = self._standing(pod_set, demand, counted)
+    def room(self, pod_set: PodSet, demand: Demand, least: int) -> int:
+        """How many pods fit on all nodes; it need not be more than `least`."""
+        found = self._standing(pod_set, demand, least > 1)
+        if least == 1 and self._has_room(found):
+            return 1
         rows = self._changed(found.counted)
         if rows is not None:
             self._count(found, rows)
         return found.total
+
+    def _has_room(self, found: Standing) -> bool:
+        """Whether a node that had room is as it was: quick to know."""
+        changes = self._table.changes
+        if found.counted < 0 or len(changes) - found.counted > _WITNESS_CHANGES or not found.total:
+            return False
+        return found.witness not in changes[found.counted :]
 
     def standing(self, pod_set: PodSet, demand: Demand, counted: bool = False) -> Standing:
         """Losses of one more pod on each node, and with `counted` how many fit; do not change the arrays.
@@ -153,8 +167,10 @@ class LossTable:
         table = self._table
         found.counted = len(table.changes)
         room = (table.pods if found.counts else table.fits)(found.demand, rows) * table.eligible(found.demand)[rows]
-        found.total += int(room.sum() - found.room[rows].sum())
+        found.total += int((room - found.room[rows]).sum())
         found.room[rows] = room
+        if found.total and not found.room[found.witness]:
+            found.witness = int(found.room.argmax())
 
     def _weigh(self, found: Standing, rows: Ints) -> None:
         found.weighed = len(self._table.changes)
@@ -179,7 +195,7 @@ class LossTable:
             return None
         if since < 0 or len(changes) - since > len(self._table) // 4:
             return np.arange(len(self._table))
-        return np.array(sorted({*changes[since:]}), dtype=np.int64)
+        return np.array([*{*changes[since:]}], dtype=np.int64)
 
     def of(self, pod_set: PodSet, demand: Demand, rows: Ints, cold: Floats | None) -> Losses:
         """Args: cold: GPU-seconds that one pod would wait for data, for each of `rows`; None: nothing is read."""

@@ -1,5 +1,6 @@
 """Where the pods of a job go: filters, then the least joint loss; all of its pods or none."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -76,7 +77,7 @@ class Placer:
     def crowded(self, pod_sets: Sequence[PodSet], demands: Sequence[Demand]) -> NoRoom | None:
         """Whether not even the least pods of some set find nodes; it depends on what is free, and on nothing else."""
         for pod_set, demand in zip(pod_sets, demands, strict=True):
-            fitting = self._losses.room(pod_set, demand, counted=pod_set.least > 1)
+            fitting = self._losses.room(pod_set, demand, pod_set.least)
             if fitting < pod_set.least:
                 reason = self._shortage(pod_set, demand, pod_set.least, fitting, Site())
                 return NoRoom("gang", reason, pod_set.least - fitting)
@@ -187,7 +188,7 @@ class Placer:
         if site.allowed is not None:
             loss = np.where(site.allowed, loss, np.inf)
         row = int(np.argmin(loss)) if len(loss) else -1
-        if row < 0 or not np.isfinite(loss[row]):
+        if row < 0 or not math.isfinite(loss[row]):
             return NoRoom("gang", self._shortage(pod_set, demand, 1, 0, site))
         one = np.array([row])
         losses = self._losses.of(pod_set, demand, one, self._cold(site, one, gpus_of(pod_set)))
