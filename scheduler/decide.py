@@ -270,23 +270,34 @@ class _Pass:
 
     def _make_way(self, room: Room) -> None:
         """Victims go. Those that were admitted in this very pass have not been told: they wait on as if they had not
-        been, and if there are no others, the job for which they make way starts at once."""
+        been, or start with fewer pods, and if there are no others, the job for which they make way starts at once."""
         state = self.state
         admitted = {admission.job for admission in self.admissions}
         back = [eviction for eviction in room.evictions if eviction.job in admitted]
+        fewer = [shrink for shrink in room.shrinks if shrink.job in admitted]
         self.evictions += [eviction for eviction in room.evictions if eviction.job not in admitted]
-        self.shrinks += room.shrinks
+        self.shrinks += [shrink for shrink in room.shrinks if shrink.job not in admitted]
         for one in back:
             state.take_back(one.job)
             self.refusals[one.job] = Refusal("gang", f"job {one.for_job!r} may take what is left", ENDS, "job")
-        names = {one.job for one in back}
-        self.admissions = [admission for admission in self.admissions if admission.job not in names]
-        if back and back[0].for_job not in state.victims:
-            job = state.waiting[back[0].for_job]
+        for shrink in fewer:
+            state.shrunk(shrink.job)
+        gone = {one.job for one in back}
+        self.admissions = [self._as_it_is(admission) for admission in self.admissions if admission.job not in gone]
+        for_job = next(iter([*(one.for_job for one in back), *(one.for_job for one in fewer)]), None)
+        if for_job is not None and for_job not in state.victims:
+            job = state.waiting[for_job]
             self._admitter.entitle(job)
             outcome = self._admitter.attempt(job)
             if not isinstance(outcome, Refusal):
                 self.admissions += outcome
+
+    def _as_it_is(self, admission: Admission) -> Admission:
+        """As it is after other decisions of this pass."""
+        live = self.state.running[admission.job]
+        if live.running.pods == admission.pods:
+            return admission
+        return replace(admission, pods=live.running.pods, borrows=live.leaf.above_min(live.charged))
 
     def grow(self) -> None:
         """What is left goes to elastic jobs."""

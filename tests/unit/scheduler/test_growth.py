@@ -75,6 +75,13 @@ class TestElastic:
         assert [(one.job, one.for_job, sum(pod.count for pod in one.pods)) for one in found.shrinks] == [("e", "j", 2)]
         assert not outcome([node("n", cpu=4)], QUEUES, [job("j", cpu=3)], [elastic(now=4, least=2)]).shrinks
 
+    def test_who_is_admitted_in_the_same_pass_starts_with_fewer(self) -> None:
+        """It has not been told yet; and whom it makes way for need not wait."""
+        one = job("e", cpu=1, count=4, pods={"min_count": 2})
+        found = outcome([node("n", cpu=4)], QUEUES, [one, replace(job("j", cpu=2), submitted=1.0)])
+        assert {one.job: sum(placed.count for placed in one.pods) for one in found.admissions} == {"e": 2, "j": 1}
+        assert (found.shrinks, found.growths, found.evictions) == ((), (), ())
+
     def test_held_nodes_are_left_alone(self) -> None:
         queues = [Queue("q", policy="fifo")]
         running = [elastic(), on(job("r", cpu=2, max_run_s=60.0), "n")]
