@@ -301,11 +301,6 @@ def dirent_bytes(name: bytes) -> int:
     return _DIRENT.size + len(name) + -len(name) % 8
 
 
-def direntplus_bytes(name: bytes) -> int:
-    """The length of `pack_direntplus`'s result."""
-    return _ENTRY_OUT.size + dirent_bytes(name)
-
-
 def notify_inval_inode(node: int, offset: int = 0, length: int = 0) -> bytes:
     """Drop the attributes and the cached pages of an inode. Waits for pages under a READ: see FUSE.md, Traps.
 

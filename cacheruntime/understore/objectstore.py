@@ -153,20 +153,6 @@ def mapped_error(error: Exception, what: str, *, reading: bool = False) -> Sourc
     return SourceUnavailable(f"{what} cannot be reached: {_transport_reason(text)}")
 
 
-def mapped_reply(status: int, body: str, what: str) -> SourceError:
-    """What a reply means that is not the range of the object that was asked for.
-
-    Args:
-        status: of HTTP; 200 for a whole object instead of a range.
-        body: or the begin of it.
-        what: the object in words.
-    """
-    code = _error_code(body)
-    reason = f"HTTP {status} {code}".rstrip()
-    refused = _refusal(status, code, reason, what, True)
-    return refused or SourceUnavailable(f"{what}: the store answers with what was not asked for ({reason})")
-
-
 def _refusal(status: int, code: str, reason: str, what: str, reading: bool) -> SourceError | None:
     """What a status says; None: nothing that is known here."""
     if status in (412, 416):

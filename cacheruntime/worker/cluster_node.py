@@ -23,7 +23,7 @@ from forebay.cacheruntime.cluster.peer_client import PeerClient
 from forebay.cacheruntime.cluster.placement import Placement, slice_of
 from forebay.cacheruntime.cluster.remote_store import RemoteStore
 from forebay.cacheruntime.cluster.routing import Router
-from forebay.cacheruntime.cluster.security import INSECURE, Security, is_loopback
+from forebay.cacheruntime.cluster.security import INSECURE, Security
 from forebay.cacheruntime.cluster.tokens import Authorizer
 from forebay.cacheruntime.config import CacheConfig, ClusterConfig
 from forebay.cacheruntime.dataset_reference import plain_name
@@ -395,7 +395,7 @@ class ClusterNode:
         """What a dataset is made of, with credentials where these may travel."""
         dataset = self._core.datasets.get(request.dataset_id)
         made = definition_of(dataset)
-        if self.security.is_insecure and not is_loopback(self._host) and take_secrets_away(definition_of(dataset)):
+        if not self.security.may_send_credentials(self._host) and take_secrets_away(definition_of(dataset)):
             raise AccessDenied(
                 f"the credentials of {dataset.store.url} are not sent in plain text: attach it on each worker by"
                 " forebay apply, or give the cluster certificates (forebay certs init)"

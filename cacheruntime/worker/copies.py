@@ -51,8 +51,6 @@ class Copies:
         self._node = node
         self._due: OrderedDict[_Key, SourceFile] = OrderedDict()
         self._late: OrderedDict[_Key, SourceFile] = OrderedDict()
-        self.copied_bytes = 0
-        """That other owners have loaded."""
 
     async def run(self) -> None:
         """Follow what comes from stores, until cancelled."""
@@ -105,9 +103,7 @@ class Copies:
         self, spread: Spread, file: SourceFile, offset: int, length: int, pieces: trio.Semaphore
     ) -> None:
         try:
-            loaded, all_have = await spread.copy(file, offset, length)
-            self.copied_bytes += loaded
-            if not all_have:
+            if not await spread.copy(file, offset, length):
                 self._late[file.content, slice_of(offset)] = file
                 if len(self._late) > _MOST:
                     self._late.popitem(last=False)

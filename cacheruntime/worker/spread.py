@@ -119,27 +119,21 @@ class Spread:
             raise WorkerUnavailable(trouble)
         return first
 
-    async def copy(self, file: SourceFile, offset: int, length: int) -> tuple[int, bool]:
-        """Have a piece that this worker holds with its other owners.
+    async def copy(self, file: SourceFile, offset: int, length: int) -> bool:
+        """Have a piece that this worker holds with its other owners; whether all of them have answered that they do.
 
         Args:
             file, offset, length: a whole file or a part of one slice of it.
-
-        Returns:
-            Bytes that they loaded for it, and whether all of them have answered that they have it.
         """
-        source, loaded, all_have = self._node.source, 0, True
+        source, all_have = self._node.source, True
         for worker in source.owners(file, offset):
             if worker == self._node.id:
                 continue
             reply = None
             if source.usable(worker):
                 reply = await self._ask(worker, _Piece(file, offset, length, False))
-            if reply is None or reply.error:
-                all_have = False
-            else:
-                loaded += reply.bytes_fetched
-        return loaded, all_have
+            all_have = all_have and reply is not None and not reply.error
+        return all_have
 
     async def _ask(self, worker: WorkerId, piece: _Piece) -> pb.LoadReply | None:
         """What a worker says of a piece; None when it does not answer."""
