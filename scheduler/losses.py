@@ -40,14 +40,9 @@ class Losses:
 
     @property
     def unmixed(self) -> Floats:
-        """All that does not depend on what others ask for."""
+        """All but fragments, by which alone what others ask for counts."""
         unmixed: Floats = self.cold + self.link + self.pack + self.affinity
         return unmixed
-
-    @property
-    def total(self) -> Floats:
-        total: Floats = self.unmixed + self.fragment
-        return total
 
     def score(self, place: int) -> Score:
         return Score(
@@ -178,7 +173,8 @@ class LossTable:
         rows = rows[found.room[rows] > 0]
         if len(rows):
             losses = self.of(found.pod_set, found.demand, rows, None)
-            found.unmixed[rows], found.loss[rows] = losses.unmixed, losses.total
+            unmixed = losses.unmixed
+            found.unmixed[rows], found.loss[rows] = unmixed, unmixed + losses.fragment
 
     def _mix_anew(self, found: Standing) -> None:
         """Others ask for something else than before: only fragments are another loss by that."""
