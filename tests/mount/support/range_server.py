@@ -4,6 +4,7 @@ import hashlib
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 
 from source_tree import MIB, payload
 
@@ -41,6 +42,12 @@ class RangeServer:
         self.args = ("--option", f"endpoint=http://{host!s}:{port}", "--option", "access_key_id=key",
                      "--option", "secret_access_key=secret", "--option", "region=us-east-1")  # fmt: skip
         self.source = "s3://bucket"
+
+    @property
+    def has_sent_once(self) -> bool:
+        """Whether no byte has left it twice."""
+        spans = sorted(self.gets)
+        return all(one[0] != other[0] or one[2] <= other[1] for one, other in pairwise(spans))
 
     def digest(self, number: int) -> str:
         """SHA-256 of an object, in hex."""
