@@ -17,7 +17,6 @@ from forebay.cacheruntime.cluster.security import Security
 from forebay.cacheruntime.config import GIB, CacheConfig, ClusterConfig, FillConfig, Medium, TierConfig
 from forebay.cacheruntime.dataset_source import SourceSpec
 from forebay.cacheruntime.fsspec_client import CachedFile, ForebayFileSystem
-from forebay.cacheruntime.mounts import start_time
 from forebay.proto import worker_pb2 as pb
 
 PATIENCE_S = 30.0
@@ -95,11 +94,10 @@ class Node:
         pid = worker_pid(self.config)
         if pid is None:
             return
-        born = start_time(pid)
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
             os.kill(pid, number)
-        until(lambda: born is None or start_time(pid) != born)
+        until(lambda: worker_pid(self.config) is None)  # its last thread is gone too
 
     def close(self) -> None:
         self.client.close()
