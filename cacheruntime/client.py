@@ -84,6 +84,9 @@ def start_worker(config: CacheConfig) -> None:
         trouble, killed_by = _start(config)
         if not killed_by:
             break
+    else:
+        name = signal.strsignal(killed_by)
+        trouble = f"signal {killed_by} ({name}) has ended it, {TRIES} times; is memory short?"
     if trouble:
         name, _, message = trouble.partition(": ")
         raise by_name(name)(message) if message else WorkerUnavailable(f"the cache worker did not start: {trouble}")
@@ -93,7 +96,7 @@ def _start(config: CacheConfig) -> tuple[str, int]:
     """Start a worker.
 
     Returns:
-        What was wrong, or nothing; and the signal that has ended it before it said anything, or 0.
+        What was wrong, if anything; and the signal that has ended it before it said so, or 0.
     """
     command = [sys.executable, "-m", "forebay.cacheruntime.worker"]
     with subprocess.Popen(
@@ -120,12 +123,9 @@ def _start(config: CacheConfig) -> tuple[str, int]:
             process.returncode = 0
             return "", 0
         lines = [line.removeprefix("error ")] if line else process.stderr.read().strip().splitlines()
-    if lines:
-        return lines[-1], 0
-    if process.returncode < 0:
-        number = -process.returncode
-        return f"signal {number} ({signal.strsignal(number)}) has ended it, {TRIES} times; is memory short?", number
-    return "it gave no reason; see worker.log in the cache folder", 0
+    if not lines and process.returncode < 0:
+        return "", -process.returncode
+    return (lines[-1] if lines else "it gave no reason; see worker.log in the cache folder"), 0
 
 
 class WorkerClient:

@@ -284,9 +284,9 @@ class _Pass:
             state.shrunk(shrink.job)
         gone = {one.job for one in back}
         self.admissions = [self._as_it_is(admission) for admission in self.admissions if admission.job not in gone]
-        for_job = next(iter([*(one.for_job for one in back), *(one.for_job for one in fewer)]), None)
-        if for_job is not None and for_job not in state.victims:
-            job = state.waiting[for_job]
+        made: list[Eviction | Shrink] = [*back, *fewer]
+        if made and made[0].for_job not in state.victims:
+            job = state.waiting[made[0].for_job]
             self._admitter.entitle(job)
             outcome = self._admitter.attempt(job)
             if not isinstance(outcome, Refusal):

@@ -181,8 +181,7 @@ class LossTable:
         found.mix = self.mix
         if self._breaks(found.demand.gpus):
             rows = np.flatnonzero(found.room)
-            fragment = self._fragments(found.demand, rows, self._settings.weights.fragment)
-            found.loss[rows] = found.unmixed[rows] + fragment
+            found.loss[rows] = found.unmixed[rows] + self._fragments(found.demand, rows)
 
     def _changed(self, since: int) -> Ints | None:
         """Nodes that have changed since so many changes; None: none has."""
@@ -202,7 +201,7 @@ class LossTable:
             cold=none if cold is None else cold * weights.cold,
             link=self._links(demand, rows, cards * weights.link) + self._rdma(demand.gpus, rows, cards * weights.rdma),
             pack=self._pack(pod_set, demand, rows, cards * weights.pack) if weights.pack else none,
-            fragment=self._fragments(demand, rows, weights.fragment),
+            fragment=self._fragments(demand, rows),
             affinity=self._affinity(pod_set, demand, rows) if pod_set.preferences or self._table.soft else none,
         )
 
@@ -255,15 +254,16 @@ class LossTable:
         weighed = self._settings.weights.fragment and self._settings.shared_cards == "fgd"
         return bool(weighed) and gpus is not None and bool(gpus.compute_milli)
 
-    def _fragments(self, demand: Demand, rows: Ints, weight: float) -> Floats:
+    def _fragments(self, demand: Demand, rows: Ints) -> Floats:
         gpus, table, mix = demand.gpus, self._table, self.mix
+        weight = self._settings.weights.fragment / CARD
         if gpus is None or mix is None or not self._breaks(gpus):
             return np.zeros(len(rows))
         if gpus.exclusive:
-            taken: Floats = mix.after_whole(table.idle[rows], gpus.cards) * (weight / CARD)
+            taken: Floats = mix.after_whole(table.idle[rows], gpus.cards) * weight
             return taken
         if gpus.cards > 1 or gpus.memory_mib:
-            return self._least(gpus, mix, rows) * (weight / CARD)
+            return self._least(gpus, mix, rows) * weight
         # Of many nodes, few have a card that is in use in part and fits: for the others their idle cards tell all.
         compute = table.compute[rows]
         least: Floats = mix.after_breaking(gpus.compute_milli)[table.idle[rows]]
@@ -271,7 +271,7 @@ class LossTable:
         if len(partly):
             partly = np.unique(partly)
             least[partly] = self._least(gpus, mix, rows[partly])
-        return least * (weight / CARD)
+        return least * weight
 
     def _least(self, gpus: GpuRequest, mix: Mix, rows: Ints) -> Floats:
         """What a share leaves unusable at least, on the cards of each row that suit that best."""

@@ -308,17 +308,19 @@ class Verifier:
             if pack is None or not self._storage.pack_in_doubt(pack):
                 return
             verdict, contents = await self._look_at_pack(pack, pace)
+            if not self._is_what_it_was(pack):
+                return
             for position in verdict.bad:
                 cached = self._storage.index.reader.find(contents[position])
-                if cached is not None and cached.pack == number and self._holds_what(pack):
+                if cached is not None and cached.pack == number:
                     self._storage.found_wrong(contents[position])
             if pack.session < self._storage.index.reader.trusted_since:
                 # The files' records say it too, or readers would compare them with their checksums at each read.
                 for at in range(0, len(contents), _BELIEVED_AT_ONCE):
-                    if self._holds_what(pack):
+                    if self._is_what_it_was(pack):
                         self._storage.index.believe_packed(number, contents[at : at + _BELIEVED_AT_ONCE])
                     await trio.lowlevel.checkpoint()
-            if self._holds_what(pack):
+            if self._is_what_it_was(pack):
                 self._storage.close_pack(number)  # it takes no more, and would get the seal of its last write
                 self._storage.index.seal_pack(number, verdict.seal)
         except IndexUnwritable as error:
@@ -326,7 +328,7 @@ class Verifier:
         finally:
             self._under_way.pop(number).set()
 
-    def _holds_what(self, pack: Pack) -> bool:
+    def _is_what_it_was(self, pack: Pack) -> bool:
         """Whether a pack has the files that it had, or some of them: one that goes does not undo what was looked at."""
         now = self._storage.index.reader.pack(pack.number)
         return now is not None and (now.tier, now.length) == (pack.tier, pack.length)
